@@ -1,0 +1,331 @@
+"""The scorer's equations: a RoBERTa or BERT encoder over packed rows, with a one-output head.
+
+As `RobertaForSequenceClassification` and `BertForSequenceClassification` of PyTorch transformers compute them, with two
+differences that change no number: a row may hold several pairs, each seen by itself alone; and what the head does not
+read (every token but a pair's first, after the last layer's keys and values) is not computed.
+
+R rows, L tokens of a row, C pairs of a row, V words, D hidden width, F feed-forward width, H heads, K = D / H.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cappy.errors import InputError
+
+ACTIVATIONS = {
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu_new': lambda x: jax.nn.gelu(x, approximate=True),
+    'gelu_pytorch_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+    'relu': jax.nn.relu,
+    'silu': jax.nn.silu,
+    'swish': jax.nn.silu,
+}
+# XLM-R and CamemBERT are RoBERTa under other names; their checkpoints use the `roberta.` prefix too.
+ROBERTA_TYPES = ('roberta', 'xlm-roberta', 'camembert')
+MODEL_TYPES = (*ROBERTA_TYPES, 'bert')
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """What of a published `config.json` decides the scorer's equations."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    hidden_act: str
+    pad_token_id: int
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    classifier_dropout: float
+    initializer_range: float
+
+    @classmethod
+    def from_published(cls, config, source):
+        """The dict of a `config.json` -> EncoderConfig; `source` names the file in errors.
+
+        Raises InputError for another kind of model, a missing field, or a setting these equations do not have.
+        """
+        model_type = config.get('model_type')
+        if model_type not in MODEL_TYPES:
+            raise InputError(f'{source}: model_type: found {model_type!r}; a scorer is one of {", ".join(MODEL_TYPES)}')
+        positions = config.get('position_embedding_type', 'absolute')
+        if positions not in (None, 'absolute'):
+            raise InputError(f'{source}: position_embedding_type: found {positions!r}; only absolute is known')
+        if config.get('hidden_act') not in ACTIVATIONS:
+            raise InputError(
+                f'{source}: hidden_act: found {config.get("hidden_act")!r}; known are {", ".join(ACTIVATIONS)}'
+            )
+        defaults = {
+            'type_vocab_size': 2,
+            'initializer_range': 0.02,
+            'layer_norm_eps': 1e-12,
+            'pad_token_id': 0,
+        }
+        values = {**defaults, **config}
+        if values.get('classifier_dropout') is None:
+            values['classifier_dropout'] = values.get('hidden_dropout_prob')
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if values.get(name) is None]
+        if missing:
+            raise InputError(f'{source}: {missing[0]}: missing; a {model_type} config has it')
+        if values['hidden_size'] % values['num_attention_heads']:
+            raise InputError(
+                f'{source}: num_attention_heads: {values["num_attention_heads"]} does not divide hidden_size '
+                f'{values["hidden_size"]}'
+            )
+        return cls(**{name: values[name] for name in names})
+
+    @property
+    def prefix(self):
+        """The base model's name, with which its tensors' names begin."""
+        return 'bert' if self.model_type == 'bert' else 'roberta'
+
+    @property
+    def max_length(self):
+        """Tokens of the longest pair that has a position for each token."""
+        # RoBERTa counts positions from pad_token_id + 1 on, so that many of the table's rows are never used.
+        unused = 0 if self.model_type == 'bert' else self.pad_token_id + 1
+        return self.max_position_embeddings - unused
+
+
+def mix_bits(bits):
+    """uint32 -> uint32, a bijection after which every input bit has moved every output bit ("lowbias32", C. Wellons)."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+def dropout(x, rate, noise, site, elements=None):
+    """Inverted dropout of x [..., N] whose mask hangs on the token, the site and the element alone.
+
+    noise: uint32 [...], a number of its own for each token and update, broadcast against x without its last axis; None:
+    no dropout. elements: uint32, broadcast against x; None: 0..N-1. A mask drawn from (update, pair, position, site) and
+    not from the batch makes an update the same however its pairs are cut into rows, micro-batches and devices; it costs
+    a few integer operations, fused into the product.
+    """
+    if noise is None or rate == 0:
+        return x
+    if elements is None:
+        elements = jnp.arange(x.shape[-1], dtype=jnp.uint32)
+    token = mix_bits(noise + jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF))
+    bits = mix_bits(token[..., None] ^ (elements * jnp.uint32(0x85EBCA6B)))
+    keep = bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis. In float32: the mean of D bfloat16 squares is off in the third digit."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+        bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        mean = wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+        normed = (wide - mean) * jax.lax.rsqrt(variance + self.config.layer_norm_eps)
+        return (normed * scale + bias).astype(x.dtype)
+
+
+def dense(config, width, name, dtype):
+    """An affine map with the reference's initial weights."""
+    init = nn.initializers.normal(config.initializer_range)
+    return nn.Dense(width, dtype=dtype, kernel_init=init, name=name)
+
+
+class Layer(nn.Module):
+    """One encoder layer: attention inside each pair, then a feed-forward net, each added and normed after."""
+
+    config: EncoderConfig
+    index: int
+    dtype: jnp.dtype
+
+    def heads(self, x):
+        """[R, L, D] -> [R, H, L, K]; heads before tokens, so that each head's product is one plain matrix product."""
+        R, L, D = x.shape
+        H = self.config.num_attention_heads
+        return x.reshape(R, L, H, D // H).transpose(0, 2, 1, 3)
+
+    @nn.compact
+    def __call__(self, hidden, rows, noise, reads=None):
+        """hidden [R, L, D], rows as `Scorer` takes them, noise uint32 [R, L] or None -> [R, L, D].
+
+        reads int32 [R, C]: this layer answers at these tokens of each row alone -> [R, C, D].
+        """
+        config, dtype = self.config, self.dtype
+        D, H = config.hidden_size, config.num_attention_heads
+        key = self.heads(dense(config, D, 'attention.self.key', dtype)(hidden))
+        value = self.heads(dense(config, D, 'attention.self.value', dtype)(hidden))
+        asking = rows['segments']
+        if reads is not None:
+            hidden = jnp.take_along_axis(hidden, reads[..., None], axis=1)
+            asking = jnp.take_along_axis(asking, reads, axis=1)
+            noise = None if noise is None else jnp.take_along_axis(noise, reads, axis=1)
+        query = self.heads(dense(config, D, 'attention.self.query', dtype)(hidden))
+
+        same_pair = asking[:, None, :, None] == rows['segments'][:, None, None, :]  # [R, 1, L or C, L]
+        logits = jnp.einsum('rhlk,rhmk->rhlm', query * (D // H) ** -0.5, key)
+        # float32: bfloat16's 8 bits lose small weights in the sum. Padding sees only padding, and is never read.
+        weights = jax.nn.softmax(jnp.where(same_pair, logits.astype(jnp.float32), -1e9), axis=-1)
+        if noise is not None:
+            head = jnp.arange(H, dtype=jnp.uint32)[:, None] * jnp.uint32(0xC2B2AE35)
+            weights = dropout(
+                weights,
+                config.attention_probs_dropout_prob,
+                mix_bits(noise[:, None, :] + head),
+                3 * self.index,
+                rows['positions'].astype(jnp.uint32)[:, None, None, :],
+            )
+        mixed = jnp.einsum('rhlm,rhmk->rhlk', weights.astype(dtype), value)
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(hidden.shape)
+
+        attended = dense(config, D, 'attention.output.dense', dtype)(mixed)
+        attended = dropout(attended, config.hidden_dropout_prob, noise, 3 * self.index + 1)
+        hidden = LayerNorm(config, name='attention.output.LayerNorm')(attended + hidden)
+        wide = dense(config, config.intermediate_size, 'intermediate.dense', dtype)(hidden)
+        narrow = dense(config, D, 'output.dense', dtype)(ACTIVATIONS[config.hidden_act](wide))
+        narrow = dropout(narrow, config.hidden_dropout_prob, noise, 3 * self.index + 2)
+        return LayerNorm(config, name='output.LayerNorm')(narrow + hidden)
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers; answers at each pair's first token."""
+
+    config: EncoderConfig
+    dtype: jnp.dtype
+    rematerialise: bool
+
+    def setup(self):
+        config = self.config
+        init = nn.initializers.normal(config.initializer_range)
+
+        def table(size, name):
+            return nn.Embed(size, config.hidden_size, embedding_init=init, name=name)
+
+        self.words = table(config.vocab_size, 'embeddings.word_embeddings')
+        self.positions = table(config.max_position_embeddings, 'embeddings.position_embeddings')
+        self.types = table(config.type_vocab_size, 'embeddings.token_type_embeddings')
+        self.norm = LayerNorm(config, name='embeddings.LayerNorm')
+        layer = nn.remat(Layer) if self.rematerialise else Layer
+        self.layers = [
+            layer(config, index, self.dtype, name=f'encoder.layer.{index}') for index in range(config.num_hidden_layers)
+        ]
+
+    def __call__(self, word_vectors, rows, noise):
+        """word_vectors float32 [R, L, D] -> [R, C, D]."""
+        config = self.config
+        hidden = word_vectors + self.positions(rows['positions'])
+        hidden = hidden + (self.types(rows['types']) if 'types' in rows else self.types.embedding[0])
+        hidden = self.norm(hidden).astype(self.dtype)
+        hidden = dropout(hidden, config.hidden_dropout_prob, noise, 3 * config.num_hidden_layers)
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, rows, noise)
+        return self.layers[-1](hidden, rows, noise, rows['starts'])
+
+
+class Scorer(nn.Module):
+    """A packed batch -> a score for each pair, unbounded, as the finetuned head gives it.
+
+    rows is a dict: tokens int32 [R, L]; positions int32 [R, L], rows of the position table; segments int32 [R, L], 1..C
+    a pair and 0 padding; starts int32 [R, C], each pair's first token (0 where a row has fewer pairs); for BERT also
+    types int32 [R, L]; with dropout also pairs uint32 [R, L], a number for each token's pair.
+    """
+
+    config: EncoderConfig
+    dtype: jnp.dtype = jnp.float32
+    rematerialise: bool = False
+
+    def setup(self):
+        config = self.config
+        self.encoder = Encoder(config, self.dtype, self.rematerialise, name=config.prefix)
+        if config.model_type == 'bert':
+            self.hidden_head = dense(config, config.hidden_size, 'bert.pooler.dense', self.dtype)
+            self.output_head = dense(config, 1, 'classifier', jnp.float32)
+        else:
+            self.hidden_head = dense(config, config.hidden_size, 'classifier.dense', self.dtype)
+            self.output_head = dense(config, 1, 'classifier.out_proj', jnp.float32)
+
+    def embed(self, tokens):
+        """int32 [R, L] -> float32 [R, L, D]; apart from `score`, so that its gradient can be added row by row."""
+        return self.encoder.words(tokens)
+
+    def score(self, word_vectors, rows, key=None):
+        """word_vectors as `embed` gives them, key uint32 [] for dropout or None -> float32 [R, C]."""
+        config = self.config
+        noise = None
+        if key is not None:
+            noise = mix_bits(mix_bits(rows['pairs'] + key) + rows['positions'].astype(jnp.uint32))
+        first = self.encoder(word_vectors, rows, noise)  # [R, C, D]
+        noise = None if noise is None else jnp.take_along_axis(noise, rows['starts'], axis=1)
+        site = 3 * config.num_hidden_layers + 1
+        if config.model_type != 'bert':
+            first = dropout(first, config.classifier_dropout, noise, site)
+        pooled = jnp.tanh(self.hidden_head(first))
+        pooled = dropout(pooled, config.classifier_dropout, noise, site + 1)
+        # The last product in float32: bfloat16 would leave scores near 1 on a grid of 1/128, full of ties.
+        return self.output_head(pooled.astype(jnp.float32))[..., 0]
+
+    def __call__(self, rows, key=None):
+        return self.score(self.embed(rows['tokens']), rows, key)
+
+
+LEAF_NAMES = {'kernel': 'weight', 'embedding': 'weight', 'scale': 'weight', 'bias': 'bias'}
+
+
+def params_shapes(config):
+    """The tree of the scorer's parameters, as jax.ShapeDtypeStruct."""
+    rows = {name: jnp.zeros((1, 1), jnp.int32) for name in ('tokens', 'positions', 'segments', 'starts', 'types')}
+    return jax.eval_shape(lambda: Scorer(config).init(jax.random.key(0), rows))['params']
+
+
+def tensor_names(params):
+    """[(name, is_kernel)] of each leaf of a tree of parameters, in its order, as PyTorch transformers names them.
+
+    A kernel is [in, out] here and [out, in] there.
+    """
+    names = []
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        *parents, leaf = (entry.key for entry in path)
+        names.append(('.'.join([*parents, LEAF_NAMES[leaf]]), leaf == 'kernel'))
+    return names
+
+
+def expected_tensors(config):
+    """{name: shape} of the tensors that a scorer with this config has, in PyTorch's layout."""
+    shapes = params_shapes(config)
+    return {
+        name: leaf.shape[::-1] if is_kernel else leaf.shape
+        for (name, is_kernel), leaf in zip(tensor_names(shapes), jax.tree.leaves(shapes), strict=True)
+    }
+
+
+def head_tensors(config, names):
+    """Those of `names` that belong to the head and not to the encoder."""
+    return [name for name in names if name.startswith(('classifier', f'{config.prefix}.pooler'))]
+
+
+def params_from_tensors(tensors, config):
+    """Named tensors (float32, PyTorch's layout) -> the tree of parameters; kernels are views, transposed."""
+    shapes = params_shapes(config)
+    leaves = [tensors[name].T if is_kernel else tensors[name] for name, is_kernel in tensor_names(shapes)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def tensors_from_params(params):
+    """The tree of parameters as host arrays -> named tensors in PyTorch's layout."""
+    return {
+        name: np.ascontiguousarray(leaf.T if is_kernel else leaf)
+        for (name, is_kernel), leaf in zip(tensor_names(params), jax.tree.leaves(params), strict=True)
+    }

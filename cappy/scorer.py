@@ -1,0 +1,232 @@
+"""`Cappy`: a scorer with its tokenizer and devices, to score, rank, pick, adapt and save."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cappy import checkpoint, packing
+from cappy.devices import get_devices, is_first_process
+from cappy.encoder import EncoderConfig, expected_tensors, head_tensors, params_from_tensors, tensors_from_params
+from cappy.errors import InputError
+from cappy.scoring import default_dtype, score_pairs
+from cappy.tokens import encode_pairs, load_tokenizer
+from cappy.training import TrainingSettings, train
+
+logger = logging.getLogger(__name__)
+
+COMPUTE_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+class Cappy:
+    """(instruction, response) -> how correct the response is; about 0 to 1, though nothing bounds it.
+
+    Source: Tan et al., "Cappy: Outperforming and Boosting Large Multi-Task LMs with a Small Scorer", NeurIPS 2023.
+    """
+
+    def __init__(self, params, config, published_config, tokenizer, devices, compute_dtype, max_length, source):
+        self.params = params  # on the devices, float32
+        self.config = config
+        self.tokenizer = tokenizer
+        self.devices = devices
+        self.compute_dtype = compute_dtype
+        self.max_length = max_length
+        self.source = source
+        self._published_config = published_config
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_dir, *, devices=None, compute_dtype=None, max_length=None, tokens_per_device=None, seed=11111
+    ):
+        """Read a scorer, or an encoder without a head, from a directory or a hub name.
+
+        devices: as `devices.get_devices` gives them, None: all of this process's; compute_dtype: 'float32' or
+        'bfloat16', None: what suits the device (weights stay float32); max_length: tokens of a pair, longer ones are
+        truncated, None: 512 or what the model has positions for; seed: of a fresh head.
+        Raises InputError naming what is missing or does not fit.
+        """
+        path = checkpoint.find_model(name_or_dir)
+        published = checkpoint.read_config(path)
+        config = EncoderConfig.from_published(published, path / 'config.json')
+        max_length = max_length or min(512, config.max_length)
+        packing.check_lengths(max_length, config, name_or_dir)
+        devices = devices or get_devices()
+        if compute_dtype not in (None, *COMPUTE_DTYPES):
+            raise InputError(f'--compute_dtype: found {compute_dtype!r}; choose one of {", ".join(COMPUTE_DTYPES)}')
+        dtype = COMPUTE_DTYPES[compute_dtype] if compute_dtype else default_dtype(devices.platform)
+        tokenizer = load_tokenizer(path)
+        _check_vocabulary(tokenizer, config, path)
+        params = devices.put_params(_read_params(path, config, seed))
+        scorer = cls(params, config, published, tokenizer, devices, dtype, max_length, str(name_or_dir))
+        scorer.tokens_per_device = tokens_per_device
+        return scorer
+
+    tokens_per_device = None  # of a batch, None: scoring.TOKENS_PER_DEVICE
+
+    def score(self, pairs, *, progress=None):
+        """float32 [n]: a score for each (instruction, response), in order.
+
+        pairs: any iterable of two texts; identical pairs are scored once. progress: words for a progress bar.
+        """
+        return self.score_with_counts(pairs, progress=progress)[0]
+
+    def score_with_counts(self, pairs, *, progress=None):
+        """Scores as `score` gives them, and {pairs, unique_pairs, truncated_pairs, packing}, summed over windows."""
+        scores, counts = [], []
+        windows = score_pairs(
+            self.params,
+            self.tokenizer,
+            pairs,
+            self.config,
+            self.devices,
+            self.compute_dtype,
+            self.max_length,
+            self.tokens_per_device,
+            progress,
+        )
+        for window_scores, window_counts in windows:
+            scores.append(window_scores)
+            counts.append(window_counts)
+        total = {name: sum(count[name] for count in counts) for name in ('pairs', 'unique_pairs', 'truncated_pairs')}
+        return np.concatenate(scores) if scores else np.empty(0, np.float32), total
+
+    def rank(self, instruction, responses, top_k=None):
+        """The responses from best to worst, the first of equals first, as sentence-transformers' CrossEncoder ranks.
+
+        Returns a list of {'corpus_id': place in responses, 'score': float, 'text': response}, the best top_k.
+        """
+        responses = list(responses)
+        scores = self.score([(instruction, response) for response in responses])
+        order = np.argsort(-scores, kind='stable')[:top_k]
+        return [{'corpus_id': int(i), 'score': float(scores[i]), 'text': responses[i]} for i in order]
+
+    def pick(self, instruction, responses):
+        """The response with the highest score, the first of equals. Raises InputError where there is none."""
+        responses = list(responses)
+        if not responses:
+            raise InputError('responses: empty; a pick needs at least one')
+        return self.rank(instruction, responses, top_k=1)[0]['text']
+
+    def adapt(self, examples, settings=None, *, progress=True, **options):
+        """Finetune on (instruction, response, label) examples, in place.
+
+        examples: a sequence of finetuning.FinetuningExample, or of (instruction, response, label) with labels in [0, 1];
+        settings: TrainingSettings, None: the paper's; options: tokens_per_device, gradient_checkpointing, checkpoint,
+        checkpoint_every, on_update, as `training.train` takes them.
+        Returns training.Trained: a row for each update, and how full the rows were.
+        """
+        settings = settings or TrainingSettings(max_length=self.max_length)
+        triples = [_triple(example, number) for number, example in enumerate(examples)]
+        settings.check(len(triples), self.devices.n_data)
+        packing.check_lengths(settings.max_length, self.config, self.source)
+        unique = {}
+        which = np.array([unique.setdefault(triple[:2], len(unique)) for triple in triples])
+        encoded = encode_pairs(self.tokenizer, *zip(*unique, strict=True), settings.max_length)
+        params, self.params = self.params, None  # training donates them
+        trained = train(
+            params,
+            encoded,
+            which,
+            np.array([triple[2] for triple in triples], np.float32),
+            config=self.config,
+            devices=self.devices,
+            dtype=self.compute_dtype,
+            settings=settings,
+            fingerprint=_fingerprint(triples, settings, self),
+            progress=progress,
+            **options,
+        )
+        self.params = trained.params
+        trained.packing['truncated_pairs'] = int(encoded.truncated.sum())
+        return trained
+
+    def save_pretrained(self, directory, *, model_card=None, overwrite=False):
+        """Write a directory that PyTorch transformers, sentence-transformers' CrossEncoder and `from_pretrained` load.
+
+        model_card: Markdown for its README.md. Its config tells CrossEncoder to leave the scores as they are, where it
+        would put them through a sigmoid.
+        """
+        params = jax.device_get(jax.device_put(self.params, self.devices.replicated))
+        if is_first_process():
+            checkpoint.write_checkpoint(
+                directory,
+                tensors_from_params(params),
+                _config_to_save(self._published_config, self.config),
+                tokenizer=self.tokenizer,
+                model_card=model_card,
+                overwrite=overwrite,
+            )
+
+
+def _read_params(path, config, seed):
+    """The tree of parameters of a model directory, with a fresh head where it has none."""
+    tensors = checkpoint.normalise_names(checkpoint.read_tensors(path), config.prefix)
+    expected = expected_tensors(config)
+    head = head_tensors(config, expected)
+    fresh = [name for name in head if name not in tensors]
+    # A classifier that is there in part is a damaged file, not an encoder without a head.
+    if any(name.startswith('classifier') for name in set(head) - set(fresh)):
+        fresh = []
+    if fresh:
+        logger.warning(
+            '%s has no head: %s are made afresh (seed %d); adapt it before use', path, ', '.join(fresh), seed
+        )
+    generator = np.random.default_rng(seed)
+    for name in fresh:
+        is_bias = name.endswith('bias')
+        values = generator.normal(0, 0 if is_bias else config.initializer_range, expected[name])
+        tensors[name] = values.astype(np.float32)
+    if 'classifier.weight' in tensors and 'classifier.dense.weight' in expected:
+        raise InputError(f'{path}: classifier.weight: a BERT head under a RoBERTa config')
+    unused = checkpoint.expected_name_report(tensors, expected, path)
+    if unused:
+        logger.info("%s: %d tensors are not the scorer's: %s", path, len(unused), ', '.join(unused[:5]))
+    return params_from_tensors(tensors, config)
+
+
+def _check_vocabulary(tokenizer, config, path):
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise InputError(
+            f'{path}: vocab_size: {config.vocab_size} in config.json, but its tokenizer has tokens up to {largest}'
+        )
+
+
+def _triple(example, number):
+    fields = dataclasses.astuple(example) if dataclasses.is_dataclass(example) else tuple(example)
+    if len(fields) != 3 or not all(isinstance(text, str) for text in fields[:2]):
+        raise InputError(f'example {number}: expected (instruction, response, label); found {str(example)[:80]!r}')
+    if not 0 <= fields[2] <= 1:
+        raise InputError(f'example {number}: label: found {fields[2]!r}; give a number from 0 to 1')
+    return fields
+
+
+def _fingerprint(triples, settings, scorer):
+    """What must be the same for a checkpoint to be continued: settings, data, base and the pairs of an update."""
+    digest = hashlib.sha256(json.dumps(triples).encode()).hexdigest()
+    return {
+        **dataclasses.asdict(settings),
+        'train_size': len(triples),
+        'train_data': digest,
+        'data_parallel_devices': scorer.devices.n_data,
+        'model': scorer.source,
+        'compute_dtype': jnp.dtype(scorer.compute_dtype).name,
+    }
+
+
+def _config_to_save(published, config):
+    name = 'BertForSequenceClassification' if config.model_type == 'bert' else 'RobertaForSequenceClassification'
+    if config.model_type in ('xlm-roberta', 'camembert'):
+        name = {'xlm-roberta': 'XLMRoberta', 'camembert': 'Camembert'}[config.model_type] + 'ForSequenceClassification'
+    return {
+        **published,
+        'architectures': [name],
+        'id2label': {'0': 'LABEL_0'},
+        'label2id': {'LABEL_0': 0},
+        'problem_type': 'regression',
+        'sentence_transformers': {'activation_fn': 'torch.nn.modules.linear.Identity'},
+    }

@@ -1,0 +1,139 @@
+"""Scores of many pairs, in their order: identical pairs once, packed rows, tokenizing beside the device."""
+
+import concurrent.futures
+import functools
+import itertools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from cappy.encoder import Scorer
+from cappy.errors import InputError
+from cappy.packing import RowCost, describe_packing, fill_rows, plan_groups
+from cappy.tokens import encode_pairs
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 16384  # pairs that are planned together; memory is bounded by it
+
+# Tokens of a batch on each device. CPU: what stays in cache (docs/benchmarks.md). Elsewhere: enough to fill the device
+# with RoBERTa-large in bfloat16 and far from its memory.
+TOKENS_PER_DEVICE = {'cpu': 1024, 'gpu': 16384, 'tpu': 16384}
+
+# Attention's cost against dense work, over the ratio of their products 1 / (6 D): products on narrow heads, and softmax.
+# CPU: measured (benchmarks/row_costs.py). Elsewhere: no measurement yet, products alone.
+ATTENTION_FACTOR = {'cpu': 2.0, 'gpu': 1.0, 'tpu': 1.0}
+
+COMPILE_SECONDS = 1.5  # of a scoring program (docs/benchmarks.md)
+OPERATIONS_PER_SECOND = {'cpu': 1.5e11, 'gpu': 1e14, 'tpu': 1e14}  # the order of magnitude will do
+
+
+def row_cost(config, platform):
+    """The RowCost of a model on a kind of device."""
+    return RowCost(attention=ATTENTION_FACTOR.get(platform, 1.0) / (6 * config.hidden_size))
+
+
+def compile_cost(config, platform, seconds):
+    """What a compilation of so many seconds costs, in tokens that the device could have worked on meanwhile."""
+    operations_per_token = 24 * config.hidden_size**2 * config.num_hidden_layers
+    return seconds * OPERATIONS_PER_SECOND.get(platform, 1e14) / operations_per_token
+
+
+def default_dtype(platform):
+    """What products are computed in where the user names nothing: bfloat16 where the device has units for it."""
+    return jnp.float32 if platform == 'cpu' else jnp.bfloat16
+
+
+@functools.lru_cache(maxsize=8)
+def score_program(config, dtype, devices):
+    """The compiled program (params, rows) -> float32 [R, C] on every device; one for a model, dtype and mesh."""
+    model = Scorer(config, dtype)
+    return jax.jit(lambda params, rows: model.apply({'params': params}, rows), out_shardings=devices.replicated)
+
+
+def score_encoded(params, encoded, config, devices, dtype, tokens_per_device=None, bar=None):
+    """float32 [n] scores of EncodedPairs, and the plan they were computed by (a list of packing.Batch)."""
+    tokens = tokens_per_device or TOKENS_PER_DEVICE.get(devices.platform, 16384)
+    cost = row_cost(config, devices.platform)
+    lengths = encoded.lengths
+    everything = np.arange(len(lengths))
+    compiling = compile_cost(config, devices.platform, COMPILE_SECONDS)
+    [plan] = plan_groups([everything], lengths, cost, compiling, tokens, devices.n_data)
+    program = score_program(config, dtype, devices)
+    scores = np.empty(len(lengths), np.float32)
+    waiting = []  # two batches, so that the host lays out the next while the device works
+
+    def collect():
+        batch, values = waiting.pop(0)
+        filled = batch.pair >= 0
+        scores[batch.pair[filled]] = np.asarray(values)[filled]
+        if bar is not None:
+            bar.update(int(filled.sum()))
+
+    for batch in plan:
+        rows = devices.put_rows(fill_rows(batch, encoded, everything, config))
+        waiting.append((batch, program(params, rows)))
+        if len(waiting) > 2:
+            collect()
+    while waiting:
+        collect()
+    return scores, plan
+
+
+def score_pairs(params, tokenizer, pairs, config, devices, dtype, max_length, tokens_per_device=None, progress=None):
+    """Scores of (instruction, response) pairs in any iterable, WINDOW by WINDOW.
+
+    progress: words for a progress bar on standard error, None for no bar.
+    Yields, a window at a time, (float32 [n] scores in input order, counts): counts is a dict of {pairs, unique_pairs,
+    truncated_pairs (unique ones)} and what `packing.describe_packing` gives. The next window is tokenized while one is
+    scored. Raises InputError for a pair that is not two texts.
+    """
+    n_total = len(pairs) if hasattr(pairs, '__len__') else None
+    windows = _encoded_windows(pairs, tokenizer, max_length)
+    shown = progress is not None and jax.process_index() == 0
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as tokenizing,
+        tqdm.tqdm(total=n_total, desc=progress, unit='pair', disable=not shown) as bar,
+    ):
+        upcoming = tokenizing.submit(next, windows, None)
+        while (window := upcoming.result()) is not None:
+            upcoming = tokenizing.submit(next, windows, None)
+            encoded, place = window
+            scores, plan = score_encoded(params, encoded, config, devices, dtype, tokens_per_device, bar)
+            bar.update(len(place) - len(scores))
+            if not np.isfinite(scores).all():
+                bad = int(np.flatnonzero(~np.isfinite(scores[place]))[0])
+                raise InputError(f'pair {bad} has the score {scores[place][bad]}: the weights are not sound')
+            counts = {
+                'pairs': len(place),
+                'unique_pairs': len(scores),
+                'truncated_pairs': int(encoded.truncated.sum()),
+                **describe_packing([plan], [encoded.lengths]),
+            }
+            yield scores[place], counts
+
+
+def _encoded_windows(pairs, tokenizer, max_length):
+    """Yields (EncodedPairs of the unique pairs, int [n] where each pair of the window is among them)."""
+    pairs, first = iter(pairs), 0
+    while window := list(itertools.islice(pairs, WINDOW)):
+        unique = {}
+        place = np.empty(len(window), np.int64)
+        for i, pair in enumerate(window):
+            place[i] = unique.setdefault(_checked(pair, first + i), len(unique))
+        instructions, responses = zip(*unique, strict=True)
+        yield encode_pairs(tokenizer, instructions, responses, max_length), place
+        first += len(window)
+
+
+def _checked(pair, number):
+    """A pair as a tuple of two str; InputError names its place."""
+    if isinstance(pair, str) or not hasattr(pair, '__len__') or len(pair) != 2:
+        raise InputError(f'pair {number}: expected (instruction, response), two texts; found {str(pair)[:60]!r}')
+    for name, text in zip(('instruction', 'response'), pair, strict=True):
+        if not isinstance(text, str):
+            raise InputError(f'pair {number}: {name}: expected text; found {type(text).__name__} {str(text)[:40]!r}')
+    return tuple(pair)

@@ -1,0 +1,142 @@
+"""Tables as text: aligned, Markdown, LaTeX, CSV or JSON. It formats and knows nothing of what it
+shows.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+from cappy.errors import InputError
+
+STYLES = ('table', 'markdown', 'latex', 'csv', 'json')
+_LATEX_ESCAPES = str.maketrans(
+    {
+        '&': r'\&',
+        '%': r'\%',
+        '$': r'\$',
+        '#': r'\#',
+        '_': r'\_',
+        '{': r'\{',
+        '}': r'\}',
+        '~': r'\textasciitilde{}',
+        '^': r'\textasciicircum{}',
+        '\\': r'\textbackslash{}',
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What of a row a column shows: row[key], under header (the key, if None).
+
+    Numbers are multiplied by scale and shown with `decimals` decimals (as they are, if None).
+    """
+
+    key: str
+    header: str | None = None
+    scale: float = 1
+    decimals: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The text above the column."""
+        return self.key if self.header is None else self.header
+
+
+def percent(key, header=None) -> Column:
+    """A column of fractions, shown times 100 with one decimal."""
+    return Column(key, header, scale=100, decimals=1)
+
+
+def format_table(
+    rows: Iterable[Mapping], columns: Sequence[Column | str], style: str = 'table'
+) -> str:
+    """The rows as text, without a newline at the end.
+
+    columns: a plain name is a column of that key. style: 'table' (aligned, for a terminal),
+    'markdown' and 'latex' show headers and scaled numbers; 'csv' and 'json' keep keys and values as
+    they are, for programs. A value that is missing or None is empty ('-' in 'table', null in
+    'json').
+    """
+    if style not in STYLES:
+        raise InputError(f'style {style!r}: choose one of {", ".join(STYLES)}')
+    columns = [Column(column) if isinstance(column, str) else column for column in columns]
+    rows = list(rows)
+    if style in ('csv', 'json'):
+        values = [{column.key: row.get(column.key) for column in columns} for row in rows]
+        return (
+            json.dumps(values, ensure_ascii=False, indent=4)
+            if style == 'json'
+            else _csv(values, columns)
+        )
+    are_numbers = [_is_numeric(rows, column) for column in columns]
+    cells = [[_cell(row.get(column.key), column) for column in columns] for row in rows]
+    titles = [column.title for column in columns]
+    layout = {'table': _aligned, 'markdown': _markdown, 'latex': _latex}[style]
+    return layout(titles, cells, are_numbers)
+
+
+def _is_numeric(rows, column):
+    values = [row.get(column.key) for row in rows]
+    return all(value is None or _is_number(value) for value in values) and any(
+        value is not None for value in values
+    )
+
+
+def _is_number(value):
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _cell(value, column):
+    if value is None:
+        return ''
+    if not _is_number(value):
+        return ' '.join(str(value).split())  # a newline would break the row
+    value = value if column.scale == 1 else value * column.scale
+    return str(value) if column.decimals is None else f'{value:.{column.decimals}f}'
+
+
+def _aligned(titles, cells, are_numbers):
+    cells = [[cell or '-' for cell in row] for row in cells]
+    lines = _padded([titles, *cells], are_numbers)
+    rule = '  '.join('-' * len(cell) for cell in lines[0])
+    return '\n'.join(
+        [*('  '.join(lines[0]).rstrip(), rule), *('  '.join(line).rstrip() for line in lines[1:])]
+    )
+
+
+def _markdown(titles, cells, are_numbers):
+    escaped = [[cell.replace('|', r'\|') for cell in row] for row in [titles, *cells]]
+    first, *rest = (f'| {" | ".join(line)} |' for line in _padded(escaped, are_numbers))
+    rule = f'|{"|".join("---:" if is_number else "---" for is_number in are_numbers)}|'
+    return '\n'.join([first, rule, *rest])
+
+
+def _latex(titles, cells, are_numbers):
+    escaped = [[cell.translate(_LATEX_ESCAPES) for cell in row] for row in [titles, *cells]]
+    first, *rest = (rf'{" & ".join(line)} \\' for line in _padded(escaped, are_numbers))
+    alignment = ''.join('r' if is_number else 'l' for is_number in are_numbers)
+    lines = [first, r'\hline', *rest]
+    return '\n'.join([rf'\begin{{tabular}}{{{alignment}}}', *lines, r'\end{tabular}'])
+
+
+def _padded(lines, are_numbers):
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        [
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(line, widths, are_numbers, strict=True)
+        ]
+        for line in lines
+    ]
+
+
+def _csv(values, columns):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [column.key for column in columns], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(values)
+    return text.getvalue().removesuffix('\n')

@@ -1,0 +1,202 @@
+"""Each way of picking against its definition, worked out by hand or in plain Python."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cappy.baselines import (
+    bootstrap_interval,
+    bootstrap_means,
+    candidates_rougeL,
+    comparison,
+    consensus_pick,
+    consensus_rougeL,
+    first_sample_rougeL,
+    gap_closed,
+    gap_closed_interval,
+    oracle_rougeL,
+    random_rougeL,
+    scorer_rougeL,
+    self_score_rougeL,
+)
+from cappy.candidates import Example, Sample, read_task
+from cappy.rouge import RougeL
+
+RECORDED = Path(__file__).parent / 'recorded'
+
+
+def example(*samples):
+    """samples: (decoding, response[, sum, mean]); the reference is 'a b c d'."""
+    return Example(
+        'd',
+        0,
+        'i',
+        ('a b c d',),
+        tuple(Sample(response, decoding, *ll) for decoding, response, *ll in samples),
+    )
+
+
+FIRST = example(
+    ('beam4', 'a b', -3.0, -1.5), ('sampling', 'x', -5.0, -1.0), ('sampling', 'a b', -3.0, -1.5)
+)
+SECOND = example(
+    ('beam4', 'x', -1.0, -9.0), ('sampling', 'a b c d', -2.0, -8.0), ('sampling', 'x', None, None)
+)
+EXAMPLES = [FIRST, SECOND]
+ROUGEL = candidates_rougeL(EXAMPLES, RougeL())
+
+
+def test_rougeL_of_candidates_is_in_their_order():
+    assert [values.tolist() for values in ROUGEL] == [[pytest.approx(2 / 3), 0], [0, 1]]
+
+
+def test_the_random_candidate_counts_a_repeated_sample_as_often_as_it_was_drawn():
+    assert random_rougeL(EXAMPLES, ROUGEL).tolist() == pytest.approx([4 / 9, 1 / 3])
+
+
+def test_the_first_sample_is_that_of_the_decoding():
+    assert first_sample_rougeL(EXAMPLES, ROUGEL, 'beam4').tolist() == pytest.approx([2 / 3, 0])
+    assert first_sample_rougeL(EXAMPLES, ROUGEL, 'sampling').tolist() == [0, 1]
+    assert first_sample_rougeL(EXAMPLES, ROUGEL, 'topk40') is None
+
+
+def test_self_score_takes_the_likeliest_sample_and_passes_over_unknown_likelihoods():
+    assert self_score_rougeL(EXAMPLES, ROUGEL, 'sum').tolist() == pytest.approx([2 / 3, 0])
+    assert self_score_rougeL(EXAMPLES, ROUGEL, 'mean').tolist() == [0, 1]
+    unknown = [FIRST, example(('beam4', 'x'))]
+    assert self_score_rougeL(unknown, candidates_rougeL(unknown, RougeL()), 'sum') is None
+
+
+def test_self_score_takes_the_first_of_equals():
+    equal = [example(('s', 'x', -1.0, -1.0), ('s', 'a b c d', -1.0, -1.0))]
+    assert self_score_rougeL(equal, candidates_rougeL(equal, RougeL()), 'sum').tolist() == [0]
+
+
+def test_consensus_equals_its_definition_over_all_samples():
+    generator, rouge = random.Random(0), RougeL()
+    for _ in range(50):
+        responses = [
+            ' '.join(generator.choices('abcd', k=generator.randrange(4)))
+            for _ in range(generator.randrange(2, 12))
+        ]
+        made = example(*(('s', response) for response in responses))
+        means = {}
+        for candidate in made.candidates:
+            others = responses.copy()
+            others.remove(candidate)
+            means[candidate] = sum(rouge.score([other], candidate) for other in others) / len(
+                others
+            )
+        best = max(means.values())
+        expected = next(n for n, mean in enumerate(means.values()) if mean > best - 1e-9)
+        assert consensus_pick(made, rouge) == expected
+
+
+def test_consensus_counts_repeated_samples_and_a_single_candidate_picks_itself():
+    made = [
+        example(('s', 'x'), ('s', 'a b'), ('s', 'a b')),
+        example(('s', 'a b c d')),
+        example(('s', '...'), ('s', '')),
+    ]
+    assert [consensus_pick(one, RougeL()) for one in made] == [1, 0, 0]
+    rougeL = candidates_rougeL(made, RougeL())
+    assert consensus_rougeL(made, rougeL, RougeL()).tolist() == pytest.approx([2 / 3, 1, 0])
+
+
+def test_the_scorer_takes_the_first_of_the_highest_scores_and_the_oracle_the_best():
+    scores = [np.array([0.5, 0.5], np.float32), np.array([0.1, 0.2], np.float32)]
+    assert scorer_rougeL(ROUGEL, scores).tolist() == pytest.approx([2 / 3, 1])
+    assert oracle_rougeL(ROUGEL).tolist() == pytest.approx([2 / 3, 1])
+
+
+@pytest.mark.parametrize('task', ['tiny_tense', 'tiny_arithmetic'])
+def test_recorded_scores_give_the_recorded_picks_and_rougeL(task):
+    examples = read_task(RECORDED / 'inputs' / 'bigbench_flan_gens', 'flan-t5-tiny', task)[
+        'validation'
+    ]
+    scores = json.loads((RECORDED / 'bigbench' / f'{task}.scores.json').read_text())
+    result = json.loads((RECORDED / 'bigbench' / f'{task}.result.json').read_text())
+    score_of = {(pair['example_idx'], pair['response']): pair['score'] for pair in scores}
+    rougeL = candidates_rougeL(examples, RougeL())
+    by_example = [
+        np.array([score_of[example.example_idx, text] for text in example.candidates])
+        for example in examples
+    ]
+    picked = scorer_rougeL(rougeL, by_example)
+    assert picked.tolist() == [one['rougeL'] for one in result['per_example']]
+    assert picked.mean() == pytest.approx(result['rougeL'], abs=1e-12)
+    assert [
+        example.candidates[np.argmax(values)]
+        for example, values in zip(examples, by_example, strict=True)
+    ] == [one['pred'] for one in result['per_example']]
+
+
+def test_a_bootstrap_interval_is_the_normal_one_where_that_holds():
+    values = np.random.default_rng(1).standard_normal(2000)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    # Quantiles of 10,000 resamples scatter by some 3% of the half width.
+    assert (values.mean() - low) / half == pytest.approx(1, abs=0.1)
+    assert (high - values.mean()) / half == pytest.approx(1, abs=0.1)
+    assert bootstrap_interval(values) == (low, high)
+    assert bootstrap_interval(values, seed=1) != (low, high)
+    narrow_low, narrow_high = bootstrap_interval(values, confidence=0.5)
+    assert low < narrow_low < narrow_high < high
+
+
+def test_resamples_do_not_depend_on_how_they_are_cut_to_bound_memory(monkeypatch):
+    values = np.random.default_rng(2).random((2, 37))
+    whole = bootstrap_means(values, 100)
+    monkeypatch.setattr('cappy.baselines._DRAWS_AT_ONCE', 37 * 7)
+    np.testing.assert_allclose(bootstrap_means(values, 100), whole, rtol=1e-13)
+    drawn = np.random.default_rng(0).integers(37, size=(100, 37))
+    np.testing.assert_allclose(whole, values[:, drawn].mean(axis=-1), rtol=1e-13)
+
+
+def test_the_gap_closed_is_0_for_random_1_for_the_oracle_and_none_without_a_gap():
+    low, high = np.array([0.2, 0.4]), np.array([0.6, 1.0])
+    assert gap_closed(low, low, high) == 0
+    assert gap_closed(high, low, high) == 1
+    assert gap_closed((low + high) / 2, low, high) == pytest.approx(0.5)
+    assert gap_closed(low - 0.25, low, high) == pytest.approx(-0.5)
+    assert gap_closed(low, high, high) is None
+    assert gap_closed_interval(low, high, high) == (None, None)
+    assert gap_closed_interval(high, low, high) == (1, 1)
+    below, above = gap_closed_interval(np.array([0.2, 1.0]), low, high)
+    assert (below, above) == pytest.approx((0, 1))  # the resamples of one example only
+
+
+def test_the_comparison_has_every_way_in_order_with_its_interval():
+    scores = [np.array([0.5, 0.6]), np.array([0.5, 0.6])]
+    rows = comparison(EXAMPLES, ROUGEL, RougeL(), scores, [-s for s in scores], n_resamples=200)
+    assert [(row['name'], pytest.approx(row['rougeL'])) for row in rows] == [
+        ('random candidate', (4 / 9 + 1 / 3) / 2),
+        ('first of beam4', 1 / 3),
+        ('first of sampling', 1 / 2),
+        ('self-score sum', 1 / 3),
+        ('self-score mean', 1 / 2),
+        ('consensus', 1 / 3),
+        ('scorer before adapting', 1 / 2),
+        ('scorer after adapting', 1 / 3),
+        ('oracle', 5 / 6),
+    ]
+    assert [rows[0]['gap_closed'], rows[-1]['gap_closed']] == [0, 1]
+    assert [rows[-1][key] for key in ('low', 'high', 'gap_low', 'gap_high')] == pytest.approx(
+        [2 / 3, 1, 1, 1]
+    )
+    for row in rows:
+        assert row['low'] <= row['rougeL'] <= row['high']
+
+
+def test_the_comparison_leaves_out_what_does_not_apply_to_every_example():
+    examples = [example(('a', 'x'), ('b', 'x')), example(('a', 'a b'))]
+    rows = comparison(examples, candidates_rougeL(examples, RougeL()), RougeL(), n_resamples=10)
+    assert [(row['name'], row['gap_closed']) for row in rows] == [
+        ('random candidate', None),
+        ('first of a', None),
+        ('consensus', None),
+        ('oracle', None),
+    ]

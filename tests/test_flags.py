@@ -1,0 +1,248 @@
+"""Flags are checked before anything runs, and mistakes end in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from cappy.errors import InputError
+from cappy.flags import help_text, parse_flags, run
+
+ROOT = Path(__file__).parents[1]
+
+
+def main(
+    bigbench_subset_name='auto_categorization',  # task
+    train_size=102400,  # pairs; the paper's,
+    #                     and more of it
+    learning_rate=2e-5,
+    # Devices.
+    n_processes: int | None = None,  # hosts
+    host0_address: str | None = None,
+    overwrite=False,  # replace a result that exists
+    schedule: Literal['reference', 'corrected'] = 'reference',
+):
+    """Adapt and pick.
+
+    More of it.
+    """
+    return dict(locals())
+
+
+def required(folder: str, n: int = 1):
+    """One argument without a default."""
+
+
+def outcome(capsys, called, argv):
+    with pytest.raises(SystemExit) as raised:
+        run(called, argv)
+    printed = capsys.readouterr()
+    assert printed.out == ''
+    assert printed.err.count('\n') == 1
+    return raised.value.code, printed.err
+
+
+@pytest.mark.parametrize(
+    ('words', 'values'),
+    [
+        ('', {}),
+        ('--train_size 512', {'train_size': 512}),
+        ('--train_size=512', {'train_size': 512}),
+        ('--train-size 1e5', {'train_size': 100_000}),
+        ('--learning_rate 1', {'learning_rate': 1.0}),
+        ('--learning_rate -5e-5', {'learning_rate': -5e-5}),
+        ('--overwrite', {'overwrite': True}),
+        ('--overwrite --train_size 3', {'overwrite': True, 'train_size': 3}),
+        ('--overwrite False', {'overwrite': False}),
+        ('--overwrite=true', {'overwrite': True}),
+        ('--nooverwrite', {'overwrite': False}),
+        ('--n_processes 2 --host0_address 10.0', {'n_processes': 2, 'host0_address': '10.0'}),
+        ('--n_processes None', {'n_processes': None}),
+        ('--host0_address None', {'host0_address': None}),
+        ('--schedule corrected', {'schedule': 'corrected'}),
+        # Texts that fire alone would turn into a tuple, numbers, a list, a truth value, a dict.
+        ('--bigbench_subset_name 1,2', {'bigbench_subset_name': '1,2'}),
+        ('--bigbench_subset_name 5', {'bigbench_subset_name': '5'}),
+        ('--bigbench_subset_name=1e3', {'bigbench_subset_name': '1e3'}),
+        ('--bigbench_subset_name [a]', {'bigbench_subset_name': '[a]'}),
+        ('--bigbench_subset_name True', {'bigbench_subset_name': 'True'}),
+        ('--bigbench_subset_name {a:1}', {'bigbench_subset_name': '{a:1}'}),
+        ('--bigbench_subset_name=--x=y', {'bigbench_subset_name': '--x=y'}),
+        ('--bigbench_subset_name=', {'bigbench_subset_name': ''}),
+    ],
+)
+def test_a_flags_type_is_that_of_the_signature(words, values):
+    parsed = parse_flags(main, words.split())
+    assert parsed == values
+    assert [type(value) for value in parsed.values()] == [type(value) for value in values.values()]
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ('--trainsize 5', 'no flag --trainsize; did you mean --train_size?'),
+        ('--qqqqqqqqq=5', 'no flag --qqqqqqqqq; --help lists all'),
+        ('--noschedule', 'no flag --noschedule; did you mean --schedule?'),
+        ('-train_size 5', '-train_size: flags begin with two dashes; did you mean --train_size?'),
+        ('--train_size 5 --train_size=6', '--train_size is given twice'),
+        ('--train_size 5 --train-size 5', '--train_size is given twice'),
+        ('--overwrite --nooverwrite', '--overwrite is given twice'),
+        ('--train_size', '--train_size needs a value'),
+        ('--train_size --overwrite', '--train_size needs a value'),
+        ('--train_size 5.5', "--train_size: expected an integer, found '5.5'"),
+        ('--train_size many', "--train_size: expected an integer, found 'many'"),
+        ('--train_size None', "--train_size: expected an integer, found 'None'"),
+        ('--train_size=', "--train_size: expected an integer, found ''"),
+        ('--train_size inf', "--train_size: expected an integer, found 'inf'"),
+        ('--learning_rate 1,5', "--learning_rate: expected a number, found '1,5'"),
+        ('--learning_rate nan', "--learning_rate: expected a number, found 'nan'"),
+        ('--n_processes two', "--n_processes: expected an integer or None, found 'two'"),
+        ('--overwrite=maybe', "--overwrite: expected True or False, found 'maybe'"),
+        ('--nooverwrite=1', '--nooverwrite takes no value; write --overwrite=1'),
+        ('--overwrite 5', "'5' stands alone"),
+        ('--schedule other', "--schedule: expected 'reference' or 'corrected', found 'other'"),
+        ('operators', "'operators' stands alone; write --flag value"),
+        (
+            'train_size=5',
+            "'train_size=5' stands alone; write --flag value; did you mean --train_size?",
+        ),
+    ],
+)
+def test_a_wrong_flag_is_named_in_one_line_and_nothing_runs(capsys, words, message):
+    calls = []
+
+    def recorded(**flags):
+        calls.append(flags)
+
+    recorded.__signature__ = __import__('inspect').signature(main)
+    recorded.__annotations__ = main.__annotations__
+    code, printed = outcome(capsys, recorded, words.split())
+    assert (code, calls) == (1, [])
+    assert printed.startswith(f'error: {message}')
+
+
+def test_main_is_called_with_its_flags_and_its_defaults():
+    calls = []
+
+    def called(task='t', n=1):
+        calls.append((task, n))
+
+    run(called, ['--task', '1,2'])
+    run(called, [])
+    assert calls == [('1,2', 1), ('t', 1)]
+
+
+def test_an_argument_without_default_may_stand_alone_and_must_be_there():
+    assert parse_flags(required, ['a', '--n', '2']) == {'folder': 'a', 'n': 2}
+    assert parse_flags(required, ['--folder=a']) == {'folder': 'a'}
+    with pytest.raises(InputError, match='--folder must be given'):
+        parse_flags(required, [])
+    with pytest.raises(InputError, match="'b' stands alone"):
+        parse_flags(required, ['a', 'b'])
+
+
+def test_a_signature_that_leaves_a_type_open_is_a_bug():
+    def untyped(x=None):
+        """x could be anything."""
+
+    def starred(*words):
+        """Any words."""
+
+    with pytest.raises(TypeError, match='annotate x'):
+        parse_flags(untyped, [])
+    with pytest.raises(TypeError, match=r'\*words cannot be a flag'):
+        parse_flags(starred, [])
+
+
+def test_help_tells_flags_defaults_and_comments_and_runs_nothing(capsys):
+    run(required, ['--help'])
+    printed = capsys.readouterr().out
+    assert 'One argument without a default.' in printed
+    assert '--folder (needed)' in printed
+    lines = help_text(main, 'x.py').splitlines()
+    assert lines[0] == 'usage: x.py [--flag value ..]'
+    assert lines[2:7] == ['Adapt and pick.', '', 'More of it.', '', 'flags:']
+    assert lines[7:] == [
+        '  --bigbench_subset_name=auto_categorization',
+        '        task',
+        '  --train_size=102400',
+        "        pairs; the paper's,",
+        '  --learning_rate=2e-05',
+        '  --n_processes=None',
+        '        hosts',
+        '  --host0_address=None',
+        '  --overwrite, --nooverwrite (default: False)',
+        '        replace a result that exists',
+        '  --schedule=reference',
+    ]
+
+
+def test_a_comment_goes_on_below_in_the_same_column():
+    # fmt: off
+    def aligned(n=1,  # how many,
+                      # at least
+                # Another section.
+                m=2):
+        """Do."""
+    # fmt: on
+    assert help_text(aligned, 'x').splitlines()[-3:] == [
+        '  --n=1',
+        '        how many, at least',
+        '  --m=2',
+    ]
+
+
+def test_an_input_error_ends_with_one_line_and_code_1(capsys):
+    def fails():
+        raise InputError('f:3: first\n  second')
+
+    assert outcome(capsys, fails, []) == (1, 'error: f:3: first second\n')
+
+
+def test_ctrl_c_ends_with_one_word_and_code_130(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert outcome(capsys, interrupted, []) == (130, 'interrupted\n')
+
+
+def test_any_other_error_is_a_bug_and_is_not_caught():
+    def broken():
+        raise ValueError('a bug')
+
+    with pytest.raises(ValueError, match='a bug'):
+        run(broken, [])
+
+
+def script(tmp_path, body):
+    path = tmp_path / 'script.py'
+    path.write_text(
+        f'import sys, time\nfrom cappy.flags import run\n\ndef main(n=1):\n{body}\n\nrun(main)\n'
+    )
+    return subprocess.Popen(
+        [sys.executable, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback(tmp_path):
+    process = script(tmp_path, "    for _ in range(100000):\n        print('line')")
+    assert process.stdout.readline() == 'line\n'
+    process.stdout.close()
+    assert process.stderr.read() == ''
+    assert process.wait() == 141
+
+
+def test_an_interrupt_signal_leaves_no_traceback(tmp_path):
+    process = script(tmp_path, "    print('begun', flush=True)\n    time.sleep(60)")
+    assert process.stdout.readline() == 'begun\n'
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ('', 'interrupted\n')
+    assert process.returncode == 130

@@ -1,0 +1,85 @@
+"""Tables as text in each style."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from cappy.errors import InputError
+from cappy.tables import Column, format_table, percent
+
+ROWS = [
+    {'name': 'random candidate', 'rougeL': 0.63234, 'n': 5, 'low': 0.6, 'more': 'unseen'},
+    {'name': 'first of a_b', 'rougeL': 0.7, 'n': 120, 'low': None},
+    {'name': 'a|b & 5%', 'rougeL': 1.0, 'n': 0},
+]
+COLUMNS = [Column('name', 'picked by'), percent('rougeL', 'rougeL'), 'n', percent('low')]
+
+
+def test_a_plain_table_aligns_texts_left_and_numbers_right():
+    assert format_table(ROWS, COLUMNS).splitlines() == [
+        'picked by         rougeL    n   low',
+        '----------------  ------  ---  ----',
+        'random candidate    63.2    5  60.0',
+        'first of a_b        70.0  120     -',
+        'a|b & 5%           100.0    0     -',
+    ]
+
+
+def test_a_markdown_table_escapes_its_separator():
+    assert format_table(ROWS, COLUMNS, 'markdown').splitlines() == [
+        '| picked by        | rougeL |   n |  low |',
+        '|---|---:|---:|---:|',
+        '| random candidate |   63.2 |   5 | 60.0 |',
+        '| first of a_b     |   70.0 | 120 |      |',
+        r'| a\|b & 5%        |  100.0 |   0 |      |',
+    ]
+
+
+def test_a_latex_table_escapes_its_specials():
+    assert format_table(ROWS, COLUMNS, 'latex').splitlines() == [
+        r'\begin{tabular}{lrrr}',
+        r'picked by        & rougeL &   n &  low \\',
+        r'\hline',
+        r'random candidate &   63.2 &   5 & 60.0 \\',
+        r'first of a\_b    &   70.0 & 120 &      \\',
+        r'a|b \& 5\%       &  100.0 &   0 &      \\',
+        r'\end{tabular}',
+    ]
+    assert r'a\textbackslash{}b' in format_table([{'x': 'a\\b'}], ['x'], 'latex')
+
+
+def test_csv_and_json_keep_keys_and_whole_values():
+    read = list(csv.DictReader(io.StringIO(format_table(ROWS, COLUMNS, 'csv'))))
+    assert read[0] == {'name': 'random candidate', 'rougeL': '0.63234', 'n': '5', 'low': '0.6'}
+    assert read[1]['low'] == ''
+    assert json.loads(format_table(ROWS, COLUMNS, 'json')) == [
+        {'name': row['name'], 'rougeL': row['rougeL'], 'n': row['n'], 'low': row.get('low')}
+        for row in ROWS
+    ]
+
+
+def test_a_table_without_rows_has_its_header():
+    assert format_table([], COLUMNS).splitlines() == [
+        'picked by  rougeL  n  low',
+        '---------  ------  -  ---',
+    ]
+    assert format_table([], COLUMNS, 'csv') == 'name,rougeL,n,low'
+    assert format_table([], COLUMNS, 'json') == '[]'
+
+
+def test_a_text_of_several_lines_stays_in_its_row():
+    assert format_table([{'x': 'a\n b'}, {'x': True}], ['x']).splitlines() == [
+        'x',
+        '----',
+        'a b',
+        'True',
+    ]
+
+
+def test_an_unknown_style_is_named():
+    with pytest.raises(
+        InputError, match="style 'html': choose one of table, markdown, latex, csv, json"
+    ):
+        format_table(ROWS, COLUMNS, 'html')
