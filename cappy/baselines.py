@@ -27,10 +27,7 @@ def random_rougeL(examples, rougeL) -> np.ndarray:
     counted.
     """
     return np.array(
-        [
-            values[_candidate_of_sample(example)].mean()
-            for example, values in zip(examples, rougeL, strict=True)
-        ]
+        [values[_candidate_of_sample(example)].mean() for example, values in zip(examples, rougeL, strict=True)]
     )
 
 
@@ -57,9 +54,7 @@ def self_score_rougeL(examples, rougeL, which) -> np.ndarray | None:
         likelihoods = [getattr(sample, f'log_likelihood_{which}') for sample in example.samples]
         if all(likelihood is None for likelihood in likelihoods):
             return None
-        best = np.argmax(
-            [-np.inf if likelihood is None else likelihood for likelihood in likelihoods]
-        )
+        best = np.argmax([-np.inf if likelihood is None else likelihood for likelihood in likelihoods])
         picked.append(values[_candidate_of_sample(example)[best]])
     return np.array(picked)
 
@@ -68,12 +63,7 @@ def consensus_rougeL(examples, rougeL, rouge: RougeL) -> np.ndarray:
     """The candidate with the highest mean rougeL to the other samples, known as minimum Bayes risk
     decoding.
     """
-    return np.array(
-        [
-            values[consensus_pick(example, rouge)]
-            for example, values in zip(examples, rougeL, strict=True)
-        ]
-    )
+    return np.array([values[consensus_pick(example, rouge)] for example, values in zip(examples, rougeL, strict=True)])
 
 
 def consensus_pick(example: Example, rouge: RougeL) -> int:
@@ -117,9 +107,7 @@ def bootstrap_means(values, n_resamples=N_RESAMPLES, seed=0) -> np.ndarray:
     return np.concatenate(means, axis=1)
 
 
-def bootstrap_interval(
-    values, confidence=0.95, n_resamples=N_RESAMPLES, seed=0
-) -> tuple[float, float]:
+def bootstrap_interval(values, confidence=0.95, n_resamples=N_RESAMPLES, seed=0) -> tuple[float, float]:
     """Percentile interval (low, high) of the mean of values [N] over examples drawn with
     replacement.
     """
@@ -172,11 +160,7 @@ def comparison(
     for name, row, row_means in zip(names, values, means, strict=True):
         low, high = _percentiles(row_means, confidence)
         share = gap_closed(row, values[0], values[-1])
-        gap_low, gap_high = (
-            (None, None)
-            if share is None
-            else _gap_interval(row_means, means[0], means[-1], confidence)
-        )
+        gap_low, gap_high = (None, None) if share is None else _gap_interval(row_means, means[0], means[-1], confidence)
         rows.append(
             {
                 'name': name,
@@ -200,9 +184,7 @@ def _all_picks(examples, rougeL, rouge, scores_before, scores_after):
         picked[f'self-score {which}'] = self_score_rougeL(examples, rougeL, which)
     picked['consensus'] = consensus_rougeL(examples, rougeL, rouge)
     for when, scores in (('before', scores_before), ('after', scores_after)):
-        picked[f'scorer {when} adapting'] = (
-            None if scores is None else scorer_rougeL(rougeL, scores)
-        )
+        picked[f'scorer {when} adapting'] = None if scores is None else scorer_rougeL(rougeL, scores)
     picked['oracle'] = oracle_rougeL(rougeL)
     return {name: values for name, values in picked.items() if values is not None}
 

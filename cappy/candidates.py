@@ -181,9 +181,7 @@ def _check_encodable(fields):
         try:
             json.dumps({key: value}, ensure_ascii=False).encode('utf-8')
         except UnicodeEncodeError as error:
-            raise InputError(
-                f'{key}: holds half of a surrogate pair, which is no character'
-            ) from error
+            raise InputError(f'{key}: holds half of a surrogate pair, which is no character') from error
 
 
 def _parse_references(references, refs_key):
@@ -193,9 +191,7 @@ def _parse_references(references, refs_key):
         raise InputError(f'{refs_key}: the list is empty; at least one reference is needed')
     for reference in references:
         if not isinstance(reference, str):
-            raise InputError(
-                f'{refs_key}: expected a list of texts, found {_shown(reference)} in it'
-            )
+            raise InputError(f'{refs_key}: expected a list of texts, found {_shown(reference)} in it')
     return tuple(references)
 
 
@@ -206,15 +202,12 @@ def _parse_samples(fields, tgt_key, samples_needed):
     if not keys:
         if samples_needed:
             raise InputError(
-                f'{SAMPLES_KEYS[0]} is missing, so there is nothing to pick from; '
-                f'the line has {_listed(fields)}'
+                f'{SAMPLES_KEYS[0]} is missing, so there is nothing to pick from; the line has {_listed(fields)}'
             )
         return ()
     by_decoding = fields[keys[0]]
     if not isinstance(by_decoding, dict):
-        raise InputError(
-            f'{keys[0]}: expected lists of samples by decoding, found {_shown(by_decoding)}'
-        )
+        raise InputError(f'{keys[0]}: expected lists of samples by decoding, found {_shown(by_decoding)}')
     samples = []
     for decoding, entries in by_decoding.items():
         where = f'{keys[0]}, decoding {decoding!r}'
@@ -222,9 +215,7 @@ def _parse_samples(fields, tgt_key, samples_needed):
             raise InputError(f'{where}: expected a list of samples, found {_shown(entries)}')
         samples += [_parse_sample(entry, decoding, tgt_key, where) for entry in entries]
     if samples_needed and not samples:
-        raise InputError(
-            f'{keys[0]}: no sample under any decoding, so there is nothing to pick from'
-        )
+        raise InputError(f'{keys[0]}: no sample under any decoding, so there is nothing to pick from')
     return tuple(samples)
 
 

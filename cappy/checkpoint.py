@@ -161,10 +161,7 @@ def normalise_names(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str,
 
     A bare encoder's names ('embeddings.word_embeddings.weight') get the prefix; other names stay.
     """
-    return {
-        f'{prefix}.{name}' if name.startswith(BARE_PARTS) else name: tensor
-        for name, tensor in tensors.items()
-    }
+    return {f'{prefix}.{name}' if name.startswith(BARE_PARTS) else name: tensor for name, tensor in tensors.items()}
 
 
 def expected_name_report(
@@ -210,9 +207,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         found = f'{error.reason} at byte {error.start}'
         raise InputError(f'{file}: not UTF-8 ({found}); fetch it again') from error
     if not isinstance(content, dict):
-        raise InputError(
-            f'{file}: holds a {type(content).__name__}; a JSON object is expected, fetch it again'
-        )
+        raise InputError(f'{file}: holds a {type(content).__name__}; a JSON object is expected, fetch it again')
     return content
 
 
@@ -249,9 +244,7 @@ def _read_msgpack(file: Path) -> dict[str, np.ndarray]:
         tensors = dict(_flattened(tree))
     except Exception as error:  # damaged bytes can fail anywhere in the decoder
         raise _damaged(file, error) from error
-    return {
-        name: tensor.T if name.endswith('.kernel') else tensor for name, tensor in tensors.items()
-    }
+    return {name: tensor.T if name.endswith('.kernel') else tensor for name, tensor in tensors.items()}
 
 
 def _flattened(tree: Mapping[str, Any], stem: str = '') -> Iterator[tuple[str, np.ndarray]]:
@@ -276,9 +269,7 @@ def _read_bin(file: Path) -> dict[str, np.ndarray]:
         raise _damaged(file, error) from error
 
 
-def _read_shards(
-    index: Path, read: Callable[[Path], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     places = _read_json(index).get('weight_map')
     if not isinstance(places, dict) or not places:
         raise InputError(f'{index}: weight_map: not a tensor-to-file object; fetch the file again')
@@ -347,9 +338,7 @@ def check_writable(directory: str | os.PathLike, overwrite: bool = False) -> Non
     if held and not overwrite:
         remedy = 'name another directory, or set overwrite'
         raise InputError(f'{directory}: exists and is not empty; {remedy}')
-    strange = [
-        name for name in held if not any(fnmatch.fnmatch(name, known) for known in WRITTEN_PATTERNS)
-    ]
+    strange = [name for name in held if not any(fnmatch.fnmatch(name, known) for known in WRITTEN_PATTERNS)]
     if strange:
         # Replacing a directory removes it whole: a mistyped name must not cost somebody's home.
         found = f'it also holds {_first_few(strange)}'
@@ -357,9 +346,7 @@ def check_writable(directory: str | os.PathLike, overwrite: bool = False) -> Non
 
 
 def _write_files(directory: Path, tensors, config, tokenizer, model_card) -> None:
-    arrays = {
-        name: np.asarray(tensor, dtype=np.float32, order='C') for name, tensor in tensors.items()
-    }
+    arrays = {name: np.asarray(tensor, dtype=np.float32, order='C') for name, tensor in tensors.items()}
     weights = directory / 'model.safetensors'
     save_file(arrays, weights, metadata={'format': 'pt'})
     # transformers loads weights in the dtype that the config tells, whatever the file holds.

@@ -99,7 +99,7 @@ class EncoderConfig:
 
 
 def mix_bits(bits):
-    """uint32 -> uint32, a bijection after which every input bit has moved every output bit ("lowbias32", C. Wellons)."""
+    """uint32 -> uint32, a bijection in which every input bit moves every output bit ("lowbias32", C. Wellons)."""
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     return bits ^ (bits >> 16)
@@ -108,10 +108,10 @@ def mix_bits(bits):
 def dropout(x, rate, noise, site, elements=None):
     """Inverted dropout of x [..., N] whose mask hangs on the token, the site and the element alone.
 
-    noise: uint32 [...], a number of its own for each token and update, broadcast against x without its last axis; None:
-    no dropout. elements: uint32, broadcast against x; None: 0..N-1. A mask drawn from (update, pair, position, site) and
-    not from the batch makes an update the same however its pairs are cut into rows, micro-batches and devices; it costs
-    a few integer operations, fused into the product.
+    noise: uint32 [...], a number of its own for each token and update, broadcast against x without its last axis, or
+    None for no dropout. elements: uint32, broadcast against x; None: 0..N-1. A mask drawn from (update, pair, position,
+    site) and not from the batch makes an update the same however its pairs are cut into rows, micro-batches and
+    devices; it costs a few integer operations, fused into the product.
     """
     if noise is None or rate == 0:
         return x

@@ -43,9 +43,7 @@ def build_finetuning_examples(
     if train_size < 1:
         raise InputError(f'train_size {train_size}: expected 1 or more')
     if reference_labels not in REFERENCE_LABELS:
-        raise InputError(
-            f'reference_labels {reference_labels!r}: choose one of {", ".join(REFERENCE_LABELS)}'
-        )
+        raise InputError(f'reference_labels {reference_labels!r}: choose one of {", ".join(REFERENCE_LABELS)}')
     generator = random.Random(seed)
     seen, built = set(), []
     if reference_labels != 'skip':
@@ -54,9 +52,7 @@ def build_finetuning_examples(
         built += _negatives(built, examples, generator, seen)
     built += _labelled_samples(examples, rouge, seen)
     if not built:
-        raise InputError(
-            'the train split gives no finetuning examples; it needs references or samples'
-        )
+        raise InputError('the train split gives no finetuning examples; it needs references or samples')
     generator.shuffle(built)
     n_repeats = -(-train_size // len(built))
     return (built * n_repeats)[:train_size]

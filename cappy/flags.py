@@ -78,9 +78,7 @@ def parse_flags(main, argv) -> dict:
             name = next((name for name in required if name not in values), None)
             value = word
             if name is None:
-                raise InputError(
-                    f'{word!r} stands alone; write --flag value{_missing_dashes(word, types_of)}'
-                )
+                raise InputError(f'{word!r} stands alone; write --flag value{_missing_dashes(word, types_of)}')
         if name in values:
             raise InputError(f'--{name} is given twice; keep one')
         values[name] = convert(value, types_of[name], f'--{name}')
@@ -104,9 +102,7 @@ def convert(text, flag_type, flag):
             return _CONVERTERS[choice](text)
         except ValueError:
             continue
-    expected = ' or '.join(
-        _TYPE_NAMES[choice] if isinstance(choice, type) else repr(choice) for choice in choices
-    )
+    expected = ' or '.join(_TYPE_NAMES[choice] if isinstance(choice, type) else repr(choice) for choice in choices)
     raise InputError(f'{flag}: expected {expected}{" or None" if optional else ""}, found {text!r}')
 
 
@@ -127,9 +123,7 @@ def help_text(main, name) -> str:
         if parameter.default is inspect.Parameter.empty:
             lines.append(f'  --{parameter.name} (needed)')
         elif types_of[parameter.name] is bool:
-            lines.append(
-                f'  --{parameter.name}, --no{parameter.name} (default: {parameter.default})'
-            )
+            lines.append(f'  --{parameter.name}, --no{parameter.name} (default: {parameter.default})')
         else:
             lines.append(f'  --{parameter.name}={parameter.default}')
         comment = comments.get(parameter.name)
@@ -147,11 +141,7 @@ def _flag_and_value(word, words, types_of):
     if not flag.startswith('--'):
         raise InputError(f'{flag}: flags begin with two dashes{_near(name, types_of)}')
     negated = name.removeprefix('no').removeprefix('_')
-    if (
-        name not in types_of
-        and name.startswith('no')
-        and bool in _choices(types_of.get(negated))[0]
-    ):
+    if name not in types_of and name.startswith('no') and bool in _choices(types_of.get(negated))[0]:
         if equals:
             raise InputError(f'{flag} takes no value; write --{negated}={value}')
         return negated, 'False'
@@ -185,13 +175,8 @@ def _flag_types(main):
     types_of = {}
     for name, parameter in inspect.signature(main).parameters.items():
         flag_type = hints.get(name, type(parameter.default))
-        known = all(
-            isinstance(choice, str) or choice in _CONVERTERS for choice in _choices(flag_type)[0]
-        )
-        if (
-            parameter.kind is not parameter.POSITIONAL_OR_KEYWORD
-            and parameter.kind is not parameter.KEYWORD_ONLY
-        ):
+        known = all(isinstance(choice, str) or choice in _CONVERTERS for choice in _choices(flag_type)[0])
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD and parameter.kind is not parameter.KEYWORD_ONLY:
             raise TypeError(f'{main.__qualname__}: *{name} cannot be a flag')
         if not known or not _choices(flag_type)[0]:
             raise TypeError(f'{main.__qualname__}: annotate {name} with the type of its flag')
@@ -212,9 +197,7 @@ def _choices(flag_type):
         more, allows_none = _choices(part)
         choices += more
         optional = optional or allows_none
-    return sorted(
-        choices, key=lambda choice: choice is str
-    ), optional  # text fits all, so it comes last
+    return sorted(choices, key=lambda choice: choice is str), optional  # text fits all, so it comes last
 
 
 def _to_int(text):

@@ -60,7 +60,7 @@ class RowCost:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """R rows of L tokens: pair [R, C] the number of the pair in each slot, -1 where empty; start [R, C] its first token."""
+    """R rows of L tokens: pair [R, C] the number of the pair in each slot, -1 where empty; start [R, C] its place."""
 
     row_length: int
     pair: np.ndarray
@@ -112,7 +112,7 @@ def pack_pairs(lengths, row_length):
 
 
 def _share(cost, row_lengths, max_length):
-    """[max_length + 1, n]: what a pair of each length costs in a row of each length; infinite where it does not fit."""
+    """[max_length + 1, n]: what a pair of each length costs in a row of each length, infinite where it is too long."""
     tokens = np.arange(max_length + 1)[:, None]
     per_row = np.asarray(row_lengths)[None, :] // np.maximum(tokens, 1)
     with np.errstate(divide='ignore'):
@@ -178,8 +178,8 @@ def plan_groups(groups, lengths, cost, compile_cost, tokens_per_batch, n_data=1)
 def plan_batches(lengths, row_lengths, cost, tokens_per_batch, n_data=1, slots=None):
     """Cut pairs into batches of rows.
 
-    lengths: int [n]; row_lengths: ascending, one holds the longest pair; tokens_per_batch: R * L at most, on each of n_data
-    devices, but always one row each; slots: {row length: C} to keep shapes alike between plans, None: as needed, the
+    lengths: int [n]; row_lengths: ascending, one holds the longest pair; tokens_per_batch: R * L at most, on each of
+    n_data devices, but always one row each; slots: {row length: C} to keep shapes alike between plans, None: as needed, the
     next power of two.
     Returns a list of Batch, long rows first, in which each pair 0..n-1 stands once. R is a multiple of n_data, one of
     two numbers for each row length.
@@ -219,7 +219,7 @@ def _slotted(pairs, row, start, n_rows, n_slots):
 
 
 def _cut(n_rows, row_length, tokens_per_batch, n_data):
-    """(R, how many) of the batches that hold n_rows: full ones, then small ones where a full one would be mostly empty."""
+    """(R, how many) of the batches that hold n_rows: full ones, then small ones for what is left."""
     full = max(1, tokens_per_batch // row_length) * n_data
     small = max(1, full // n_data // SMALL_BATCH) * n_data
     n_full, left = divmod(n_rows, full)

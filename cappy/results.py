@@ -167,9 +167,7 @@ def shortest_float32(value) -> float:
     return float(str(np.float32(value)))
 
 
-def write_result(
-    paths: ResultPaths, result: dict, candidates: Iterable[dict], updates: Iterable[Sequence]
-):
+def write_result(paths: ResultPaths, result: dict, candidates: Iterable[dict], updates: Iterable[Sequence]):
     """Write the three files of a cell, the result last: where it exists, the others do.
 
     result: JSON values, 'rougeL' among them; candidates: lines as `describe_candidates` makes them,

@@ -45,9 +45,7 @@ class RougeL:
 
     def __init__(self, tokenizer='default', max_cached=400_000):
         if tokenizer not in TOKENIZERS:
-            raise InputError(
-                f'rouge tokenizer {tokenizer!r}: choose one of {", ".join(TOKENIZERS)}'
-            )
+            raise InputError(f'rouge tokenizer {tokenizer!r}: choose one of {", ".join(TOKENIZERS)}')
         self.tokenizer = tokenizer
         self.max_cached = max_cached
         self._words = _default_words if tokenizer == 'default' else _unicode_words
@@ -92,14 +90,10 @@ class RougeL:
         self._make_room()
         encoded_references = [self._encode(text) for text in references]
         encoded_responses = (
-            encoded_references
-            if responses is references
-            else [self._encode(text) for text in responses]
+            encoded_references if responses is references else [self._encode(text) for text in responses]
         )
         # Length of the longest common subsequence, [n_references, n_responses].
-        common = cdist(
-            encoded_references, encoded_responses, scorer=LCSseq.similarity, dtype=np.int32
-        )
+        common = cdist(encoded_references, encoded_responses, scorer=LCSseq.similarity, dtype=np.int32)
         n_reference_tokens = np.array([max(len(text), 1) for text in encoded_references])
         n_response_tokens = np.array([max(len(text), 1) for text in encoded_responses])
         precision = common / n_response_tokens
@@ -124,11 +118,7 @@ class RougeL:
     def _learn(self, word):
         token = _porter_stemmer()(word) if len(word) > 3 and word.isascii() else word
         # A stem without letters is dropped, as rouge_score drops it.
-        character = (
-            self._character_of_stem.setdefault(token, chr(len(self._character_of_stem)))
-            if token
-            else ''
-        )
+        character = self._character_of_stem.setdefault(token, chr(len(self._character_of_stem))) if token else ''
         self._character_of_word[word] = character
         return character
 
@@ -160,9 +150,7 @@ def _unicode_patterns():
     categories = [unicodedata.category(chr(code)) for code in range(sys.maxunicode + 1)]
     marks = _character_class(code for code, category in enumerate(categories) if category[0] == 'M')
     invisible = _character_class(
-        code
-        for code, category in enumerate(categories)
-        if category == 'Cf' and chr(code) != _ZERO_WIDTH_SPACE
+        code for code, category in enumerate(categories) if category == 'Cf' and chr(code) != _ZERO_WIDTH_SPACE
     )
     alone = _character_class(
         code

@@ -114,7 +114,7 @@ class Cappy:
     def adapt(self, examples, settings=None, *, progress=True, **options):
         """Finetune on (instruction, response, label) examples, in place.
 
-        examples: a sequence of finetuning.FinetuningExample, or of (instruction, response, label) with labels in [0, 1];
+        examples: a sequence of finetuning.FinetuningExample or (instruction, response, label), labels in [0, 1];
         settings: TrainingSettings, None: the paper's; options: tokens_per_device, gradient_checkpointing, checkpoint,
         checkpoint_every, on_update, as `training.train` takes them.
         Returns training.Trained: a row for each update, and how full the rows were.

@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 WINDOW = 16384  # pairs that are planned together; memory is bounded by it
 
 # Tokens of a batch on each device. CPU: what stays in cache (docs/benchmarks.md). Elsewhere: enough to fill the device
-# with RoBERTa-large in bfloat16 and far from its memory.
+# with RoBERTa-large in bfloat16, and far from its memory.
 TOKENS_PER_DEVICE = {'cpu': 1024, 'gpu': 16384, 'tpu': 16384}
 
-# Attention's cost against dense work, over the ratio of their products 1 / (6 D): products on narrow heads, and softmax.
+# Attention's cost against dense work, over the ratio of their products 1 / (6 D): narrow heads and softmax are slow.
 # CPU: measured (benchmarks/row_costs.py). Elsewhere: no measurement yet, products alone.
 ATTENTION_FACTOR = {'cpu': 2.0, 'gpu': 1.0, 'tpu': 1.0}
 

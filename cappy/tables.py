@@ -51,9 +51,7 @@ def percent(key, header=None) -> Column:
     return Column(key, header, scale=100, decimals=1)
 
 
-def format_table(
-    rows: Iterable[Mapping], columns: Sequence[Column | str], style: str = 'table'
-) -> str:
+def format_table(rows: Iterable[Mapping], columns: Sequence[Column | str], style: str = 'table') -> str:
     """The rows as text, without a newline at the end.
 
     columns: a plain name is a column of that key. style: 'table' (aligned, for a terminal),
@@ -67,11 +65,7 @@ def format_table(
     rows = list(rows)
     if style in ('csv', 'json'):
         values = [{column.key: row.get(column.key) for column in columns} for row in rows]
-        return (
-            json.dumps(values, ensure_ascii=False, indent=4)
-            if style == 'json'
-            else _csv(values, columns)
-        )
+        return json.dumps(values, ensure_ascii=False, indent=4) if style == 'json' else _csv(values, columns)
     are_numbers = [_is_numeric(rows, column) for column in columns]
     cells = [[_cell(row.get(column.key), column) for column in columns] for row in rows]
     titles = [column.title for column in columns]
@@ -81,9 +75,7 @@ def format_table(
 
 def _is_numeric(rows, column):
     values = [row.get(column.key) for row in rows]
-    return all(value is None or _is_number(value) for value in values) and any(
-        value is not None for value in values
-    )
+    return all(value is None or _is_number(value) for value in values) and any(value is not None for value in values)
 
 
 def _is_number(value):
@@ -103,9 +95,7 @@ def _aligned(titles, cells, are_numbers):
     cells = [[cell or '-' for cell in row] for row in cells]
     lines = _padded([titles, *cells], are_numbers)
     rule = '  '.join('-' * len(cell) for cell in lines[0])
-    return '\n'.join(
-        [*('  '.join(lines[0]).rstrip(), rule), *('  '.join(line).rstrip() for line in lines[1:])]
-    )
+    return '\n'.join([*('  '.join(lines[0]).rstrip(), rule), *('  '.join(line).rstrip() for line in lines[1:])])
 
 
 def _markdown(titles, cells, are_numbers):

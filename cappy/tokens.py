@@ -9,7 +9,7 @@ from cappy.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPairs:
-    """n pairs, end to end: tokens int32 [N]; types uint8 [N], 0 the first text and 1 the second; offsets int64 [n + 1]."""
+    """n pairs, end to end: tokens int32 [N]; types uint8 [N], 0 the first text, 1 the second; offsets int64 [n + 1]."""
 
     tokens: np.ndarray
     types: np.ndarray

@@ -78,8 +78,8 @@ class TrainingSettings:
 def learning_rate_schedule(settings, train_size, n_data):
     """Update number, from 0 -> the rate applied.
 
-    'reference': linear warm-up and decay over as many steps as there are micro-batches, asked by the update's number, so
-    that the warm-up is accumulate_grad_batches times too long (cappy_bigbench.py:152-161 of the reference, with redco
+    'reference': linear warm-up and decay over as many steps as there are micro-batches, asked by the update's number,
+    so that the warm-up is accumulate_grad_batches times too long (cappy_bigbench.py:152-161 of the reference, with redco
     0.4.13 deployer.py:177). 'corrected': over the updates. Both start from 0, so the first update moves nothing.
     """
     if settings.lr_schedule == 'reference':
@@ -94,7 +94,7 @@ def learning_rate_schedule(settings, train_size, n_data):
 
 
 def reference_order(n, seed):
-    """The permutation [n] in which the reference trains on its examples: redco's first key of the seed, jax's old bits."""
+    """The permutation [n] in which the reference trains on its examples: redco's first key, jax's old bits."""
     with jax.threefry_partitionable(False), jax.default_device(jax.local_devices(backend='cpu')[0]):
         _, key = jax.random.split(jax.random.PRNGKey(seed))
         return np.asarray(jax.random.permutation(key, n))
@@ -200,8 +200,8 @@ def train(
 ):
     """Finetune a scorer on pairs in order.
 
-    params: on the devices; they are given up (donated). encoded: EncodedPairs; which: int [train_size], the pair of each
-    example; labels: float [train_size]. Examples are taken in `reference_order`.
+    params: on the devices; they are given up (donated). encoded: EncodedPairs; which: int [train_size], the pair of
+    each example; labels: float [train_size]. Examples are taken in `reference_order`.
     checkpoint: a checkpointing.Checkpoint or None; with checkpoint_every N it is written after each N updates and, when
     the process is asked to stop, before it does. fingerprint: what else must be the same for one to be continued.
     on_update: called with (Update, params) after each, e.g. to evaluate.

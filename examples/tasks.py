@@ -1,12 +1,11 @@
-"""Three small generative tasks, written as seeded programs: an endless stream of distinct inputs each.
+"""Three small generative tasks, written as seeded programs: an endless stream of inputs each.
 
-`find_facts` has short exact answers, `rewrite_tense` rewrites a sentence, `facts_to_sentence` puts six facts into
-words and has three references. A stream is cut in three: its first inputs are the train split, the next the validation
-split, the rest train the language model whose samples are the candidates (`make_samples.py`). So the three never meet.
+`mixed_kinds` has short exact answers, `rewrite_tense` rewrites a sentence, `facts_to_sentence` puts
+six facts into words and has three references. A stream is cut in three: its first inputs are the
+train split, the next the validation split, the rest train the language model whose samples are the
+candidates (`make_samples.py`), so the three never meet.
 
     python examples/tasks.py   # writes examples/bigbench_data
-
-The wordings are ours; licence as the repository's.
 """
 
 import json
@@ -14,43 +13,140 @@ import random
 from itertools import islice
 from pathlib import Path
 
-TASKS = ('find_facts', 'rewrite_tense', 'facts_to_sentence')
+TASKS = ('mixed_kinds', 'rewrite_tense', 'facts_to_sentence')
 N_EXAMPLES = {'train': 160, 'validation': 80}
 
-JOBS = 'baker nurse plumber teacher lawyer carpenter sailor tailor pilot farmer dentist butcher clerk'.split()
-FIRST_NAMES = (
-    'Ada Bela Carla Dario Edda Farid Greta Hugo Ines Jonas Kira Lorenz Mira Nadir Olga Pavel Quinn Rosa Samir '
-    'Tilda Ugo Vera Wanda Xenia Yusuf Zora Alma Boris Celia Dunja Emil Fiona Gideon Hanna Igor Jutta Karim Leona'
-).split()
-LAST_NAMES = (
-    'Brandt Castel Dorn Eklund Farkas Goss Haddad Ivers Jansen Keller Lindt Moreau Novak Ortiz Petrov Quist Rossi '
-    'Sandor Tamm Ulrich Vogel Weiss Yilmaz Zeman Archer Bloom Crane Dalton Ember Frost'
-).split()
-# third person, past, base form
-VERBS = tuple(tuple(forms.split('/')) for forms in (
-    'paints/painted/paint sells/sold/sell finds/found/find hides/hid/hide draws/drew/draw buys/bought/buy '
-    'mends/mended/mend carries/carried/carry brings/brought/bring washes/washed/wash loses/lost/lose '
-    'takes/took/take packs/packed/pack steals/stole/steal breaks/broke/break holds/held/hold wraps/wrapped/wrap '
-    'keeps/kept/keep sends/sent/send throws/threw/throw chooses/chose/choose lifts/lifted/lift '
-    'borrows/borrowed/borrow drops/dropped/drop').split())
-THINGS = (
-    'boat lamp drum kite basket clock mirror ladder bottle carpet violin hat key letter chair teapot stone map '
-    'bell pillow bucket candle photo coin').split()
-NUMBERS = 'two three four five six seven eight nine ten twelve'.split()
-PLACES = (
-    'harbour market library station bridge castle museum bakery lake garage school theatre farm park mill church '
-    'tower garden hotel chapel').split()
-TIMES = (
-    'Monday/Tuesday/Wednesday/Thursday/Friday/Saturday/Sunday'.split('/')
-    + 'a rainy day/a holiday/the first of May/the last day of June/a winter evening'.split('/'))
-TOWNS = (
-    'Arles Bergen Cadiz Delft Essen Faro Ghent Hilo Izmir Jena Kotor Lund Malaga Nantes Oulu Porto Quito Riga Siena '
-    'Turku Udine Varna Wells York Zadar').split()
-PETS = 'cat dog parrot tortoise rabbit goldfish hamster pony goose lizard'.split()
-COLOURS = 'black white brown grey spotted golden striped young lazy noisy'.split()
-HOBBIES = (
-    'plays chess/collects stamps/grows roses/sings in a choir/builds model ships/bakes bread/climbs mountains/'
-    'paints portraits/keeps bees/repairs radios/writes poems/plays the cello/studies maps/swims in the sea').split('/')
+
+def words(text, separator=None):
+    """The words of a text; with a separator, the phrases between."""
+    return [phrase.strip() for phrase in text.split(separator)]
+
+
+KINDS = {
+    line.split()[0]: line.split()[1:]
+    for line in """
+    mammal horse goat camel otter badger rabbit donkey hedgehog beaver squirrel moose weasel sheep
+    bird heron robin sparrow falcon pigeon magpie swallow stork raven pelican ostrich thrush owl
+    fruit apple pear cherry plum mango apricot banana melon quince papaya lemon peach fig grape
+    vegetable carrot onion leek spinach turnip cabbage celery parsnip lettuce radish broccoli
+    flower tulip daisy rose orchid lily violet poppy dahlia daffodil lavender jasmine marigold peony
+    tool hammer saw chisel pliers wrench drill screwdriver axe shovel rake crowbar sickle file
+    instrument violin flute trumpet cello harp drum banjo clarinet oboe piano guitar trombone
+    garment coat scarf glove skirt sock jacket sweater shirt trousers apron vest dress mitten
+    vehicle tram bicycle lorry ferry canoe bus tractor scooter airship van taxi train yacht
+    furniture sofa table wardrobe bench stool desk cupboard armchair shelf bookcase cradle sideboard
+    metal iron copper silver tin zinc nickel gold lead bronze steel titanium cobalt chromium
+    fabric cotton silk linen wool velvet denim satin felt flannel lace canvas tweed nylon
+    drink tea coffee cocoa lemonade cider milk beer wine juice water brandy cola espresso
+    sport tennis rowing hockey fencing rugby archery judo golf cricket boxing cycling skiing
+    job baker nurse plumber teacher lawyer carpenter sailor tailor pilot farmer dentist butcher
+    building castle barn chapel library tower cottage temple palace hospital school factory museum
+    """.strip().splitlines()
+}
+FIRST_NAMES = words(
+    """
+    Ada Bela Carla Dario Edda Farid Greta Hugo Ines Jonas Kira Lorenz Mira Nadir Olga Pavel Quinn
+    Rosa Samir Tilda Ugo Vera Wanda Xenia Yusuf Zora Alma Boris Celia Dunja Emil Fiona Gideon Hanna
+    Igor Jutta Karim Leona
+    """
+)
+LAST_NAMES = words(
+    """
+    Brandt Castel Dorn Eklund Farkas Goss Haddad Ivers Jansen Keller Lindt Moreau Novak Ortiz Petrov
+    Quist Rossi Sandor Tamm Ulrich Vogel Weiss Yilmaz Zeman Archer Bloom Crane Dalton Ember Frost
+    """
+)
+# present, past, base form
+VERBS = [
+    forms.split('/')
+    for forms in words(
+        """
+        paints/painted/paint sells/sold/sell finds/found/find hides/hid/hide draws/drew/draw
+        buys/bought/buy mends/mended/mend carries/carried/carry brings/brought/bring
+        washes/washed/wash loses/lost/lose takes/took/take packs/packed/pack steals/stole/steal
+        breaks/broke/break holds/held/hold wraps/wrapped/wrap keeps/kept/keep sends/sent/send
+        throws/threw/throw chooses/chose/choose lifts/lifted/lift borrows/borrowed/borrow
+        drops/dropped/drop
+        """
+    )
+]
+THINGS = words(
+    """
+    boat lamp drum kite basket clock mirror ladder bottle carpet violin hat key letter chair teapot
+    stone map bell pillow bucket candle photo coin
+    """
+)
+NUMBERS = words(
+    """
+    two three four five six seven eight nine ten twelve
+    """
+)
+PLACES = words(
+    """
+    harbour market library station bridge castle museum bakery lake garage school theatre farm park
+    mill church tower garden hotel chapel
+    """
+)
+TIMES = words(
+    """
+    Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday, a rainy day, a holiday,
+    the first of May, the last day of June, a winter evening
+    """,
+    ',',
+)
+TOWNS = words(
+    """
+    Arles Bergen Cadiz Delft Essen Faro Ghent Hilo Izmir Jena Kotor Lund Malaga Nantes Oulu Porto
+    Quito Riga Siena Turku Udine Varna Wells York Zadar
+    """
+)
+PETS = words(
+    """
+    cat dog parrot tortoise rabbit goldfish hamster pony goose lizard
+    """
+)
+COLOURS = words(
+    """
+    black white brown grey spotted golden striped young lazy noisy
+    """
+)
+HOBBIES = words(
+    """
+    plays chess, collects stamps, grows roses, sings in a choir, builds model ships, bakes bread,
+    climbs mountains, paints portraits, keeps bees, repairs radios, writes poems, plays the cello,
+    studies maps, swims in the sea
+    """,
+    ',',
+)
+
+
+def mixed_kinds(rng):
+    """Five words of two kinds; the kinds in alphabetical order."""
+    kinds = sorted(rng.sample(sorted(KINDS), 2))
+    n_first = rng.randint(1, 4)
+    words = rng.sample(KINDS[kinds[0]], n_first) + rng.sample(KINDS[kinds[1]], 5 - n_first)
+    rng.shuffle(words)
+    return f'Which two kinds of things are mixed here?\nThings: {", ".join(words)}\nAnswer:', [
+        ', '.join(kinds)
+    ]
+
+
+def rewrite_tense(rng):
+    """Two clauses from the present into the past or the future."""
+    tense = rng.choice(('past', 'future'))
+    names, verbs = rng.sample(FIRST_NAMES, 2), rng.sample(VERBS, 2)
+    things = [f'{rng.choice(NUMBERS)} {thing}s' for thing in rng.sample(THINGS, 2)]
+    place, time = rng.choice(PLACES), rng.choice(TIMES)
+
+    def sentence(form):
+        first, second = form(verbs[0]), form(verbs[1])
+        return f'{names[0]} {first} {things[0]} at the {place} and {names[1]} {second} {things[1]} on {time}.'
+
+    rewritten = sentence(
+        (lambda verb: verb[1]) if tense == 'past' else (lambda verb: f'will {verb[2]}')
+    )
+    present = sentence(lambda verb: verb[0])
+    return f'Rewrite the sentence in the {tense} tense.\nSentence: {present}\nAnswer:', [rewritten]
 
 
 def person(rng):
@@ -58,7 +154,7 @@ def person(rng):
     return {
         'name': f'{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}',
         'age': str(rng.randrange(20, 80)),
-        'job': rng.choice(JOBS),
+        'job': rng.choice(KINDS['job']),
         'town': rng.choice(TOWNS),
         'pet': f'{rng.choice(COLOURS)} {rng.choice(PETS)}',
         'hobby': rng.choice(HOBBIES),
@@ -75,39 +171,17 @@ def wordings(facts):
     ]
 
 
-def find_facts(rng):
-    """Three of the six facts that a sentence tells, in the order asked."""
-    facts = person(rng)
-    asked = rng.sample(list(facts), 3)
-    instruction = f'Find the {asked[0]}, the {asked[1]} and the {asked[2]}.\nText: {rng.choice(wordings(facts))}\nAnswer:'
-    return instruction, ['; '.join(facts[name] for name in asked)]
-
-
-def rewrite_tense(rng):
-    """Two clauses from the present into the past or the future."""
-    tense = rng.choice(('past', 'future'))
-    names, verbs = rng.sample(FIRST_NAMES, 2), rng.sample(VERBS, 2)
-    things = [f'{rng.choice(NUMBERS)} {thing}s' for thing in rng.sample(THINGS, 2)]
-    place, time = rng.choice(PLACES), rng.choice(TIMES)
-
-    def sentence(form):
-        first, second = form(verbs[0]), form(verbs[1])
-        return f'{names[0]} {first} {things[0]} at the {place} and {names[1]} {second} {things[1]} on {time}.'
-
-    rewritten = sentence((lambda verb: verb[1]) if tense == 'past' else (lambda verb: f'will {verb[2]}'))
-    present = sentence(lambda verb: verb[0])
-    return f'Rewrite the sentence in the {tense} tense.\nSentence: {present}\nAnswer:', [rewritten]
-
-
 def facts_to_sentence(rng):
     """Six facts about a person in one sentence, in three wordings."""
     facts = person(rng)
     listed = [f'{name} = {fact}' for name, fact in facts.items()]
     rng.shuffle(listed)
-    return f'Put these facts into one sentence.\nFacts: {"; ".join(listed)}\nAnswer:', wordings(facts)
+    return f'Put these facts into one sentence.\nFacts: {"; ".join(listed)}\nAnswer:', wordings(
+        facts
+    )
 
 
-MAKERS = {task.__name__: task for task in (find_facts, rewrite_tense, facts_to_sentence)}
+MAKERS = {task.__name__: task for task in (mixed_kinds, rewrite_tense, facts_to_sentence)}
 
 
 def inputs(task, seed=0):
@@ -124,8 +198,15 @@ def split_examples(task, split):
     """The examples of a split, as the lines of `bigbench_data`."""
     start = 0 if split == 'train' else N_EXAMPLES['train']
     return [
-        {'dataset': task, 'example_idx': number, 'instruction': instruction, 'references': references}
-        for number, (instruction, references) in enumerate(islice(inputs(task), start, start + N_EXAMPLES[split]))
+        {
+            'dataset': task,
+            'example_idx': number,
+            'instruction': instruction,
+            'references': references,
+        }
+        for number, (instruction, references) in enumerate(
+            islice(inputs(task), start, start + N_EXAMPLES[split])
+        )
     ]
 
 

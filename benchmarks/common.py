@@ -1,0 +1,212 @@
+"""What the benchmarks share: texts, scorers of random weights, timing in alternation, the machine's description."""
+
+import contextlib
+import gzip
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from cappy.candidates import read_examples
+from cappy.checkpoint import write_checkpoint
+from cappy.encoder import EncoderConfig, expected_tensors
+from cappy.errors import InputError
+from cappy.packing import Batch
+
+DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
+
+DROPOUT = 0.1  # both sizes' published rate
+SIZES = {
+    'minilm': {
+        'model_type': 'bert',
+        'vocab_size': 30522,
+        'hidden_size': 384,
+        'num_hidden_layers': 6,
+        'num_attention_heads': 12,
+        'intermediate_size': 1536,
+        'max_position_embeddings': 512,
+        'type_vocab_size': 2,
+        'layer_norm_eps': 1e-12,
+        'pad_token_id': 0,
+    },
+    'base': {
+        'model_type': 'roberta',
+        'vocab_size': 50265,
+        'hidden_size': 768,
+        'num_hidden_layers': 12,
+        'num_attention_heads': 12,
+        'intermediate_size': 3072,
+        'max_position_embeddings': 514,
+        'type_vocab_size': 1,
+        'layer_norm_eps': 1e-5,
+        'pad_token_id': 1,
+    },
+}
+# English words make 1.2 to 1.3 tokens each of a vocabulary of this size made from the texts, as of the published ones.
+TRAINED_VOCABULARY = 8000
+SYLLABLES = 'ba ce di fo gu la me ni po ru sta tre vi wor shing tion ed ing able ly'
+
+
+def read_pairs(texts, data, n_pairs, seed=0):
+    """n_pairs different (instruction, response) pairs, drawn without order.
+
+    texts: 'e2e', 'p3' or 'synthetic'; data: the folder that holds e2e_nlg/ and p3/.
+    Raises InputError where the texts are not there or too few.
+    """
+    pairs = sorted(set(READERS[texts](Path(data))))
+    if len(pairs) < n_pairs:
+        raise InputError(f'{data}: {texts} has {len(pairs)} pairs; asked for {n_pairs}')
+    return random.Random(seed).sample(pairs, n_pairs)
+
+
+def _read_e2e(data):
+    file = _existing(data / 'e2e_nlg' / 'e2e_nlg_train.jsonl', 'scripts/get_e2e_nlg.py builds it')
+    return [(example.instruction, response) for example in read_examples(file) for response in example.candidates]
+
+
+def _read_p3(data):
+    file = _existing(data / 'p3' / 't0_train_55k.jsonl.gz', 'a line: {"instruction", "response"}')
+    with gzip.open(file, 'rt', encoding='utf-8') as lines:
+        return [(row['instruction'], row['response']) for row in map(json.loads, lines)]
+
+
+def _made_up(data, n_pairs=4000, seed=0):
+    """Instructions of 10 to 200 words, most of them short, and responses of 5 to 30."""
+    generator = random.Random(seed)
+    syllables = SYLLABLES.split()
+    vocabulary = [''.join(generator.choices(syllables, k=1 + rank % 4)) for rank in range(5000)]
+    frequencies = [1 / (1 + rank) for rank in range(5000)]
+
+    def text(n_words):
+        return ' '.join(generator.choices(vocabulary, frequencies, k=n_words))
+
+    return [(text(int(10 * 20 ** generator.random())), text(generator.randrange(5, 30))) for _ in range(n_pairs)]
+
+
+READERS = {'e2e': _read_e2e, 'p3': _read_p3, 'synthetic': _made_up}
+
+
+def _existing(file, where_from):
+    if not file.exists():
+        raise InputError(f'{file}: not there ({where_from}); give --data FOLDER, or --texts synthetic')
+    return file
+
+
+@contextlib.contextmanager
+def scorer_directory(size, pairs, dropout=DROPOUT, seed=0):
+    """A model directory of random weights and a tokenizer made from the pairs' texts, while the block runs.
+
+    size: one of SIZES.
+    """
+    published = SIZES[size] | {
+        'hidden_act': 'gelu',
+        'hidden_dropout_prob': dropout,
+        'attention_probs_dropout_prob': dropout,
+        'initializer_range': 0.02,
+        'num_labels': 1,
+    }
+    config = EncoderConfig.from_published(published, size)
+    generator = np.random.default_rng(seed)
+    tensors = {
+        name: _random_tensor(name, shape, generator, config.initializer_range)
+        for name, shape in expected_tensors(config).items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / size
+        tokenizer = _make_tokenizer(published['model_type'], [text for pair in pairs for text in pair])
+        write_checkpoint(directory, tensors, published, tokenizer=tokenizer)
+        yield directory
+
+
+def _random_tensor(name, shape, generator, spread):
+    if name.endswith('bias'):
+        return np.zeros(shape, np.float32)
+    if 'LayerNorm' in name:
+        return np.ones(shape, np.float32)
+    return generator.normal(0, spread, shape).astype(np.float32)
+
+
+def _make_tokenizer(model_type, texts):
+    """WordPiece with BERT's special tokens, or byte pairs with RoBERTa's, learned from the texts."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if model_type == 'bert':
+        special = {'pad': '[PAD]', 'unk': '[UNK]', 'cls': '[CLS]', 'sep': '[SEP]', 'mask': '[MASK]'}
+        tokenizer = Tokenizer(models.WordPiece(unk_token='[UNK]'))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=TRAINED_VOCABULARY, special_tokens=[*special.values()])
+    else:
+        special = {'cls': '<s>', 'pad': '<pad>', 'sep': '</s>', 'unk': '<unk>', 'mask': '<mask>'}
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=TRAINED_VOCABULARY, special_tokens=[*special.values()], initial_alphabet=alphabet
+        )
+    trainer.show_progress = False
+    tokenizer.train_from_iterator(texts, trainer)
+    processor = processors.BertProcessing if model_type == 'bert' else processors.RobertaProcessing
+    tokenizer.post_processor = processor(
+        *((special[end], tokenizer.token_to_id(special[end])) for end in ('sep', 'cls'))
+    )
+    inputs = (
+        ['input_ids', 'token_type_ids', 'attention_mask'] if model_type == 'bert' else ['input_ids', 'attention_mask']
+    )
+    tokens = {f'{name}_token': token for name, token in special.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, model_max_length=512, **tokens)
+
+
+def padded_batches(n_pairs, rows, row_length=512):
+    """The reference's layout: one pair a row of max_length tokens, `rows` rows a micro-batch."""
+    batches = []
+    for first in range(0, n_pairs, rows):
+        pair = np.arange(first, first + rows, dtype=np.int32)[:, None]
+        batches.append(Batch(row_length, np.where(pair < n_pairs, pair, -1), np.zeros_like(pair)))
+    return batches
+
+
+def seconds_of(work):
+    """Seconds that one call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def median_seconds(works, n_repeats):
+    """{name: median seconds} of several pieces of work, each once in turn, n_repeats times.
+
+    In turn, so that what else the machine does falls on all of them.
+    """
+    seconds = {name: [] for name in works}
+    for _ in range(n_repeats):
+        for name, work in works.items():
+            seconds[name].append(seconds_of(work))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def describe_machine(*packages):
+    """One line: processor, memory, Python, and the packages' versions."""
+    versions = []
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f'{name} {version(name)}')
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+    processor = f'{len(os.sched_getaffinity(0))} cores of {_processor()}, {memory:.0f} GiB'
+    return ', '.join([processor, f'Python {platform.python_version()}', *versions])
+
+
+def _processor():
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,164 @@
+"""A training update: packed rows against PyTorch with dynamic padding, and against rows padded to 512 tokens.
+
+    python benchmarks/training.py
+    python benchmarks/training.py --pairs_per_update 32
+
+The same random weights, pairs, order and updates for all, dropout on, AdamW, float32, one process. PyTorch pads each
+micro-batch to its longest pair and adds up gradients; it gets micro-batches of 8 (the reference's) and of 32 pairs.
+Tokens are made beforehand for all. Every update is made once before it is timed, so that nothing compiles. A second
+run without dropout compares the losses of the updates. Figures are in docs/benchmarks.md.
+"""
+
+from types import SimpleNamespace
+from typing import Literal
+
+import numpy as np
+import torch
+from common import (
+    DATA,
+    DROPOUT,
+    describe_machine,
+    median_seconds,
+    padded_batches,
+    read_pairs,
+    scorer_directory,
+    seconds_of,
+)
+from transformers import AutoModelForSequenceClassification
+
+from cappy import Cappy, training
+from cappy.flags import run
+from cappy.packing import describe_packing, fill_rows
+from cappy.tokens import encode_pairs
+
+GOING_ON = SimpleNamespace(signal=None)  # no stop is asked for
+
+
+class Work:
+    """Pairs with labels, cut into updates."""
+
+    def __init__(self, directory, pairs, pairs_per_update):
+        tokenizer = Cappy.from_pretrained(directory).tokenizer
+        self.encoded = encode_pairs(tokenizer, *zip(*pairs, strict=True), 512)
+        self.labels = np.random.default_rng(0).random(len(pairs), np.float32)
+        self.order = np.arange(len(pairs)).reshape(-1, pairs_per_update)
+        # A constant-like rate from the first update on: with a warm-up the first would move nothing.
+        self.settings = training.TrainingSettings(
+            learning_rate=2e-4, warmup_rate=0.0, per_device_batch_size=8, accumulate_grad_batches=pairs_per_update // 8
+        )
+        self.rate = training.learning_rate_schedule(self.settings, len(pairs), 1)
+
+
+class Ours:
+    """Updates of `cappy.training`, from plans of our own or packed."""
+
+    def __init__(self, directory, work, tokens_per_device=None, padded=False):
+        scorer, self.work = Cappy.from_pretrained(directory), work
+        self.config = scorer.config
+        n_pairs = len(work.labels)
+        if padded:
+            self.plans = [padded_batches(work.order.shape[1], 8) for _ in work.order]
+            self.packing = describe_packing(self.plans, [work.encoded.lengths[group] for group in work.order])
+        else:
+            self.plans, self.packing = training._plan_updates(
+                work.order, work.encoded, np.arange(n_pairs), self.config, scorer.devices, tokens_per_device
+            )
+        self.run = training._Run(
+            self.config, scorer.compute_dtype, scorer.devices, False, work.settings, n_pairs, scorer.params
+        )
+
+    def update(self, number):
+        """One update -> the loss before it."""
+        group, labels = self.work.order[number], self.work.labels
+        batches = (
+            (fill_rows(b, self.work.encoded, group, self.config), *training._targets(b, labels[group], len(group)))
+            for b in self.plans[number]
+        )
+        return self.run.update(number, batches, GOING_ON)[0]
+
+
+class PyTorch:
+    """The plain loop: micro-batches in order, each padded to its longest pair."""
+
+    def __init__(self, directory, work, micro_batch_size):
+        self.work, self.micro_batch_size = work, micro_batch_size
+        self.model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.0, fused=True)
+
+    def update(self, number):
+        """One update -> the loss before it."""
+        group, loss = self.work.order[number], 0.0
+        for first in range(0, len(group), self.micro_batch_size):
+            pairs = group[first : first + self.micro_batch_size]
+            logits = self.model(**self._padded(pairs)).logits[:, 0]
+            part = torch.square(logits - torch.from_numpy(self.work.labels[pairs])).sum() / len(group)
+            part.backward()
+            loss += part.item()
+        for settings in self.optimizer.param_groups:
+            settings['lr'] = float(self.work.rate(number))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def _padded(self, pairs):
+        encoded = self.work.encoded
+        lengths = encoded.lengths[pairs]
+        tokens = np.full((len(pairs), lengths.max()), self.model.config.pad_token_id, np.int64)
+        types, mask = np.zeros_like(tokens), np.zeros_like(tokens)
+        for row, (pair, length) in enumerate(zip(pairs, lengths, strict=True)):
+            place = slice(encoded.offsets[pair], encoded.offsets[pair + 1])
+            tokens[row, :length], mask[row, :length] = encoded.tokens[place], 1
+            types[row, :length] = encoded.types[place]
+        inputs = {'input_ids': tokens, 'attention_mask': mask}
+        if self.model.config.model_type == 'bert':
+            inputs['token_type_ids'] = types
+        return {name: torch.from_numpy(array) for name, array in inputs.items()}
+
+
+def largest_loss_difference(size, pairs, pairs_per_update):
+    """Between ours and PyTorch's, over the updates, without dropout; and the losses."""
+    with scorer_directory(size, pairs, dropout=0.0) as directory:
+        work = Work(directory, pairs, pairs_per_update)
+        ours, theirs = Ours(directory, work), PyTorch(directory, work, 32)
+        losses = np.array([(ours.update(number), theirs.update(number)) for number in range(len(work.order))])
+    return np.abs(losses[:, 0] - losses[:, 1]).max(), losses[:, 0]
+
+
+def main(
+    size: Literal['minilm', 'base'] = 'minilm',
+    texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
+    data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
+    pairs_per_update=128,
+    n_updates=3,  # each of them timed in every repeat
+    n_repeats=3,  # the median of so many is printed
+    tokens_per_device: int | None = None,  # of our micro-batches; None: training.TOKENS_PER_DEVICE
+    padded=True,  # time padded-to-512 too: one update, by far the slowest
+):
+    """Time a training update, ours, PyTorch's and padded to 512."""
+    pairs = read_pairs(texts, data, pairs_per_update * n_updates)
+    print(describe_machine('jax', 'torch', 'transformers', 'numpy'))
+    with scorer_directory(size, pairs) as directory:
+        work = Work(directory, pairs, pairs_per_update)
+        ours = Ours(directory, work, tokens_per_device)
+        sides = {'packed': ours} | {f'PyTorch, {n} a micro-batch': PyTorch(directory, work, n) for n in (8, 32)}
+        counts = dict.fromkeys(sides, n_updates)
+        if padded:
+            sides['padded to 512'], counts['padded to 512'] = Ours(directory, work, padded=True), 1
+
+        def updates(name):
+            return [sides[name].update(number) for number in range(counts[name])]
+
+        first = {name: seconds_of(lambda name=name: updates(name)) for name in sides}
+        seconds = median_seconds({name: lambda name=name: updates(name) for name in sides}, n_repeats)
+    seconds = {name: s / counts[name] for name, s in seconds.items()}
+    print(f'{size}, {texts}, {pairs_per_update} pairs an update, {work.encoded.lengths.mean():.0f} tokens a pair')
+    print(f'dropout {DROPOUT}, median of {n_repeats}; packing {ours.packing}')
+    for name, s in seconds.items():
+        print(f'{name:26} {s:8.3f} s an update {pairs_per_update / s:7.1f} pairs/s', end='')
+        print(f' {s / seconds["packed"]:6.2f}x packed; {first[name] - s * counts[name]:.1f} s more at first')
+    difference, losses = largest_loss_difference(size, pairs, pairs_per_update)
+    print(f'without dropout: losses {losses.round(4)}, largest difference to PyTorch {difference:.1e}')
+
+
+if __name__ == '__main__':
+    run(main)

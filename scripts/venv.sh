@@ -1,0 +1,43 @@
+# Sourced by test.sh and quickstart.sh, in the repository's root: makes .venv and installs into it once.
+
+# make_venv: .venv with a Python that the project supports; PYTHON names another one than python3.
+make_venv() {
+    local python=${PYTHON:-python3}
+    if [ ! -x .venv/bin/python ]; then
+        if ! command -v "$python" > /dev/null; then
+            echo "$0: no $python here; install Python 3.11 or newer, or name one: PYTHON=python3.12 bash $0" >&2
+            exit 1
+        fi
+        echo "Making .venv with $("$python" --version)"
+        "$python" -m venv .venv || { rm -rf .venv; echo "$0: $python -m venv failed; see above" >&2; exit 1; }
+    fi
+    if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "$0: .venv has $(.venv/bin/python --version); remove it, then: PYTHON=python3.12 bash $0" >&2
+        exit 1
+    fi
+}
+
+# install_once NAME FUNCTION: calls FUNCTION unless it has run with these requirements and these scripts before.
+install_once() {
+    local stamp=.venv/installed-$1 wanted
+    wanted=$(cat requirements.txt pyproject.toml scripts/venv.sh "$0" | .venv/bin/python -c \
+        'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')" ${CAPPY_TORCH-}"
+    if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
+        echo "Installing what ${0##*/} needs into .venv (once, some minutes)"
+        "$2"
+        echo "$wanted" > "$stamp"
+    fi
+}
+
+# quiet_pip ARGUMENTS: pip install, heard only when it fails.
+quiet_pip() {
+    local log
+    log=$(mktemp)
+    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" > "$log" 2>&1; then
+        cat "$log" >&2
+        echo "$0: pip install $* failed; see above" >&2
+        rm -f "$log"
+        exit 1
+    fi
+    rm -f "$log"
+}

@@ -1,0 +1,178 @@
+"""What the tests share: where things lie, tiny scorers made on the spot, and compiled programs kept for the session."""
+
+import atexit
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / 'tests' / 'recorded'
+
+# Before jax is imported: subprocesses inherit these, and so what one test compiles the next one finds.
+COMPILATIONS = tempfile.mkdtemp(prefix='cappy-tests-')
+atexit.register(shutil.rmtree, COMPILATIONS, ignore_errors=True)
+os.environ.update(
+    JAX_COMPILATION_CACHE_DIR=COMPILATIONS,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.1',
+    JAX_PLATFORMS='cpu',
+    HF_HUB_OFFLINE='1',
+    TOKENIZERS_PARALLELISM='false',
+)
+
+ROBERTA = {
+    'model_type': 'roberta',
+    'vocab_size': 2000,
+    'hidden_size': 32,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 4,
+    'intermediate_size': 48,
+    'max_position_embeddings': 100,
+    'type_vocab_size': 1,
+    'layer_norm_eps': 1e-5,
+    'hidden_act': 'gelu',
+    'pad_token_id': 1,
+    'bos_token_id': 0,
+    'eos_token_id': 2,
+    'hidden_dropout_prob': 0.0,
+    'attention_probs_dropout_prob': 0.0,
+    'classifier_dropout': None,
+    'initializer_range': 0.02,
+}
+BERT = {**ROBERTA, 'model_type': 'bert', 'vocab_size': 110, 'type_vocab_size': 2, 'pad_token_id': 0}
+DROPOUT = {'hidden_dropout_prob': 0.1, 'attention_probs_dropout_prob': 0.1}
+
+WORDS = 'the cat sat on a mat and saw two red birds paint sing tell me what is it yes no'.split()
+
+
+def word_pieces():
+    """A WordPiece tokenizer: a few words whole, all other text by letters."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(code) for code in range(ord('a'), ord('z') + 1)]
+    vocabulary = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *'.,?!', *letters, *(f'##{x}' for x in letters)]
+    vocabulary += [word for word in WORDS if word not in vocabulary]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token='[UNK]'))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single='[CLS] $A [SEP]', pair='[CLS] $A [SEP] $B:1 [SEP]:1', special_tokens=[('[CLS]', 2), ('[SEP]', 3)]
+    )
+    specials = {'pad_token': '[PAD]', 'unk_token': '[UNK]', 'cls_token': '[CLS]', 'sep_token': '[SEP]'}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        mask_token='[MASK]',
+        model_input_names=['input_ids', 'token_type_ids', 'attention_mask'],
+        **specials,
+    )
+
+
+def random_tensors(config, seed=0):
+    """Weights so large that pairs score apart, as named tensors."""
+    from cappy.encoder import EncoderConfig, expected_tensors
+
+    generator = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in expected_tensors(EncoderConfig.from_published(config, 'config')).items():
+        is_scale = name.endswith('LayerNorm.weight')
+        tensors[name] = generator.normal(1.0 if is_scale else 0.0, 0.2, shape).astype(np.float32)
+    return tensors
+
+
+def make_directory(folder, config, tensors=None):
+    """A model directory with random weights and a tokenizer."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    (folder / 'config.json').write_text(json.dumps(config))
+    save_file(random_tensors(config) if tensors is None else tensors, folder / 'model.safetensors', {'format': 'pt'})
+    if config['model_type'] == 'bert':
+        word_pieces().save_pretrained(folder)
+    else:
+        for name in ('tokenizer.json', 'tokenizer_config.json'):
+            shutil.copy(RECORDED / 'tiny-cappy' / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def recorded():
+    return RECORDED
+
+
+@pytest.fixture(scope='session')
+def shared():
+    """The folder of shared material next to the repository."""
+    folder = ROOT.parent / 'shared'
+    if not folder.is_dir():
+        pytest.skip('needs ../shared')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_cappy():
+    return RECORDED / 'tiny-cappy'
+
+
+@pytest.fixture(scope='session')
+def tiny_directories(tmp_path_factory):
+    """{name: model directory}: roberta, bert, and both with dropout."""
+    folder = tmp_path_factory.mktemp('models')
+    configs = {
+        'roberta': ROBERTA,
+        'bert': BERT,
+        'roberta-dropout': {**ROBERTA, **DROPOUT},
+        'bert-dropout': {**BERT, **DROPOUT},
+    }
+    return {name: make_directory(folder / name, config) for name, config in configs.items()}
+
+
+@pytest.fixture(scope='session')
+def make_model(tmp_path_factory):
+    """(config changes, base='roberta', tensors=None) -> a new model directory."""
+
+    def make(changes=None, base='roberta', tensors=None):
+        config = {**(BERT if base == 'bert' else ROBERTA), **(changes or {})}
+        return make_directory(tmp_path_factory.mktemp('model') / base, config, tensors)
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def texts():
+    """(n, seed) -> n pairs of texts of uneven lengths; a few are alike, a few are empty."""
+
+    def make(n, seed=0, longest=14):
+        generator = np.random.default_rng(seed)
+
+        def text():
+            return ' '.join(generator.choice(WORDS, generator.integers(0, longest)))
+
+        return [(text(), text()) for _ in range(n)]
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def run_python():
+    """(arguments, n_devices=1, **environment) -> a started Python process whose jax has so many CPU devices."""
+
+    def run(*arguments, n_devices=1, **environment):
+        flags = f'--xla_force_host_platform_device_count={n_devices}'
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return run

@@ -1,0 +1,133 @@
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cappy import scoring
+from cappy.errors import InputError
+from cappy.scorer import Cappy
+from cappy.scoring import score_pairs
+
+
+@pytest.fixture(scope='module')
+def scorer(tiny_directories):
+    return Cappy.from_pretrained(tiny_directories['roberta'], max_length=24)
+
+
+def scored(scorer, pairs, params=None, **options):
+    """Scores and counts of each window."""
+    windows = score_pairs(
+        scorer.params if params is None else params,
+        scorer.tokenizer,
+        pairs,
+        scorer.config,
+        scorer.devices,
+        scorer.compute_dtype,
+        scorer.max_length,
+        **options,
+    )
+    windows = list(windows)
+    return np.concatenate([scores for scores, _ in windows] or [np.empty(0)]), [counts for _, counts in windows]
+
+
+@pytest.fixture(scope='module')
+def one_by_one(scorer, texts):
+    pairs = texts(24)
+    return pairs, np.array([scored(scorer, [pair])[0][0] for pair in pairs])
+
+
+@pytest.mark.parametrize('tokens_per_device', [None, 48])
+def test_many_pairs_score_as_each_does_alone_and_in_order(scorer, one_by_one, tokens_per_device):
+    pairs, alone = one_by_one
+    scores, _ = scored(scorer, pairs, tokens_per_device=tokens_per_device)
+    assert scores.dtype == np.float32
+    assert alone.std() > 0.3  # else any order would do
+    np.testing.assert_allclose(scores, alone, rtol=0, atol=5e-6)
+    backwards, _ = scored(scorer, pairs[::-1], tokens_per_device=tokens_per_device)
+    np.testing.assert_allclose(backwards[::-1], alone, rtol=0, atol=5e-6)
+
+
+def test_identical_pairs_are_scored_once_and_counted(scorer, one_by_one):
+    pairs, alone = one_by_one
+    scores, [counts] = scored(scorer, pairs + pairs[:5] + [list(pairs[0])])
+    np.testing.assert_allclose(scores, np.concatenate([alone, alone[:5], alone[:1]]), rtol=0, atol=5e-6)
+    assert scores[24:29].tolist() == scores[:5].tolist()
+    assert (counts['pairs'], counts['unique_pairs']) == (30, len(set(pairs)))
+    full = [len(scorer.tokenizer(*pair)['input_ids']) for pair in set(pairs)]
+    assert counts['truncated_pairs'] == sum(length > 24 for length in full) > 0
+    own = sum(min(length, 24) for length in full)
+    assert 0.5 < counts['fill'] <= 1
+    assert own / counts['fill'] >= counts['rows'] * min(counts['row_lengths'])
+
+
+def test_swapping_instruction_and_response_is_another_pair(scorer):
+    scores, [counts] = scored(scorer, [('the cat', 'two birds'), ('two birds', 'the cat')])
+    assert counts['unique_pairs'] == 2
+    assert abs(scores[0] - scores[1]) > 1e-3
+
+
+def test_windows_follow_one_another_in_order(scorer, one_by_one, monkeypatch):
+    pairs, alone = one_by_one
+    monkeypatch.setattr(scoring, 'WINDOW', 10)
+    scores, counts = scored(scorer, (pair for pair in pairs))
+    np.testing.assert_allclose(scores, alone, rtol=0, atol=5e-6)
+    assert [count['pairs'] for count in counts] == [10, 10, 4]
+
+
+def test_a_generator_is_read_as_a_list_is(scorer, one_by_one):
+    pairs, alone = one_by_one
+    np.testing.assert_allclose(scored(scorer, iter(pairs))[0], alone, rtol=0, atol=5e-6)
+
+
+def test_no_pairs_have_no_scores(scorer):
+    scores, counts = scored(scorer, [])
+    assert len(scores) == 0 and counts == []
+    scores, counts = scorer.score_with_counts(iter(()))
+    assert (scores.dtype, scores.shape) == (np.float32, (0,))
+    assert counts == {'pairs': 0, 'unique_pairs': 0, 'truncated_pairs': 0}
+
+
+@pytest.mark.parametrize(
+    ('pair', 'found'),
+    [
+        ('ab', 'expected (instruction, response)'),
+        (('a', 'b', 'c'), 'expected (instruction, response)'),
+        (None, 'expected (instruction, response)'),
+        (('a', None), 'response: expected text; found NoneType'),
+        ((3, 'b'), 'instruction: expected text; found int'),
+    ],
+)
+def test_what_is_no_pair_is_named_by_its_place(scorer, one_by_one, pair, found, monkeypatch):
+    monkeypatch.setattr(scoring, 'WINDOW', 2)
+    with pytest.raises(InputError) as caught:
+        scored(scorer, one_by_one[0][:3] + [pair])
+    assert str(caught.value).startswith('pair 3: ')
+    assert found in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_an_error(scorer, one_by_one):
+    broken = jax.tree.map(lambda leaf: leaf, scorer.params)
+    broken['classifier.out_proj'] = {**broken['classifier.out_proj'], 'bias': jnp.full(1, jnp.nan)}
+    with pytest.raises(InputError, match='pair 0 has the score nan: the weights are not sound'):
+        scored(scorer, one_by_one[0][:3], params=broken)
+
+
+def test_bfloat16_scores_are_close_and_in_float32(tiny_directories, one_by_one):
+    pairs, alone = one_by_one
+    half = Cappy.from_pretrained(tiny_directories['roberta'], max_length=24, compute_dtype='bfloat16')
+    scores = half.score(pairs)
+    assert scores.dtype == np.float32
+    assert 0 < np.abs(scores - alone).max() < 0.1 * alone.std()
+    # On bfloat16's own grid all scores would be equal to themselves rounded to 8 bits.
+    assert (scores != np.asarray(scores.astype(jnp.bfloat16), np.float32)).any()
+
+
+def test_a_scorer_says_nothing_on_the_root_log_when_it_scores(scorer, one_by_one, caplog, capsys):
+    with caplog.at_level(logging.WARNING):
+        scores = scorer.score(one_by_one[0][:3])
+    np.testing.assert_allclose(scores, one_by_one[1][:3], rtol=0, atol=5e-6)
+    assert caplog.records == []
+    assert capsys.readouterr() == ('', '')
