@@ -179,8 +179,8 @@ def plan_batches(lengths, row_lengths, cost, tokens_per_batch, n_data=1, slots=N
     """Cut pairs into batches of rows.
 
     lengths: int [n]; row_lengths: ascending, one holds the longest pair; tokens_per_batch: R * L at most, on each of
-    n_data devices, but always one row each; slots: {row length: C} to keep shapes alike between plans, None: as needed, the
-    next power of two.
+    n_data devices, but always one row each; slots: {row length: C} to keep shapes alike between plans, None: as needed,
+    the next power of two.
     Returns a list of Batch, long rows first, in which each pair 0..n-1 stands once. R is a multiple of n_data, one of
     two numbers for each row length.
     """

@@ -79,8 +79,8 @@ def learning_rate_schedule(settings, train_size, n_data):
     """Update number, from 0 -> the rate applied.
 
     'reference': linear warm-up and decay over as many steps as there are micro-batches, asked by the update's number,
-    so that the warm-up is accumulate_grad_batches times too long (cappy_bigbench.py:152-161 of the reference, with redco
-    0.4.13 deployer.py:177). 'corrected': over the updates. Both start from 0, so the first update moves nothing.
+    so that the warm-up is accumulate_grad_batches times too long (reference, cappy_bigbench.py:152-161, with redco
+    0.4.13, deployer.py:177). 'corrected': over the updates. Both start from 0, so the first update moves nothing.
     """
     if settings.lr_schedule == 'reference':
         n_steps = train_size // (settings.per_device_batch_size * n_data)

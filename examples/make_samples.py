@@ -1,4 +1,4 @@
-"""The candidates of the examples: trains a tiny T5 on other inputs of the same tasks and samples it.
+"""The examples' candidates: trains a tiny T5 on other inputs of the same tasks and samples it.
 
     python examples/make_samples.py
 

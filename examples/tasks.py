@@ -13,7 +13,6 @@ import random
 from itertools import islice
 from pathlib import Path
 
-TASKS = ('mixed_kinds', 'rewrite_tense', 'facts_to_sentence')
 N_EXAMPLES = {'train': 160, 'validation': 80}
 
 
@@ -124,11 +123,10 @@ def mixed_kinds(rng):
     """Five words of two kinds; the kinds in alphabetical order."""
     kinds = sorted(rng.sample(sorted(KINDS), 2))
     n_first = rng.randint(1, 4)
-    words = rng.sample(KINDS[kinds[0]], n_first) + rng.sample(KINDS[kinds[1]], 5 - n_first)
-    rng.shuffle(words)
-    return f'Which two kinds of things are mixed here?\nThings: {", ".join(words)}\nAnswer:', [
-        ', '.join(kinds)
-    ]
+    things = rng.sample(KINDS[kinds[0]], n_first) + rng.sample(KINDS[kinds[1]], 5 - n_first)
+    rng.shuffle(things)
+    question = 'Which two kinds of things are mixed here?'
+    return f'{question}\nThings: {", ".join(things)}\nAnswer:', [', '.join(kinds)]
 
 
 def rewrite_tense(rng):
@@ -140,13 +138,14 @@ def rewrite_tense(rng):
 
     def sentence(form):
         first, second = form(verbs[0]), form(verbs[1])
-        return f'{names[0]} {first} {things[0]} at the {place} and {names[1]} {second} {things[1]} on {time}.'
+        return (
+            f'{names[0]} {first} {things[0]} at the {place} and '
+            f'{names[1]} {second} {things[1]} on {time}.'
+        )
 
-    rewritten = sentence(
-        (lambda verb: verb[1]) if tense == 'past' else (lambda verb: f'will {verb[2]}')
-    )
-    present = sentence(lambda verb: verb[0])
-    return f'Rewrite the sentence in the {tense} tense.\nSentence: {present}\nAnswer:', [rewritten]
+    rewritten = sentence(lambda verb: verb[1] if tense == 'past' else f'will {verb[2]}')
+    request = f'Rewrite the sentence in the {tense} tense.'
+    return f'{request}\nSentence: {sentence(lambda verb: verb[0])}\nAnswer:', [rewritten]
 
 
 def person(rng):
@@ -176,17 +175,16 @@ def facts_to_sentence(rng):
     facts = person(rng)
     listed = [f'{name} = {fact}' for name, fact in facts.items()]
     rng.shuffle(listed)
-    return f'Put these facts into one sentence.\nFacts: {"; ".join(listed)}\nAnswer:', wordings(
-        facts
-    )
+    request = 'Put these facts into one sentence.'
+    return f'{request}\nFacts: {"; ".join(listed)}\nAnswer:', wordings(facts)
 
 
-MAKERS = {task.__name__: task for task in (mixed_kinds, rewrite_tense, facts_to_sentence)}
+TASKS = {task.__name__: task for task in (mixed_kinds, rewrite_tense, facts_to_sentence)}
 
 
 def inputs(task, seed=0):
     """Yields (instruction, references) without end, no instruction twice."""
-    make, rng, seen = MAKERS[task], random.Random(f'{task} {seed}'), set()
+    make, rng, seen = TASKS[task], random.Random(f'{task} {seed}'), set()
     while True:
         instruction, references = make(rng)
         if instruction not in seen:
@@ -217,9 +215,9 @@ def language_model_inputs(task, n_inputs):
 
 
 def write_data(folder):
-    """Writes `{task}_{split}.jsonl` and `subset_names.json` as the folder `bigbench_data` has them."""
+    """Writes the folder `bigbench_data` of the tasks: a file a split, and the tasks' names."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'subset_names.json').write_text(json.dumps(TASKS))
+    (folder / 'subset_names.json').write_text(json.dumps(list(TASKS)))
     for task in TASKS:
         for split in N_EXAMPLES:
             lines = [json.dumps(example) + '\n' for example in split_examples(task, split)]

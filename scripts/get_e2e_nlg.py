@@ -1,11 +1,12 @@
-"""Real data for `cappy_bigbench.py`: the E2E NLG Challenge, its inputs, references and systems' outputs.
+"""Real data for `cappy_bigbench.py`: the inputs, references and systems of the E2E NLG Challenge.
 
     python scripts/get_e2e_nlg.py
 
-630 restaurants to describe, 1 to 45 human references each, the outputs of 19 systems as decodings; 500 to train on and
-130 to validate. Written to `bigbench_flan_gens/e2e-systems/e2e_nlg_{train,validation}.jsonl` from two public
-repositories, which are fetched with git unless folders are given. Both data sets, and so these files, are under
-CC BY-SA 4.0. Nothing is fetched again that is already there; delete the folder in `cache_dir` to do so.
+630 restaurants to describe, 1 to 45 human references each, the outputs of 19 systems as decodings;
+500 to train on and 130 to validate. Written to
+`bigbench_flan_gens/e2e-systems/e2e_nlg_{train,validation}.jsonl` from two public repositories,
+which are fetched with git unless folders are given. Both data sets, and so these files, are under
+CC BY-SA 4.0. What is in `cache_dir` is not fetched again.
 """
 
 import csv
@@ -65,7 +66,7 @@ def main(
 
 
 def fetch(name, cache_dir):
-    """The folder of a repository, cloned aside and renamed, so that a broken clone is never taken for a whole one."""
+    """The folder of a repository, cloned aside and renamed: a broken clone never looks whole."""
     folder = Path(cache_dir) / name
     if folder.is_dir():
         return folder
@@ -94,7 +95,7 @@ def fetch(name, cache_dir):
 
 
 def read_references(path):
-    """{input: [references]} of the dataset's CSV, in its order; raises InputError naming file and line."""
+    """{input: [references]} of the dataset's CSV, in its order."""
     references = {}
     for _, meaning, reference in read_table(path, ('mr', 'ref'), ','):
         references.setdefault(meaning, []).append(reference)
@@ -119,16 +120,17 @@ def read_outputs(path, known):
     missing = [meaning for meaning in known if meaning not in outputs]
     if missing:
         raise InputError(
-            f'{path}: no output for {len(missing)} of {len(known)} inputs, the first {missing[0][:60]!r}'
+            f'{path}: no output for {len(missing)} of {len(known)} inputs, '
+            f'the first {missing[0][:60]!r}'
         )
     return outputs
 
 
 def read_table(path, header, delimiter):
-    """Yields (line from 1, first field, second field) of a table of two quoted columns under its header."""
+    """Yields (line from 1, first field, second field) of a table of two columns under a header."""
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
-            rows, line = csv.reader(file, delimiter=delimiter, strict=True), 1
+            rows, line = csv.reader(file, delimiter=delimiter, strict=True), 1  # a row's first line
             for row in rows:
                 if line == 1 and tuple(row) != header:
                     raise InputError(

@@ -38,7 +38,7 @@ def outputs_of(system):
 
 
 def write_repositories(folder, references, outputs):
-    """references {input: [text]}, outputs {system: {input: text}}, as the repositories hold them."""
+    """references {input: [text]}, outputs {system: {input: text}}, as the repositories do."""
     dataset, evaluation = folder / 'e2e-dataset', folder / 'e2e-eval'
     (evaluation / 'system_outputs' / 'primary').mkdir(parents=True)
     dataset.mkdir()

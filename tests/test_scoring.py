@@ -43,7 +43,7 @@ def test_many_pairs_score_as_each_does_alone_and_in_order(scorer, one_by_one, to
     pairs, alone = one_by_one
     scores, _ = scored(scorer, pairs, tokens_per_device=tokens_per_device)
     assert scores.dtype == np.float32
-    assert alone.std() > 0.3  # else any order would do
+    assert alone.std() > 0.15  # else any order would do
     np.testing.assert_allclose(scores, alone, rtol=0, atol=5e-6)
     backwards, _ = scored(scorer, pairs[::-1], tokens_per_device=tokens_per_device)
     np.testing.assert_allclose(backwards[::-1], alone, rtol=0, atol=5e-6)
@@ -55,11 +55,10 @@ def test_identical_pairs_are_scored_once_and_counted(scorer, one_by_one):
     np.testing.assert_allclose(scores, np.concatenate([alone, alone[:5], alone[:1]]), rtol=0, atol=5e-6)
     assert scores[24:29].tolist() == scores[:5].tolist()
     assert (counts['pairs'], counts['unique_pairs']) == (30, len(set(pairs)))
-    full = [len(scorer.tokenizer(*pair)['input_ids']) for pair in set(pairs)]
+    full = [len(ids) for ids in scorer.tokenizer(*map(list, zip(*set(pairs), strict=True)))['input_ids']]
     assert counts['truncated_pairs'] == sum(length > 24 for length in full) > 0
-    own = sum(min(length, 24) for length in full)
-    assert 0.5 < counts['fill'] <= 1
-    assert own / counts['fill'] >= counts['rows'] * min(counts['row_lengths'])
+    [row_length] = counts['row_lengths']
+    assert counts['fill'] == pytest.approx(sum(min(length, 24) for length in full) / (counts['rows'] * row_length))
 
 
 def test_swapping_instruction_and_response_is_another_pair(scorer):

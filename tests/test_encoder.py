@@ -1,0 +1,301 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cappy.checkpoint import read_config, read_tensors
+from cappy.devices import get_devices
+from cappy.encoder import (
+    EncoderConfig,
+    Scorer,
+    dropout,
+    expected_tensors,
+    mix_bits,
+    params_from_tensors,
+    tensors_from_params,
+)
+from cappy.errors import InputError
+from cappy.packing import RowCost, fill_rows, plan_batches
+from cappy.tokens import EncodedPairs, encode_pairs, load_tokenizer
+from cappy.training import TrainingSettings, training_programs
+
+COST = RowCost(attention=0)
+SETTINGS = TrainingSettings()
+
+
+def load(path):
+    """The config and parameters of a model directory."""
+    config = EncoderConfig.from_published(read_config(path), path)
+    return config, params_from_tensors(read_tensors(path), config)
+
+
+def random_pairs(config, n=7, seed=0, longest=22):
+    """EncodedPairs of random tokens, of all lengths from 4 on."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.permutation(np.linspace(4, longest, n).astype(int))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = generator.integers(5, config.vocab_size, offsets[-1]).astype(np.int32)
+    types = np.concatenate([np.arange(length) >= length // 2 for length in lengths]).astype(np.uint8)
+    return EncodedPairs(tokens, types, offsets, np.zeros(n, bool))
+
+
+def packed_scores(config, params, encoded, row_length, dtype=jnp.float32, slots=None, which=None):
+    """Score of each pair where several lie in rows of one length; which: their order."""
+    which = np.arange(len(encoded.lengths)) if which is None else which
+    plan = plan_batches(encoded.lengths[which], (row_length,), COST, 10_000, slots=slots)
+    [batch] = plan
+    rows = fill_rows(batch, encoded, which, config)
+    scores = np.empty(len(which), np.float32)
+    filled = batch.pair >= 0
+    program = jax.jit(lambda params, rows: Scorer(config, dtype).apply({'params': params}, rows))
+    scores[which[batch.pair[filled]]] = np.asarray(program(params, rows))[filled]
+    return scores, batch
+
+
+def torch_batch(config, encoded):
+    """Padded input of a PyTorch model, as its tokenizer would give it."""
+    import torch
+
+    lengths = encoded.lengths
+    inputs = {
+        'input_ids': np.full((len(lengths), lengths.max()), config.pad_token_id),
+        'attention_mask': np.arange(lengths.max()) < lengths[:, None],
+        'token_type_ids': np.zeros((len(lengths), lengths.max())),
+    }
+    for i, length in enumerate(lengths):
+        inputs['input_ids'][i, :length] = encoded.tokens[encoded.offsets[i] :][:length]
+        if config.model_type == 'bert':
+            inputs['token_type_ids'][i, :length] = encoded.types[encoded.offsets[i] :][:length]
+    return {name: torch.tensor(array.astype(np.int64)) for name, array in inputs.items()}
+
+
+def torch_model(path):
+    """PyTorch's own model of the directory; every tensor of ours must be one of its, and none of its be missing."""
+    transformers = pytest.importorskip('transformers')
+    pytest.importorskip('torch')
+    model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, output_loading_info=True, attn_implementation='eager'
+    )
+    assert not report['missing_keys'] and not report['unexpected_keys'] and not report['mismatched_keys']
+    return model.eval()
+
+
+def torch_scores(path, config, encoded):
+    torch = pytest.importorskip('torch')
+    with torch.no_grad():
+        return torch_model(path)(**torch_batch(config, encoded)).logits[:, 0].numpy()
+
+
+@pytest.mark.parametrize('name', ['roberta', 'bert'])
+def test_scores_equal_pytorch_transformers(tiny_directories, name):
+    config, params = load(tiny_directories[name])
+    encoded = random_pairs(config)
+    expected = torch_scores(tiny_directories[name], config, encoded)
+    assert expected.std() > 0.1
+    scores, _ = packed_scores(config, params, encoded, 24)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('activation', ['gelu_new', 'relu', 'silu'])
+def test_activations_equal_pytorch_transformers(make_model, tiny_directories, activation):
+    path = make_model({'hidden_act': activation})
+    config, params = load(path)
+    encoded = random_pairs(config)
+    scores, _ = packed_scores(config, params, encoded, 24)
+    np.testing.assert_allclose(scores, torch_scores(path, config, encoded), rtol=0, atol=1e-5)
+    # 1e-4: gelu_new is that near to gelu; the others are further off.
+    others, _ = packed_scores(dataclasses.replace(config, hidden_act='gelu'), params, encoded, 24)
+    assert np.abs(scores - others).max() > 3e-5
+
+
+def test_a_pad_token_inside_a_text_is_scored_as_pytorch_scores_it(tiny_directories):
+    path = tiny_directories['roberta']
+    config, params = load(path)
+    tokenizer = load_tokenizer(path)
+    pairs = [('the <pad> cat', 'sat <pad><pad>on'), ('<pad>', 'a mat'), ('the cat', 'sat on')]
+    encoded = encode_pairs(tokenizer, *zip(*pairs, strict=True), 64)
+    assert (encoded.tokens == config.pad_token_id).sum() == 4
+    scores, _ = packed_scores(config, params, encoded, 64)
+    expected = torch_scores(path, config, encoded)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+    assert np.ptp(scores) > 0.05
+
+
+def test_the_longest_pair_of_each_kind_uses_the_last_position(tiny_directories):
+    for name, longest in (('roberta', 98), ('bert', 100)):
+        config, params = load(tiny_directories[name])
+        assert config.max_length == longest
+        encoded = random_pairs(config, n=2, longest=longest)
+        scores, _ = packed_scores(config, params, encoded, longest)
+        np.testing.assert_allclose(scores, torch_scores(tiny_directories[name], config, encoded), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['roberta', 'bert'])
+def test_a_pair_scores_alike_alone_and_in_any_order_row_and_slot(tiny_directories, name):
+    config, params = load(tiny_directories[name])
+    encoded = random_pairs(config, n=9)
+    alone, batch = packed_scores(config, params, encoded, 22, slots={22: 1})
+    assert batch.shape[0] > 4
+    for row_length in (24, 40, 200):
+        for seed in (0, 1):
+            order = np.random.default_rng(seed).permutation(9)
+            scores, batch = packed_scores(config, params, encoded, row_length, slots={row_length: 9}, which=order)
+            np.testing.assert_allclose(scores, alone, rtol=0, atol=5e-6, err_msg=f'row length {row_length}')
+    assert (batch.pair >= 0).sum(axis=1).max() == 9  # in the longest rows all pairs lie side by side
+
+
+@pytest.mark.parametrize('name', ['roberta', 'bert'])
+def test_bfloat16_scores_are_close_to_float32(tiny_directories, name):
+    config, params = load(tiny_directories[name])
+    encoded = random_pairs(config, n=9)
+    exact, _ = packed_scores(config, params, encoded, 40)
+    rounded, _ = packed_scores(config, params, encoded, 40, dtype=jnp.bfloat16)
+    assert rounded.dtype == np.float32
+    assert 1e-5 < np.abs(rounded - exact).max() < 0.1 * exact.std()
+
+
+def accumulated(config, params, plan, encoded, which, labels, key=0, rematerialise=False):
+    """Loss of an update's pairs and its gradients, from the batches of a plan one after the other."""
+    accumulate, _, _ = training_programs(config, jnp.float32, get_devices(), rematerialise, SETTINGS, 1024)
+    accumulate = jax.jit(accumulate)
+    grads, loss = jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
+    for batch in plan:
+        filled = batch.pair >= 0
+        targets = np.where(filled, labels[batch.pair], 0).astype(np.float32)
+        weights = (filled / len(which)).astype(np.float32)
+        rows = fill_rows(batch, encoded, which, config)
+        grads, loss = accumulate(grads, loss, params, rows, targets, weights, np.uint32(key))
+    return float(loss), tensors_from_params(jax.device_get(grads))
+
+
+@pytest.mark.parametrize('name', ['roberta', 'bert'])
+def test_gradients_of_every_parameter_equal_pytorch(tiny_directories, name):
+    torch = pytest.importorskip('torch')
+    config, params = load(tiny_directories[name])
+    encoded, everything = random_pairs(config, n=9), np.arange(9)
+    labels = np.random.default_rng(1).uniform(size=9)
+    plan = plan_batches(encoded.lengths, (48,), COST, 10_000)
+    loss, grads = accumulated(config, params, plan, encoded, everything, labels)
+
+    model = torch_model(tiny_directories[name])
+    scores = model(**torch_batch(config, encoded)).logits[:, 0]
+    expected_loss = torch.nn.functional.mse_loss(scores, torch.tensor(labels, dtype=torch.float32))
+    expected_loss.backward()
+    assert loss == pytest.approx(float(expected_loss.detach()), abs=1e-5)
+    expected = {name: tensor.grad.numpy() for name, tensor in model.named_parameters()}
+    assert sorted(grads) == sorted(expected)
+    for name, grad in expected.items():
+        # Sums of some hundred terms in another order; keys' biases have no gradient but for rounding.
+        scale = np.abs(grad).max()
+        np.testing.assert_allclose(grads[name], grad, rtol=0, atol=2e-5 * max(scale, 0.05), err_msg=name)
+        assert scale > 1e-3 or name.endswith('key.bias'), name
+
+
+def test_a_dropped_share_is_the_rate_and_the_rest_is_scaled_up():
+    x = jnp.ones((300, 64))
+    noise = mix_bits(jnp.arange(300, dtype=jnp.uint32))
+    for rate in (0.1, 0.5):
+        dropped = np.asarray(dropout(x, rate, noise, site=4))
+        spread = 4 * (rate * (1 - rate) / x.size) ** 0.5
+        assert abs((dropped == 0).mean() - rate) < spread
+        np.testing.assert_allclose(np.unique(dropped), [0, 1 / (1 - rate)], rtol=1e-6)
+        assert abs(dropped.mean() - 1) < spread / (1 - rate)
+    assert dropout(x, 0.0, noise, 4) is x
+    assert dropout(x, 0.5, None, 4) is x
+
+
+def test_masks_of_tokens_sites_updates_and_elements_are_independent():
+    def mask(first, site):
+        noise = mix_bits(mix_bits(jnp.arange(200, dtype=jnp.uint32) + np.uint32(first)))
+        return np.asarray(dropout(jnp.ones((200, 64)), 0.5, noise, site) > 0)
+
+    one = mask(0, 3)
+    assert (one == mask(0, 3)).all()
+    others = {
+        'site': mask(0, 4),
+        'update': mask(987654321, 3),
+        'next token': np.roll(one, 1, axis=0),
+        'next element': np.roll(one, 1, axis=1),
+    }
+    for name, other in others.items():
+        # Coins agree half the time; five standard deviations.
+        assert abs((one == other).mean() - 0.5) < 5 * 0.5 / one.size**0.5, name
+
+
+@pytest.mark.parametrize('name', ['roberta-dropout', 'bert-dropout'])
+def test_an_update_with_dropout_is_the_same_however_its_pairs_are_laid_out(tiny_directories, name):
+    config, params = load(tiny_directories[name])
+    encoded = random_pairs(config, n=9)
+    which, labels = np.random.default_rng(2).permutation(9), np.linspace(0, 1, 9)
+    lengths = encoded.lengths[which]
+    one_row = plan_batches(lengths, (200,), COST, 200)
+    alone = plan_batches(lengths, (22,), COST, 22 * 3)
+    assert [len(one_row), one_row[0].shape[0]] == [1, 1] and len(alone) > 2
+    loss, grads = accumulated(config, params, one_row, encoded, which, labels, key=5)
+    for plan in (alone, alone[::-1]):
+        other_loss, other_grads = accumulated(config, params, plan, encoded, which, labels, key=5)
+        assert other_loss == pytest.approx(loss, abs=1e-5)
+        for name, grad in grads.items():
+            np.testing.assert_allclose(other_grads[name], grad, rtol=0, atol=1e-4 * max(np.abs(grad).max(), 0.05))
+    next_loss, _ = accumulated(config, params, alone, encoded, which, labels, key=6)
+    dry = dataclasses.replace(
+        config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0
+    )
+    dry_loss, _ = accumulated(dry, params, alone, encoded, which, labels, key=5)
+    assert abs(next_loss - loss) > 1e-3
+    assert abs(dry_loss - loss) > 1e-3
+
+
+def test_dropout_differs_between_the_copies_of_a_pair_in_an_update(tiny_directories):
+    config, params = load(tiny_directories['roberta-dropout'])
+    encoded = random_pairs(config, n=1, longest=12)
+    which = np.zeros(8, np.int64)
+    [batch] = plan_batches(encoded.lengths[which], (24,), COST, 1000)
+    rows = fill_rows(batch, encoded, which, config)
+    model = Scorer(config)
+    program = jax.jit(lambda params, rows, key: model.apply({'params': params}, rows, key))
+    scores = np.stack([program(params, rows, np.uint32(key))[batch.pair >= 0] for key in range(200)])
+    assert len(np.unique(scores.round(6))) > 0.99 * scores.size
+    # Copies vary as much as updates do, and independently of each other.
+    correlations = np.corrcoef(scores.T)[np.triu_indices(scores.shape[1], 1)]
+    assert np.abs(correlations).max() < 5 / 200**0.5
+
+
+@pytest.mark.parametrize('part', ['hidden_dropout_prob', 'attention_probs_dropout_prob', 'classifier_dropout'])
+def test_each_rate_of_dropout_acts_by_itself(tiny_directories, part):
+    config, params = load(tiny_directories['roberta'])
+    encoded, which, labels = random_pairs(config), np.arange(7), np.zeros(7)
+    plan = plan_batches(encoded.lengths, (200,), COST, 200)
+    dry, _ = accumulated(config, params, plan, encoded, which, labels)
+    wet, _ = accumulated(dataclasses.replace(config, **{part: 0.3}), params, plan, encoded, which, labels)
+    assert abs(wet - dry) > 1e-3
+
+
+def test_tensors_and_parameters_are_each_others_inverse(tiny_directories):
+    for name in ('roberta', 'bert'):
+        config, params = load(tiny_directories[name])
+        tensors = read_tensors(tiny_directories[name])
+        back = tensors_from_params(params)
+        assert {name: tensor.shape for name, tensor in back.items()} == expected_tensors(config)
+        for key in tensors:
+            np.testing.assert_array_equal(back[key], tensors[key])
+
+
+@pytest.mark.parametrize(
+    ('changes', 'found'),
+    [
+        ({'model_type': 'gpt2'}, "model_type: found 'gpt2'; a scorer is one of roberta"),
+        ({'position_embedding_type': 'relative_key'}, "position_embedding_type: found 'relative_key'"),
+        ({'hidden_act': 'mish'}, "hidden_act: found 'mish'; known are gelu"),
+        ({'vocab_size': None}, 'vocab_size: missing'),
+        ({'num_attention_heads': 5}, 'num_attention_heads: 5 does not divide hidden_size 32'),
+    ],
+)
+def test_configs_of_other_models_are_refused_with_the_field_named(tiny_directories, changes, found):
+    published = {**read_config(tiny_directories['roberta']), **changes}
+    with pytest.raises(InputError) as caught:
+        EncoderConfig.from_published(published, 'model/config.json')
+    assert str(caught.value).startswith(f'model/config.json: {found}')
+    assert '\n' not in str(caught.value)

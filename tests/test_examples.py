@@ -1,0 +1,118 @@
+"""The committed examples are what their programs give, in FLAN's file format."""
+
+import importlib.util
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from cappy.candidates import read_task
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / 'examples'
+GENERATOR = 'tiny-t5'
+SAMPLES = EXAMPLES / 'bigbench_flan_gens' / GENERATOR
+N_SAMPLES = {'beam4': 1, 'sampling': 4, 'temp0.9': 4, 'topk40': 4, 'topp0.95': 4}
+
+_spec = importlib.util.spec_from_file_location('example_tasks', EXAMPLES / 'tasks.py')
+tasks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tasks)
+
+every_file = pytest.mark.parametrize(
+    ('task', 'split'), [(task, split) for task in tasks.TASKS for split in tasks.N_EXAMPLES]
+)
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+
+
+def test_the_data_files_are_to_the_byte_what_the_programs_write(tmp_path):
+    tasks.write_data(tmp_path)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    committed = {path.name: path.read_bytes() for path in (EXAMPLES / 'bigbench_data').iterdir()}
+    assert written == committed
+    assert json.loads(written['subset_names.json']) == list(tasks.TASKS)
+
+
+@every_file
+def test_the_candidates_belong_to_the_inputs_and_references_of_the_programs(task, split):
+    rows = read_rows(SAMPLES / f'{task}_{split}.jsonl')
+    assert len(rows) == {'train': 160, 'validation': 80}[split]
+    for row in rows:
+        row.pop('flan_samples')
+    assert rows == tasks.split_examples(task, split)
+
+
+@every_file
+def test_the_candidate_files_have_the_fields_of_flans_in_their_order(task, split):
+    likelihoods = ['log_likelihood_sum', 'log_likelihood_mean'] if split == 'validation' else []
+    for row in read_rows(SAMPLES / f'{task}_{split}.jsonl'):
+        assert list(row) == ['dataset', 'example_idx', 'instruction', 'references', 'flan_samples']
+        assert {name: len(entries) for name, entries in row['flan_samples'].items()} == N_SAMPLES
+        for entries in row['flan_samples'].values():
+            assert [list(entry) for entry in entries] == [['response', *likelihoods]] * len(entries)
+
+
+@pytest.mark.parametrize('task', tasks.TASKS)
+def test_log_likelihoods_are_negative_and_their_ratio_is_a_number_of_tokens(task):
+    for row in read_rows(SAMPLES / f'{task}_validation.jsonl'):
+        for entries in row['flan_samples'].values():
+            for entry in entries:
+                total, mean = entry['log_likelihood_sum'], entry['log_likelihood_mean']
+                assert total <= mean <= 0
+                # Both are rounded to 6 decimals, so n tokens are found to within n / 1e6 / mean.
+                assert any(abs(total - n * mean) <= (n + 1) * 5e-7 for n in range(1, 65))
+
+
+@pytest.mark.parametrize('task', tasks.TASKS)
+def test_every_task_leaves_something_to_pick(task):
+    for split, examples in read_task(SAMPLES.parent, GENERATOR, task).items():
+        n_right = sum(bool({*row.references} & {*row.candidates}) for row in examples)
+        n_divided = sum(len(row.candidates) > 1 for row in examples)
+        assert n_right > len(examples) / 10, (split, n_right)
+        assert n_divided > len(examples) / 2, (split, n_divided)
+
+
+@pytest.mark.parametrize('task', tasks.TASKS)
+def test_train_validation_and_the_language_models_inputs_never_meet(task):
+    streams = [
+        *[
+            [row['instruction'] for row in tasks.split_examples(task, split)]
+            for split in tasks.N_EXAMPLES
+        ],
+        [instruction for instruction, _ in tasks.language_model_inputs(task, 12_000)],
+    ]
+    together = [instruction for stream in streams for instruction in stream]
+    assert len(set(together)) == len(together) == 160 + 80 + 12_000
+
+
+def test_another_seed_gives_other_inputs_and_the_same_seed_the_same():
+    first, again, other = (
+        list(islice(tasks.inputs('rewrite_tense', seed), 50)) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert not {instruction for instruction, _ in first} & {instruction for instruction, _ in other}
+
+
+def test_the_kinds_asked_for_are_those_of_the_things_and_no_thing_has_two_kinds():
+    kind_of = {thing: kind for kind, things in tasks.KINDS.items() for thing in things}
+    assert len(kind_of) == sum(len(things) for things in tasks.KINDS.values())
+    for instruction, references in islice(tasks.inputs('mixed_kinds'), 300):
+        things = instruction.split('Things: ')[1].removesuffix('\nAnswer:').split(', ')
+        assert references == [', '.join(sorted({kind_of[thing] for thing in things}))]
+
+
+def test_every_wording_tells_all_six_facts():
+    for instruction, references in islice(tasks.inputs('facts_to_sentence'), 300):
+        facts = instruction.split('Facts: ')[1].removesuffix('\nAnswer:').split('; ')
+        assert len(facts) == 6 and len(references) == 3
+        for reference in references:
+            assert all(fact.split(' = ')[1] in reference for fact in facts)
+
+
+def test_the_committed_files_are_small():
+    files = [path for path in EXAMPLES.rglob('*.jsonl') if path.is_file()]
+    assert len(files) == 4 * len(tasks.TASKS)
+    assert sum(path.stat().st_size for path in files) <= 2e6
