@@ -67,20 +67,34 @@ class Cappy:
 
     tokens_per_device = None  # of a batch, None: scoring.TOKENS_PER_DEVICE
 
-    def score(self, pairs, *, progress=None):
+    def score(self, pairs, responses=None, *, progress=None):
         """float32 [n]: a score for each (instruction, response), in order.
 
-        pairs: any iterable of two texts; identical pairs are scored once. progress: words for a progress bar.
+        pairs: any iterable of two texts; or, with `responses`, the instructions, an iterable as long as that of responses.
+        It is read once, a window at a time, and identical pairs of a window are scored once. progress: words for a
+        progress bar. Raises InputError naming the first pair that is not two texts.
         """
-        return self.score_with_counts(pairs, progress=progress)[0]
+        return self.score_with_counts(pairs, responses, progress=progress)[0]
 
-    def score_with_counts(self, pairs, *, progress=None):
-        """Scores as `score` gives them, and {pairs, unique_pairs, truncated_pairs, packing}, summed over windows."""
-        scores, counts = [], []
-        windows = score_pairs(
+    predict = score  # as sentence-transformers' CrossEncoder names it
+
+    def score_with_counts(self, pairs, responses=None, *, progress=None):
+        """Scores as `score` gives them, and {pairs, unique_pairs, truncated_pairs}, summed over windows."""
+        scores, total = [np.empty(0, np.float32)], {'pairs': 0, 'unique_pairs': 0, 'truncated_pairs': 0}
+        for window_scores, counts in self.score_stream(pairs, responses, progress=progress):
+            scores.append(window_scores)
+            total = {name: total[name] + counts[name] for name in total}
+        return np.concatenate(scores), total
+
+    def score_stream(self, pairs, responses=None, *, progress=None):
+        """As `score`, in bounded memory: yields (float32 [m], counts) for each window of m pairs, in order.
+
+        counts: see `scoring.score_pairs`.
+        """
+        return score_pairs(
             self.params,
             self.tokenizer,
-            pairs,
+            pairs if responses is None else _zipped(pairs, responses),
             self.config,
             self.devices,
             self.compute_dtype,
@@ -88,28 +102,27 @@ class Cappy:
             self.tokens_per_device,
             progress,
         )
-        for window_scores, window_counts in windows:
-            scores.append(window_scores)
-            counts.append(window_counts)
-        total = {name: sum(count[name] for count in counts) for name in ('pairs', 'unique_pairs', 'truncated_pairs')}
-        return np.concatenate(scores) if scores else np.empty(0, np.float32), total
 
     def rank(self, instruction, responses, top_k=None):
         """The responses from best to worst, the first of equals first, as sentence-transformers' CrossEncoder ranks.
 
         Returns a list of {'corpus_id': place in responses, 'score': float, 'text': response}, the best top_k.
         """
-        responses = list(responses)
+        responses = _listed(responses)
         scores = self.score([(instruction, response) for response in responses])
         order = np.argsort(-scores, kind='stable')[:top_k]
         return [{'corpus_id': int(i), 'score': float(scores[i]), 'text': responses[i]} for i in order]
 
     def pick(self, instruction, responses):
         """The response with the highest score, the first of equals. Raises InputError where there is none."""
-        responses = list(responses)
+        responses = _listed(responses)
         if not responses:
             raise InputError('responses: empty; a pick needs at least one')
         return self.rank(instruction, responses, top_k=1)[0]['text']
+
+    def answer(self, instruction, choices):
+        """The choice that answers the instruction best, the first of equals: zero-shot classification (section 4.1)."""
+        return self.pick(instruction, choices)
 
     def adapt(self, examples, settings=None, *, progress=True, **options):
         """Finetune on (instruction, response, label) examples, in place.
@@ -160,6 +173,25 @@ class Cappy:
                 model_card=model_card,
                 overwrite=overwrite,
             )
+
+
+def _zipped(instructions, responses):
+    """Pairs of two parallel iterables; InputError where one is a text or they differ in length."""
+    for name, texts in (('instructions', instructions), ('responses', responses)):
+        if isinstance(texts, str):
+            raise InputError(f'{name}: expected a list of texts, found one text {texts[:40]!r}')
+    try:
+        yield from zip(instructions, responses, strict=True)
+    except ValueError as error:
+        raise InputError(
+            'instructions and responses: one is longer than the other; give a response for each'
+        ) from error
+
+
+def _listed(responses):
+    if isinstance(responses, str):
+        raise InputError(f'responses: expected a list of texts, found one text {responses[:40]!r}')
+    return list(responses)
 
 
 def _read_params(path, config, seed):

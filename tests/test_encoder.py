@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from cappy.encoder import (
     tensors_from_params,
 )
 from cappy.errors import InputError
-from cappy.packing import RowCost, fill_rows, plan_batches
+from cappy.packing import Batch, RowCost, fill_rows, plan_batches
 from cappy.tokens import EncodedPairs, encode_pairs, load_tokenizer
 from cappy.training import TrainingSettings, training_programs
 
@@ -41,17 +42,28 @@ def random_pairs(config, n=7, seed=0, longest=22):
     return EncodedPairs(tokens, types, offsets, np.zeros(n, bool))
 
 
-def packed_scores(config, params, encoded, row_length, dtype=jnp.float32, slots=None, which=None):
-    """Score of each pair where several lie in rows of one length; which: their order."""
+def packed_scores(config, params, encoded, row_length, dtype=jnp.float32, which=None):
+    """Score of each pair, all in one batch of rows of one length; which: their order."""
     which = np.arange(len(encoded.lengths)) if which is None else which
-    plan = plan_batches(encoded.lengths[which], (row_length,), COST, 10_000, slots=slots)
-    [batch] = plan
+    [batch] = plan_batches(encoded.lengths[which], (row_length,), COST, 10_000, slots={row_length: 9})
     rows = fill_rows(batch, encoded, which, config)
     scores = np.empty(len(which), np.float32)
     filled = batch.pair >= 0
-    program = jax.jit(lambda params, rows: Scorer(config, dtype).apply({'params': params}, rows))
-    scores[which[batch.pair[filled]]] = np.asarray(program(params, rows))[filled]
+    scores[which[batch.pair[filled]]] = np.asarray(forward(config, dtype)(params, rows, None))[filled]
     return scores, batch
+
+
+@functools.cache
+def forward(config, dtype=jnp.float32):
+    """The compiled program (params, rows, key) -> scores."""
+    return jax.jit(lambda params, rows, key: Scorer(config, dtype).apply({'params': params}, rows, key))
+
+
+def one_a_row(lengths, row_length, n_rows):
+    """Batches of n_rows rows, each with one pair."""
+    numbers = np.arange(len(lengths), dtype=np.int32)[:, None]
+    cuts = [numbers[first : first + n_rows] for first in range(0, len(lengths), n_rows)]
+    return [Batch(row_length, cut, np.zeros_like(cut)) for cut in cuts]
 
 
 def torch_batch(config, encoded):
@@ -136,12 +148,12 @@ def test_the_longest_pair_of_each_kind_uses_the_last_position(tiny_directories):
 def test_a_pair_scores_alike_alone_and_in_any_order_row_and_slot(tiny_directories, name):
     config, params = load(tiny_directories[name])
     encoded = random_pairs(config, n=9)
-    alone, batch = packed_scores(config, params, encoded, 22, slots={22: 1})
-    assert batch.shape[0] > 4
+    [batch] = one_a_row(encoded.lengths, 24, 9)
+    alone = np.asarray(forward(config)(params, fill_rows(batch, encoded, np.arange(9), config), None))[:, 0]
     for row_length in (24, 40, 200):
         for seed in (0, 1):
             order = np.random.default_rng(seed).permutation(9)
-            scores, batch = packed_scores(config, params, encoded, row_length, slots={row_length: 9}, which=order)
+            scores, batch = packed_scores(config, params, encoded, row_length, which=order)
             np.testing.assert_allclose(scores, alone, rtol=0, atol=5e-6, err_msg=f'row length {row_length}')
     assert (batch.pair >= 0).sum(axis=1).max() == 9  # in the longest rows all pairs lie side by side
 
@@ -231,8 +243,8 @@ def test_an_update_with_dropout_is_the_same_however_its_pairs_are_laid_out(tiny_
     which, labels = np.random.default_rng(2).permutation(9), np.linspace(0, 1, 9)
     lengths = encoded.lengths[which]
     one_row = plan_batches(lengths, (200,), COST, 200)
-    alone = plan_batches(lengths, (22,), COST, 22 * 3)
-    assert [len(one_row), one_row[0].shape[0]] == [1, 1] and len(alone) > 2
+    alone = one_a_row(lengths, 24, 3)
+    assert [len(one_row), one_row[0].shape[0], len(alone)] == [1, 1, 3]
     loss, grads = accumulated(config, params, one_row, encoded, which, labels, key=5)
     for plan in (alone, alone[::-1]):
         other_loss, other_grads = accumulated(config, params, plan, encoded, which, labels, key=5)
@@ -254,23 +266,23 @@ def test_dropout_differs_between_the_copies_of_a_pair_in_an_update(tiny_director
     which = np.zeros(8, np.int64)
     [batch] = plan_batches(encoded.lengths[which], (24,), COST, 1000)
     rows = fill_rows(batch, encoded, which, config)
-    model = Scorer(config)
-    program = jax.jit(lambda params, rows, key: model.apply({'params': params}, rows, key))
-    scores = np.stack([program(params, rows, np.uint32(key))[batch.pair >= 0] for key in range(200)])
+    keys = np.random.default_rng(0).integers(2**32, size=200, dtype=np.uint32)
+    scores = np.stack([forward(config)(params, rows, key)[batch.pair >= 0] for key in keys])
     assert len(np.unique(scores.round(6))) > 0.99 * scores.size
     # Copies vary as much as updates do, and independently of each other.
     correlations = np.corrcoef(scores.T)[np.triu_indices(scores.shape[1], 1)]
     assert np.abs(correlations).max() < 5 / 200**0.5
 
 
-@pytest.mark.parametrize('part', ['hidden_dropout_prob', 'attention_probs_dropout_prob', 'classifier_dropout'])
-def test_each_rate_of_dropout_acts_by_itself(tiny_directories, part):
+def test_each_rate_of_dropout_acts_by_itself(tiny_directories):
     config, params = load(tiny_directories['roberta'])
-    encoded, which, labels = random_pairs(config), np.arange(7), np.zeros(7)
-    plan = plan_batches(encoded.lengths, (200,), COST, 200)
-    dry, _ = accumulated(config, params, plan, encoded, which, labels)
-    wet, _ = accumulated(dataclasses.replace(config, **{part: 0.3}), params, plan, encoded, which, labels)
-    assert abs(wet - dry) > 1e-3
+    encoded = random_pairs(config)
+    [batch] = plan_batches(encoded.lengths, (200,), COST, 200)
+    rows = fill_rows(batch, encoded, np.arange(7), config)
+    dry = np.asarray(forward(config)(params, rows, None))
+    for part in ('hidden_dropout_prob', 'attention_probs_dropout_prob', 'classifier_dropout'):
+        wet = forward(dataclasses.replace(config, **{part: 0.3}))(params, rows, np.uint32(1))
+        assert np.abs(wet - dry).max() > 1e-3, part
 
 
 def test_tensors_and_parameters_are_each_others_inverse(tiny_directories):

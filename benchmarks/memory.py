@@ -1,0 +1,62 @@
+"""Peak memory of a training run: a RoBERTa-base size scorer, loaded, adapted for a few updates, in its own process.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --texts p3
+
+Prints the largest resident memory of the process, the interpreter and libraries included. Figures are in
+docs/benchmarks.md.
+"""
+
+import resource
+import subprocess
+import sys
+from typing import Literal
+
+import numpy as np
+from common import DATA, describe_machine, read_pairs, scorer_directory
+
+from cappy.flags import run
+
+
+def adapt(directory, texts, data, pairs_per_update, n_updates):
+    """Load, adapt, and print this process's peak memory: GiB after loading, and at the end."""
+    from cappy import Cappy
+    from cappy.training import TrainingSettings
+
+    pairs = read_pairs(texts, data, pairs_per_update * n_updates)
+    labels = np.random.default_rng(0).random(len(pairs)).tolist()
+    scorer = Cappy.from_pretrained(directory)
+    loaded = peak_gib()
+    scorer.adapt(
+        [(*pair, label) for pair, label in zip(pairs, labels, strict=True)],
+        TrainingSettings(accumulate_grad_batches=pairs_per_update // 8),
+        progress=False,
+    )
+    print(f'{loaded:.2f} GiB when loaded, {peak_gib():.2f} GiB at the end')
+
+
+def peak_gib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+def main(
+    size: Literal['minilm', 'base'] = 'base',
+    texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
+    data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
+    pairs_per_update=128,
+    n_updates=2,
+    directory: str | None = None,  # of a scorer, to measure in this process; None: one of random weights, in another
+):
+    """Measure the peak memory of a training run."""
+    if directory is not None:
+        adapt(directory, texts, data, pairs_per_update, n_updates)
+        return
+    print(describe_machine('jax', 'numpy'))
+    print(f'{size}, {texts}, {n_updates} updates of {pairs_per_update} pairs: ', end='', flush=True)
+    flags = ['--texts', texts, '--data', data, '--pairs_per_update', pairs_per_update, '--n_updates', n_updates]
+    with scorer_directory(size, read_pairs(texts, data, pairs_per_update * n_updates)) as made:
+        subprocess.run([sys.executable, __file__, *map(str, flags), '--directory', str(made)], check=True)
+
+
+if __name__ == '__main__':
+    run(main)

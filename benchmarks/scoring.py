@@ -1,0 +1,89 @@
+"""Scoring pairs: `Cappy.score` against sentence-transformers' CrossEncoder, and against rows padded to 512 tokens.
+
+    python benchmarks/scoring.py --size base --texts p3
+    python benchmarks/scoring.py --size base --texts e2e --n_pairs 384
+    python benchmarks/scoring.py --size minilm --texts e2e --n_pairs 768
+
+The same random weights, float32, tokenizing included, one process; no two pairs alike, since ours scores equal ones
+once. CrossEncoder sorts by length and pads each batch of 32 to its longest pair. Padded to 512 is the reference's way:
+our encoder, one pair a row, batches of 32. Everything runs once before it is timed. Figures are in docs/benchmarks.md.
+"""
+
+import warnings
+from typing import Literal
+
+import numpy as np
+import torch
+from common import (
+    DATA,
+    describe_machine,
+    median_seconds,
+    padded_batches,
+    read_pairs,
+    scorer_directory,
+    seconds_of,
+)
+from sentence_transformers import CrossEncoder
+
+from cappy import Cappy
+from cappy.flags import run
+from cappy.packing import describe_packing, fill_rows
+from cappy.scoring import score_encoded, score_program
+from cappy.tokens import encode_pairs
+
+
+def score_padded(scorer, pairs, batch_size):
+    """float32 [n] scores, one pair a row of 512 tokens."""
+    encoded = encode_pairs(scorer.tokenizer, *zip(*pairs, strict=True), scorer.max_length)
+    program = score_program(scorer.config, scorer.compute_dtype, scorer.devices)
+    scores = []
+    for batch in padded_batches(len(pairs), batch_size):
+        rows = scorer.devices.put_rows(fill_rows(batch, encoded, np.arange(len(pairs)), scorer.config))
+        scores.append(np.asarray(program(scorer.params, rows))[batch.pair >= 0])
+    return np.concatenate(scores)
+
+
+def main(
+    size: Literal['minilm', 'base'] = 'minilm',
+    texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
+    data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
+    n_pairs=192,
+    n_padded=32,  # of these, padded to 512: a pair's time is the same for all
+    n_repeats=3,  # the median of so many is printed
+    padded_batch_size=32,  # the reference's per_device_eval_batch_size
+):
+    """Time the scoring of pairs, ours, CrossEncoder's and padded to 512."""
+    warnings.filterwarnings('ignore', category=FutureWarning)
+    pairs = read_pairs(texts, data, n_pairs)
+    with scorer_directory(size, pairs) as directory:
+        ours = Cappy.from_pretrained(directory)
+        theirs = CrossEncoder(
+            str(directory), num_labels=1, max_length=512, activation_fn=torch.nn.Identity(), device='cpu'
+        )
+    sides = {
+        'packed': lambda: ours.score(pairs),
+        'CrossEncoder': lambda: theirs.predict(pairs, show_progress_bar=False),
+        'padded to 512': lambda: score_padded(ours, pairs[:n_padded], padded_batch_size),
+    }
+    scores = {}
+
+    def keep(name):
+        scores[name] = sides[name]()
+
+    first = {name: seconds_of(lambda name=name: keep(name)) for name in sides}
+    seconds = median_seconds(sides, n_repeats)
+    print(describe_machine('jax', 'torch', 'sentence-transformers', 'transformers', 'numpy'))
+    encoded = encode_pairs(ours.tokenizer, *zip(*pairs, strict=True), ours.max_length)
+    print(f'{size}, {texts}, {n_pairs} pairs of {encoded.lengths.mean():.0f} tokens, median of {n_repeats}')
+    _, plan = score_encoded(ours.params, encoded, ours.config, ours.devices, ours.compute_dtype)
+    print(f'packing {describe_packing([plan], [encoded.lengths])}')
+    for name, s in seconds.items():
+        per_pair = s / len(scores[name])
+        difference = np.abs(scores[name] - scores['packed'][: len(scores[name])]).max()
+        print(f'{name:14} {s:8.3f} s {1 / per_pair:7.1f} pairs/s', end='')
+        print(f' {per_pair * n_pairs / seconds["packed"]:6.2f}x packed; {first[name] - s:.1f} s more at first', end='')
+        print(f'; largest difference {difference:.1e}')
+
+
+if __name__ == '__main__':
+    run(main)
