@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 
@@ -70,9 +71,8 @@ class Cappy:
     def score(self, pairs, responses=None, *, progress=None):
         """float32 [n]: a score for each (instruction, response), in order.
 
-        pairs: any iterable of two texts; or, with `responses`, the instructions, an iterable as long as that of responses.
-        It is read once, a window at a time, and identical pairs of a window are scored once. progress: words for a
-        progress bar. Raises InputError naming the first pair that is not two texts.
+        pairs: any iterable of two texts; or, with `responses`, the instructions, as many as those. It is read once, a
+        window at a time, and identical pairs of a window are scored once. progress: words for a progress bar. Raises InputError naming the first pair that is not two texts.
         """
         return self.score_with_counts(pairs, responses, progress=progress)[0]
 
@@ -180,12 +180,11 @@ def _zipped(instructions, responses):
     for name, texts in (('instructions', instructions), ('responses', responses)):
         if isinstance(texts, str):
             raise InputError(f'{name}: expected a list of texts, found one text {texts[:40]!r}')
-    try:
-        yield from zip(instructions, responses, strict=True)
-    except ValueError as error:
-        raise InputError(
-            'instructions and responses: one is longer than the other; give a response for each'
-        ) from error
+    missing = object()
+    for pair in itertools.zip_longest(instructions, responses, fillvalue=missing):
+        if missing in pair:
+            raise InputError('instructions and responses: one is longer than the other; give a response for each')
+        yield pair
 
 
 def _listed(responses):
