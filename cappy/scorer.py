@@ -72,7 +72,8 @@ class Cappy:
         """float32 [n]: a score for each (instruction, response), in order.
 
         pairs: any iterable of two texts; or, with `responses`, the instructions, as many as those. It is read once, a
-        window at a time, and identical pairs of a window are scored once. progress: words for a progress bar. Raises InputError naming the first pair that is not two texts.
+        window at a time, and identical pairs of a window are scored once. progress: words for a progress bar. Raises
+        InputError naming the first pair that is not two texts.
         """
         return self.score_with_counts(pairs, responses, progress=progress)[0]
 
