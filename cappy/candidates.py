@@ -2,21 +2,16 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from cappy.errors import InputError
+from cappy.jsonl import listed, near_entries, near_names, numbered_lines, parse_object, shown
 from cappy.results import write_atomically
 
 SAMPLES_KEYS = ('flan_samples', 'samples')  # two names of the same thing; the first is written
 SPLITS = ('train', 'validation')
-
-# Only a \u escape can bring half of a surrogate pair into valid UTF-8; tokenizers cannot encode
-# one.
-_SURROGATE_ESCAPE = re.compile(rb'\\u[dD][89a-fA-F]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +68,7 @@ def read_examples(
     """
     path = Path(path)
     examples, line_of = [], {}
-    for number, raw in _numbered_lines(path):
+    for number, raw in numbered_lines(path):
         try:
             example = _parse_example(raw, src_key, tgt_key, refs_key, samples_needed)
         except InputError as error:
@@ -123,75 +118,33 @@ def write_examples(path, examples: Iterable[Example]):
             file.write(json.dumps(_as_json(example), ensure_ascii=False, allow_nan=False) + '\n')
 
 
-def _numbered_lines(path):
-    """Yield (line number from 1, bytes) of each line that is not blank."""
-    try:
-        with open(path, 'rb') as file:
-            for number, raw in enumerate(file, start=1):
-                if number == 1:
-                    raw = raw.removeprefix(b'\xef\xbb\xbf')  # some editors begin UTF-8 with a mark
-                if not raw.isspace() and raw:
-                    yield number, raw
-    except FileNotFoundError as error:
-        raise InputError(f'{path}: no such file{_near_entries(path)}') from error
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror})') from error
-
-
 def _parse_example(raw, src_key, tgt_key, refs_key, samples_needed):
-    fields = _parse_object(raw)
+    fields = parse_object(raw)
     for key in ('example_idx', src_key, refs_key):
         if key not in fields:
-            raise InputError(f'{key} is missing; the line has {_listed(fields)}')
+            raise InputError(f'{key} is missing; the line has {listed(fields)}')
     dataset = fields.get('dataset')
     if dataset is not None and not isinstance(dataset, str):
-        raise InputError(f'dataset: expected text, found {_shown(dataset)}')
+        raise InputError(f'dataset: expected text, found {shown(dataset)}')
     example_idx = fields['example_idx']
     if isinstance(example_idx, bool) or not isinstance(example_idx, int | str):
-        raise InputError(f'example_idx: expected an integer or text, found {_shown(example_idx)}')
+        raise InputError(f'example_idx: expected an integer or text, found {shown(example_idx)}')
     instruction = fields[src_key]
     if not isinstance(instruction, str):
-        raise InputError(f'{src_key}: expected text, found {_shown(instruction)}')
+        raise InputError(f'{src_key}: expected text, found {shown(instruction)}')
     references = _parse_references(fields[refs_key], refs_key)
     samples = _parse_samples(fields, tgt_key, samples_needed)
     return Example(dataset, example_idx, instruction, references, samples)
 
 
-def _parse_object(raw):
-    try:
-        line = raw.decode('utf-8')
-    except UnicodeDecodeError as error:
-        raise InputError(f'not UTF-8 (byte {error.start + 1}); save the file as UTF-8') from error
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        cut_off = '' if raw.endswith(b'\n') else '; the line has no end, so the file may be cut off'
-        raise InputError(f'not JSON ({error.msg}), found {line[:60].strip()!r}{cut_off}') from error
-    except (RecursionError, ValueError) as error:  # nested too deep; an integer of too many digits
-        raise InputError(f'not JSON that can be read ({error})') from error
-    if not isinstance(fields, dict):
-        raise InputError(f'expected a JSON object, found {_shown(fields)}')
-    if _SURROGATE_ESCAPE.search(raw):
-        _check_encodable(fields)
-    return fields
-
-
-def _check_encodable(fields):
-    for key, value in fields.items():
-        try:
-            json.dumps({key: value}, ensure_ascii=False).encode('utf-8')
-        except UnicodeEncodeError as error:
-            raise InputError(f'{key}: holds half of a surrogate pair, which is no character') from error
-
-
 def _parse_references(references, refs_key):
     if not isinstance(references, list):
-        raise InputError(f'{refs_key}: expected a list of texts, found {_shown(references)}')
+        raise InputError(f'{refs_key}: expected a list of texts, found {shown(references)}')
     if not references:
         raise InputError(f'{refs_key}: the list is empty; at least one reference is needed')
     for reference in references:
         if not isinstance(reference, str):
-            raise InputError(f'{refs_key}: expected a list of texts, found {_shown(reference)} in it')
+            raise InputError(f'{refs_key}: expected a list of texts, found {shown(reference)} in it')
     return tuple(references)
 
 
@@ -202,17 +155,17 @@ def _parse_samples(fields, tgt_key, samples_needed):
     if not keys:
         if samples_needed:
             raise InputError(
-                f'{SAMPLES_KEYS[0]} is missing, so there is nothing to pick from; the line has {_listed(fields)}'
+                f'{SAMPLES_KEYS[0]} is missing, so there is nothing to pick from; the line has {listed(fields)}'
             )
         return ()
     by_decoding = fields[keys[0]]
     if not isinstance(by_decoding, dict):
-        raise InputError(f'{keys[0]}: expected lists of samples by decoding, found {_shown(by_decoding)}')
+        raise InputError(f'{keys[0]}: expected lists of samples by decoding, found {shown(by_decoding)}')
     samples = []
     for decoding, entries in by_decoding.items():
         where = f'{keys[0]}, decoding {decoding!r}'
         if not isinstance(entries, list):
-            raise InputError(f'{where}: expected a list of samples, found {_shown(entries)}')
+            raise InputError(f'{where}: expected a list of samples, found {shown(entries)}')
         samples += [_parse_sample(entry, decoding, tgt_key, where) for entry in entries]
     if samples_needed and not samples:
         raise InputError(f'{keys[0]}: no sample under any decoding, so there is nothing to pick from')
@@ -221,12 +174,12 @@ def _parse_samples(fields, tgt_key, samples_needed):
 
 def _parse_sample(entry, decoding, tgt_key, where):
     if not isinstance(entry, dict):
-        raise InputError(f'{where}: expected a sample with {tgt_key}, found {_shown(entry)}')
+        raise InputError(f'{where}: expected a sample with {tgt_key}, found {shown(entry)}')
     if tgt_key not in entry:
-        raise InputError(f'{where}: a sample without {tgt_key}; it has {_listed(entry)}')
+        raise InputError(f'{where}: a sample without {tgt_key}; it has {listed(entry)}')
     response = entry[tgt_key]
     if not isinstance(response, str):
-        raise InputError(f'{where}: {tgt_key}: expected text, found {_shown(response)}')
+        raise InputError(f'{where}: {tgt_key}: expected text, found {shown(response)}')
     return Sample(
         response,
         decoding,
@@ -240,7 +193,7 @@ def _parse_log_likelihood(entry, key, where):
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f'{where}: {key}: expected a number, found {_shown(value)}')
+        raise InputError(f'{where}: {key}: expected a number, found {shown(value)}')
     try:
         value = float(value)
     except OverflowError:
@@ -269,17 +222,7 @@ def _as_json(example):
 def _check_is_folder(folder, kind):
     if not folder.is_dir():
         found = 'is a file, not a folder' if folder.exists() else f'no such {kind}'
-        raise InputError(f'{folder}: {found}{_near_entries(folder)}')
-
-
-def _near_entries(path):
-    """What stands near a missing path: its nearest existing parent's entries, closest names
-    first.
-    """
-    parent = path.parent
-    if not parent.is_dir():
-        return f'; nor is there a folder {parent}'
-    return _near(path.name, [entry.name for entry in parent.iterdir()], parent)
+        raise InputError(f'{folder}: {found}{near_entries(folder)}')
 
 
 def _near_tasks(folder, task):
@@ -291,24 +234,4 @@ def _near_tasks(folder, task):
     }
     if task in tasks:
         return f'; {folder} has only the other split of {task}'
-    return _near(task, tasks, folder)
-
-
-def _near(name, names, folder):
-    near = get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-    if near:
-        return f'; near names in {folder}: {", ".join(near)}'
-    return f'; {folder} has {_listed(sorted(names))}'
-
-
-def _listed(names, most=6):
-    names = list(names)
-    if not names:
-        return 'nothing'
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
-
-
-def _shown(value, most=60):
-    """A JSON value as the file spells it, cut to a length that fits an error message."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= most else text[: most - 2] + '..'
+    return near_names(task, tasks, folder)

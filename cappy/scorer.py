@@ -164,7 +164,9 @@ class Cappy:
         model_card: Markdown for its README.md. Its config tells CrossEncoder to leave the scores as they are, where it
         would put them through a sigmoid.
         """
-        params = jax.device_get(jax.device_put(self.params, self.devices.replicated))
+        # By a program, since other hosts' shards cannot be fetched.
+        whole = jax.jit(lambda params: params, out_shardings=self.devices.replicated)(self.params)
+        params = jax.tree.map(np.asarray, whole)
         if is_first_process():
             checkpoint.write_checkpoint(
                 directory,

@@ -55,13 +55,11 @@ def main(
     """Train the model, sample it for every task and split, measure."""
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     output_dir = Path(output_dir)
+    torch.set_num_threads(1)  # sums, and so samples, then do not depend on the number of cores
     torch.manual_seed(seed)
     pairs = training_pairs(n_updates * batch_size)
     order = torch.randperm(len(pairs)).tolist()
-    batches = [
-        [pairs[i] for i in order[start : start + batch_size]]
-        for start in range(0, len(order), batch_size)
-    ]
+    batches = [[pairs[i] for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
     tokenizer = make_tokenizer(chain(*pairs), vocab_size)
     model = make_model(len(tokenizer), d_model, n_layers)
     train(model, tokenizer, batches, learning_rate)
@@ -73,9 +71,7 @@ def main(
     for task in TASKS:
         for split in N_EXAMPLES:
             # FLAN's files have log-likelihoods on validation samples only.
-            rows = with_samples(
-                model, tokenizer, split_examples(task, split), split == 'validation'
-            )
+            rows = with_samples(model, tokenizer, split_examples(task, split), split == 'validation')
             lines = [json.dumps(row) + '\n' for row in rows]
             (folder / f'{task}_{split}.jsonl').write_text(''.join(lines))
     print(table(folder))
@@ -86,27 +82,19 @@ def training_pairs(n_pairs):
     return [
         (instruction, references[number % len(references)])
         for task, share in SHARES.items()
-        for number, (instruction, references) in enumerate(
-            language_model_inputs(task, int(share * n_pairs))
-        )
+        for number, (instruction, references) in enumerate(language_model_inputs(task, int(share * n_pairs)))
     ]
 
 
 def make_tokenizer(texts, vocab_size):
     """A unigram vocabulary of our own, with T5's special ids: padding 0, end 1, unknown 2."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Strip()]
-    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=['<pad>', '</s>', '<unk>'], unk_token='<unk>'
-    )
+    trainer = UnigramTrainer(vocab_size=vocab_size, special_tokens=['<pad>', '</s>', '<unk>'], unk_token='<unk>')
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single='$A </s>', special_tokens=[('</s>', 1)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token='<pad>',
@@ -150,9 +138,7 @@ def train(model, tokenizer, batches, learning_rate):
     model.train()
     for update, batch in enumerate(batches, start=1):
         instructions, targets = zip(*batch, strict=True)
-        loss = model(
-            **encode(tokenizer, list(instructions)), labels=make_labels(tokenizer, list(targets))
-        ).loss
+        loss = model(**encode(tokenizer, list(instructions)), labels=make_labels(tokenizer, list(targets))).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -165,16 +151,12 @@ def train(model, tokenizer, batches, learning_rate):
 
 def encode(tokenizer, texts):
     """Padded input ids and attention mask [n_texts, n_tokens]."""
-    return tokenizer(
-        texts, padding=True, truncation=True, return_tensors='pt', return_token_type_ids=False
-    )
+    return tokenizer(texts, padding=True, truncation=True, return_tensors='pt', return_token_type_ids=False)
 
 
 def make_labels(tokenizer, texts):
     """Target ids [n_texts, n_tokens], the end included, cut at MAX_TOKENS, -100 where padded."""
-    encoded = tokenizer(
-        texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors='pt'
-    )
+    encoded = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors='pt')
     return encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
 
 

@@ -138,10 +138,7 @@ def rewrite_tense(rng):
 
     def sentence(form):
         first, second = form(verbs[0]), form(verbs[1])
-        return (
-            f'{names[0]} {first} {things[0]} at the {place} and '
-            f'{names[1]} {second} {things[1]} on {time}.'
-        )
+        return f'{names[0]} {first} {things[0]} at the {place} and {names[1]} {second} {things[1]} on {time}.'
 
     rewritten = sentence(lambda verb: verb[1] if tense == 'past' else f'will {verb[2]}')
     request = f'Rewrite the sentence in the {tense} tense.'
@@ -202,9 +199,7 @@ def split_examples(task, split):
             'instruction': instruction,
             'references': references,
         }
-        for number, (instruction, references) in enumerate(
-            islice(inputs(task), start, start + N_EXAMPLES[split])
-        )
+        for number, (instruction, references) in enumerate(islice(inputs(task), start, start + N_EXAMPLES[split]))
     ]
 
 

@@ -51,8 +51,7 @@ def main(
     evaluation_dir = Path(evaluation_dir or fetch('e2e-eval', cache_dir))
     references = read_references(dataset_dir / REFERENCES_FILE)
     outputs = {
-        system: read_outputs(evaluation_dir / OUTPUTS_FOLDER / f'{system}.tsv', references)
-        for system in SYSTEMS
+        system: read_outputs(evaluation_dir / OUTPUTS_FOLDER / f'{system}.tsv', references) for system in SYSTEMS
     }
     splits = split_inputs(list(outputs[SYSTEMS[0]]), n_validation)
     for split, inputs in splits.items():
@@ -79,18 +78,12 @@ def fetch(name, cache_dir):
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     except FileNotFoundError as error:
-        raise InputError(
-            f'git is not installed; install it, or give {flag} a copy of {REPOSITORIES[name]}'
-        ) from error
+        raise InputError(f'git is not installed; install it, or give {flag} a copy of {REPOSITORIES[name]}') from error
     except subprocess.TimeoutExpired as error:
-        raise InputError(
-            f'{REPOSITORIES[name]}: no end after 600 s; try again, or give {flag} a copy'
-        ) from error
+        raise InputError(f'{REPOSITORIES[name]}: no end after 600 s; try again, or give {flag} a copy') from error
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip().splitlines() or ['git says nothing'])[-1]
-        raise InputError(
-            f'{REPOSITORIES[name]}: {said}; try again, or give {flag} a copy'
-        ) from error
+        raise InputError(f'{REPOSITORIES[name]}: {said}; try again, or give {flag} a copy') from error
     return partial.rename(folder)
 
 
@@ -109,20 +102,13 @@ def read_outputs(path, known):
     outputs = {}
     for line, meaning, output in read_table(path, ('MR', 'output'), '\t'):
         if meaning not in known:
-            raise InputError(
-                f'{path}:{line}: MR {meaning[:60]!r} is not among the inputs of {REFERENCES_FILE}'
-            )
+            raise InputError(f'{path}:{line}: MR {meaning[:60]!r} is not among the inputs of {REFERENCES_FILE}')
         if meaning in outputs:
-            raise InputError(
-                f'{path}:{line}: MR {meaning[:60]!r} has an output above already; keep one'
-            )
+            raise InputError(f'{path}:{line}: MR {meaning[:60]!r} has an output above already; keep one')
         outputs[meaning] = output
     missing = [meaning for meaning in known if meaning not in outputs]
     if missing:
-        raise InputError(
-            f'{path}: no output for {len(missing)} of {len(known)} inputs, '
-            f'the first {missing[0][:60]!r}'
-        )
+        raise InputError(f'{path}: no output for {len(missing)} of {len(known)} inputs, the first {missing[0][:60]!r}')
     return outputs
 
 
@@ -133,9 +119,7 @@ def read_table(path, header, delimiter):
             rows, line = csv.reader(file, delimiter=delimiter, strict=True), 1  # a row's first line
             for row in rows:
                 if line == 1 and tuple(row) != header:
-                    raise InputError(
-                        f'{path}:1: expected the columns {", ".join(header)}, found {row}'
-                    )
+                    raise InputError(f'{path}:1: expected the columns {", ".join(header)}, found {row}')
                 if row and len(row) != 2:
                     raise InputError(f'{path}:{line}: expected 2 columns, found {len(row)}')
                 if row and line > 1:
@@ -152,9 +136,7 @@ def read_table(path, header, delimiter):
 def split_inputs(inputs, n_validation):
     """{'train': [..], 'validation': [..]}: shuffled with seed 0, the last ones to validate."""
     if not 0 < n_validation < len(inputs):
-        raise InputError(
-            f'n_validation {n_validation}: choose 1 to {len(inputs) - 1} of {len(inputs)} inputs'
-        )
+        raise InputError(f'n_validation {n_validation}: choose 1 to {len(inputs) - 1} of {len(inputs)} inputs')
     inputs = list(inputs)
     random.Random(0).shuffle(inputs)
     return {'train': inputs[:-n_validation], 'validation': inputs[-n_validation:]}

@@ -48,17 +48,13 @@ def write_repositories(folder, references, outputs):
     for system, texts in outputs.items():
         path = evaluation / 'system_outputs' / 'primary' / f'{system}.tsv'
         with open(path, 'w', encoding='utf-8', newline='') as file:
-            csv.writer(file, delimiter='\t', lineterminator='\n').writerows(
-                [('MR', 'output'), *texts.items()]
-            )
+            csv.writer(file, delimiter='\t', lineterminator='\n').writerows([('MR', 'output'), *texts.items()])
     return {'dataset_dir': str(dataset), 'evaluation_dir': str(evaluation)}
 
 
 @pytest.fixture
 def repositories(tmp_path):
-    return write_repositories(
-        tmp_path, INPUTS, {system: outputs_of(system) for system in get_e2e_nlg.SYSTEMS}
-    )
+    return write_repositories(tmp_path, INPUTS, {system: outputs_of(system) for system in get_e2e_nlg.SYSTEMS})
 
 
 def tsv(repositories, system):
@@ -67,17 +63,12 @@ def tsv(repositories, system):
 
 def read(folder):
     return {
-        split: [
-            json.loads(line)
-            for line in (folder / f'e2e_nlg_{split}.jsonl').read_text('utf-8').splitlines()
-        ]
+        split: [json.loads(line) for line in (folder / f'e2e_nlg_{split}.jsonl').read_text('utf-8').splitlines()]
         for split in ('train', 'validation')
     }
 
 
-def test_inputs_are_shuffled_with_seed_0_and_keep_references_and_outputs_as_they_are(
-    tmp_path, repositories
-):
+def test_inputs_are_shuffled_with_seed_0_and_keep_references_and_outputs_as_they_are(tmp_path, repositories):
     get_e2e_nlg.main(output_dir=str(tmp_path / 'out'), n_validation=1, **repositories)
     order = list(INPUTS)
     random.Random(0).shuffle(order)
@@ -91,13 +82,9 @@ def test_inputs_are_shuffled_with_seed_0_and_keep_references_and_outputs_as_they
         assert row == {
             'dataset': 'e2e_nlg',
             'example_idx': row['example_idx'],
-            'instruction': 'Describe the restaurant in one or two sentences, using these facts.\n'
-            + meaning,
+            'instruction': 'Describe the restaurant in one or two sentences, using these facts.\n' + meaning,
             'references': INPUTS[meaning],
-            'flan_samples': {
-                system: [{'response': outputs_of(system)[meaning]}]
-                for system in get_e2e_nlg.SYSTEMS
-            },
+            'flan_samples': {system: [{'response': outputs_of(system)[meaning]}] for system in get_e2e_nlg.SYSTEMS},
         }
 
 
@@ -106,21 +93,14 @@ def test_the_recorded_files_come_back_to_the_byte_from_repositories_laid_out_fro
     rows = [row for part in read(RECORDED).values() for row in part]
     order = list(range(len(rows)))
     random.Random(0).shuffle(order)
-    in_file_order = [
-        row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])
-    ]
+    in_file_order = [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
     meaning = {row['instruction']: row['instruction'].split('\n', 1)[1] for row in rows}
     references = {meaning[row['instruction']]: row['references'] for row in in_file_order}
     outputs = {
-        system: {
-            meaning[row['instruction']]: row['flan_samples'][system][0]['response']
-            for row in in_file_order
-        }
+        system: {meaning[row['instruction']]: row['flan_samples'][system][0]['response'] for row in in_file_order}
         for system in get_e2e_nlg.SYSTEMS
     }
-    get_e2e_nlg.main(
-        output_dir=str(tmp_path / 'out'), **write_repositories(tmp_path, references, outputs)
-    )
+    get_e2e_nlg.main(output_dir=str(tmp_path / 'out'), **write_repositories(tmp_path, references, outputs))
     for split in ('train', 'validation'):
         name = f'e2e_nlg_{split}.jsonl'
         assert (tmp_path / 'out' / name).read_bytes() == (RECORDED / name).read_bytes()
@@ -129,9 +109,7 @@ def test_the_recorded_files_come_back_to_the_byte_from_repositories_laid_out_fro
 def test_a_system_that_lacks_an_input_is_named_with_the_input(tmp_path, repositories):
     path = tsv(repositories, 'nle')
     path.write_text(''.join(path.read_text('utf-8').splitlines(keepends=True)[:-1]), 'utf-8')
-    with pytest.raises(
-        InputError, match=r'nle\.tsv: no output for 1 of 3 inputs, the first .name\[Caf'
-    ):
+    with pytest.raises(InputError, match=r'nle\.tsv: no output for 1 of 3 inputs, the first .name\[Caf'):
         get_e2e_nlg.main(output_dir=str(tmp_path / 'out'), n_validation=1, **repositories)
     assert not (tmp_path / 'out').exists()
 
@@ -154,19 +132,13 @@ def test_a_bad_line_is_named_with_its_file_and_number(tmp_path, repositories, li
 
 
 def test_a_folder_without_the_references_is_named(tmp_path, repositories):
-    with pytest.raises(
-        InputError, match=r'testset_w_refs\.csv: no such file; give the folder of a whole checkout'
-    ):
-        get_e2e_nlg.main(
-            output_dir=str(tmp_path / 'out'), **{**repositories, 'dataset_dir': str(tmp_path)}
-        )
+    with pytest.raises(InputError, match=r'testset_w_refs\.csv: no such file; give the folder of a whole checkout'):
+        get_e2e_nlg.main(output_dir=str(tmp_path / 'out'), **{**repositories, 'dataset_dir': str(tmp_path)})
 
 
 def test_a_table_with_other_columns_is_refused(tmp_path, repositories):
     (Path(repositories['dataset_dir']) / 'testset_w_refs.csv').write_text('MR,ref\nx,y\n')
-    with pytest.raises(
-        InputError, match=r'testset_w_refs\.csv:1: expected the columns mr, ref, found'
-    ):
+    with pytest.raises(InputError, match=r'testset_w_refs\.csv:1: expected the columns mr, ref, found'):
         get_e2e_nlg.main(output_dir=str(tmp_path / 'out'), **repositories)
 
 
@@ -175,23 +147,17 @@ def test_more_validation_inputs_than_there_are_is_refused(tmp_path, repositories
         get_e2e_nlg.main(output_dir=str(tmp_path / 'out'), **repositories)
 
 
-def test_a_repository_is_fetched_once_and_a_broken_clone_is_not_taken_for_a_whole_one(
-    tmp_path, monkeypatch
-):
+def test_a_repository_is_fetched_once_and_a_broken_clone_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
     calls = []
 
     def clone(command, **_):
         calls.append(command)
         Path(command[-1]).mkdir(parents=True)
         if len(calls) == 1:
-            raise subprocess.CalledProcessError(
-                128, command, stderr='warning\nfatal: no route to host\n'
-            )
+            raise subprocess.CalledProcessError(128, command, stderr='warning\nfatal: no route to host\n')
 
     monkeypatch.setattr(subprocess, 'run', clone)
-    with pytest.raises(
-        InputError, match='e2e-eval: fatal: no route to host; try again, or give --evaluation_dir'
-    ):
+    with pytest.raises(InputError, match='e2e-eval: fatal: no route to host; try again, or give --evaluation_dir'):
         get_e2e_nlg.fetch('e2e-eval', tmp_path)
     assert not (tmp_path / 'e2e-eval').exists()
     folders = [get_e2e_nlg.fetch('e2e-eval', tmp_path) for _ in range(2)]

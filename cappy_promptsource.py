@@ -1,0 +1,248 @@
+"""Answer classification tasks without training: score every choice, take the best (Tan et al., NeurIPS 2023, 4.1).
+
+With the published weights (btan2/cappy-large, 0.36B parameters) the paper reports a mean accuracy of 56.6 over 11 tasks
+of PromptSource, where OPT-IML 175B has 56.5 and T0 11B 58.2.
+
+    python cappy_promptsource.py --model_name_or_path btan2/cappy-large
+
+A row of data_file is one choice: {"dataset_name", "template_name", "example_idx", "instruction", "response", "label"}.
+The accuracies go to standard output as JSON, everything else to standard error. The same flags, data and defaults as
+the reference's; those from `grading` on are ours. See docs/commands.md, and docs/reproduction.md for what differs.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Literal
+
+from cappy import choices, flags, results, tables
+from cappy.clock import Clock
+from cappy.errors import InputError
+
+logger = logging.getLogger('cappy_promptsource')
+
+
+def main(
+    data_file='./promptsource_test.jsonl',  # a row for each choice
+    sent0_key='instruction',  # field of the instruction
+    sent1_key='response',  # field of the choice
+    model_name_or_path='btan2/cappy-large',  # hub name or folder of the scorer
+    n_model_shards=1,  # devices over which each weight is split
+    per_device_batch_size=128,  # kept for the reference's commands; scoring fills batches by tokens
+    max_length=512,  # tokens of a pair; longer ones are truncated
+    jax_seed=42,  # of the bootstrap; scoring draws nothing
+    grading: Literal['reference', 'exact'] = 'reference',  # exact: ties, several right rows and names done right
+    results_dir: str | None = None,  # {model}/{data file}.json and .scores.jsonl go here; None: nowhere
+    compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
+    tokens_per_device: int | None = None,  # of a batch; default: what suits the device
+    overwrite=False,  # replace an existing result
+    n_processes: int | None = None,  # hosts, as redco's Deployer takes them; so the next four
+    host0_address: str | None = None,
+    host0_port: int | None = None,
+    process_id: int | None = None,
+    n_local_devices: int | None = None,
+):
+    """Zero-shot accuracy on classification tasks."""
+    settings = dict(locals())
+    paths = result_paths(settings)
+    if paths and paths.result.exists() and not overwrite:
+        return show_existing(paths, settings)
+    clock = Clock()
+    rows = choices.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
+    clock.lap('data')
+
+    devices = start_devices(settings)
+    with writing(paths):
+        scorer = load_scorer(settings, devices)
+        clock.lap('load')
+        scores, counts = score_rows(scorer, rows)
+        clock.lap('score')
+        verdicts = choices.grade(rows, scores, grading)
+        result = describe(settings, rows, scores, verdicts, counts, clock, devices)
+        save(paths, result, rows, scores)
+    if is_first_process():
+        report(result)
+
+
+def result_paths(settings):
+    """Where the result goes; None where nothing is to be written."""
+    if settings['results_dir'] is None:
+        return None
+    model = Path(settings['model_name_or_path']).name or 'model'
+    return choices.ChoicePaths(settings['results_dir'], model, Path(settings['data_file']).stem)
+
+
+def show_existing(paths, settings):
+    """Give the result that is there; one of another scorer, data or grading is not what was asked for."""
+    result = read_result(paths.result)
+    made_with = result['settings'] | {'data_sha256': result['data_sha256']}
+    asked_for = settings | {'data_sha256': file_digest(settings['data_file'])}
+    ours = ('overwrite', 'results_dir', 'per_device_batch_size')  # do not change a result
+    other = [key for key in asked_for if key not in ours and made_with.get(key) != asked_for[key]]
+    if other:
+        told = ', '.join(f'{key} {made_with.get(key)!r} (asked for: {asked_for[key]!r})' for key in other)
+        raise InputError(
+            f'{paths.result}: exists, made with {told}; --overwrite replaces it, another --results_dir keeps both'
+        )
+    if not settings['process_id']:  # None or the first
+        print(f'Result already exists in {paths.result}. Skipped.', file=sys.stderr)
+        report(result)
+
+
+def read_result(path):
+    """The result file at `path`."""
+    try:
+        result = json.loads(path.read_text(encoding='utf-8'))
+        result['accuracy'], result['summary'], result['settings'], result['data_sha256']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path}: not a result of this script ({error}); --overwrite replaces it') from error
+    return result
+
+
+def file_digest(path):
+    """SHA-256 of a file, in hexadecimal."""
+    try:
+        with open(path, 'rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def start_devices(settings):
+    """All devices, of all processes where there are several."""
+    from cappy.devices import get_devices  # jax and redco take seconds, which errors in files need not wait for
+
+    names = ('n_model_shards', 'n_processes', 'host0_address', 'host0_port', 'process_id', 'n_local_devices')
+    return get_devices(**{name: settings[name] for name in names})
+
+
+def is_first_process():
+    """Whether this process writes and tells."""
+    from cappy import devices
+
+    return devices.is_first_process()
+
+
+def writing(paths):
+    """The first process holds the result's lock, and finds out that a folder cannot be written before any work."""
+    return results.result_lock(paths) if paths and is_first_process() else contextlib.nullcontext()
+
+
+def load_scorer(settings, devices):
+    """The scorer as it is."""
+    from cappy import Cappy
+
+    return Cappy.from_pretrained(
+        settings['model_name_or_path'],
+        devices=devices,
+        compute_dtype=settings['compute_dtype'],
+        max_length=settings['max_length'],
+        tokens_per_device=settings['tokens_per_device'],
+        seed=settings['jax_seed'],
+    )
+
+
+def score_rows(scorer, rows):
+    """(float32 [rows], counts). Identical pairs share one score, so that they tie wherever they stand."""
+    unique = {}
+    place = [unique.setdefault((row.instruction, row.response), len(unique)) for row in rows]
+    scores, counts = scorer.score_with_counts(unique, progress='scoring')
+    return scores[place], counts
+
+
+def describe(settings, rows, scores, verdicts, counts, clock, devices):
+    """The result file's content (docs/design.md, Files)."""
+    under = {name: choices.accuracy(choices.grade(rows, scores, name)) for name in choices.GRADINGS}
+    summary = choices.summarise(verdicts, settings['jax_seed'])
+    clock.lap('grade')
+    return {
+        'accuracy': under[settings['grading']],
+        'accuracy_by_grading': under,
+        'summary': summary,
+        'settings': settings,
+        'counts': {
+            'rows': len(rows),
+            'unique_pairs': counts['unique_pairs'],
+            'truncated_pairs': counts['truncated_pairs'],
+            'empty_responses': sum(not row.response for row in rows),
+            'graded_questions': len(verdicts),
+            'questions': choices.count_faults(rows, scores),
+        },
+        'datasets_not_graded': [
+            name for name in dict.fromkeys(row.dataset_name for row in rows) if name.split('|||')[0] not in summary
+        ],
+        'data_sha256': file_digest(settings['data_file']),
+        'seconds': clock.seconds,
+        'versions': results.environment(),
+        'device': devices.description,
+    }
+
+
+def save(paths, result, rows, scores):
+    """The scores, then the result: where it exists, they do."""
+    if paths and is_first_process():
+        choices.write_choice_scores(paths.candidates, rows, scores)
+        with results.write_atomically(paths.result) as file:
+            json.dump(result, file, ensure_ascii=False, allow_nan=False, indent=4)
+            file.write('\n')
+
+
+def report(result):
+    """Table and remarks for the reader, on standard error; the accuracies for programs, on standard output."""
+    counts, grading = result['counts'], result['settings']['grading']
+    print(f'\n{accuracy_table(result["summary"])}\n', file=sys.stderr)
+    print(
+        f'{counts["graded_questions"]} questions, {counts["rows"]} rows ({counts["unique_pairs"]} different); '
+        '95% intervals over examples; published figures from arXiv:2311.06720 and arXiv:2212.12017',
+        file=sys.stderr,
+    )
+    for line in remarks(result, grading):
+        print(line, file=sys.stderr)
+    sys.stderr.flush()
+    print(json.dumps(result['accuracy'], indent=4))
+
+
+def remarks(result, grading):
+    """What a reader should know of the rows, a line each."""
+    counts = result['counts']
+    lines = choices.describe_faults(counts['questions'], grading)
+    if result['datasets_not_graded']:
+        lines.append(f'not graded, since no row is right: {", ".join(result["datasets_not_graded"])}')
+    for name, what in (('truncated_pairs', 'pairs were truncated'), ('empty_responses', 'rows have an empty response')):
+        if counts[name]:
+            lines.append(f'{counts[name]} {what}')
+    other = 'exact' if grading == 'reference' else 'reference'
+    ours, theirs = (result['accuracy_by_grading'][name] for name in (grading, other))
+    if ours != theirs:
+        lines.append(
+            f'graded as {grading}: Average {100 * ours[choices.AVERAGE]:.2f}; '
+            f'as {other}: {100 * theirs[choices.AVERAGE]:.2f}'
+        )
+    return lines
+
+
+def accuracy_table(summary, style='table'):
+    """Each task's accuracy beside the published ones, in percent; what is missing is a dash."""
+    published = choices.read_published()
+    rows = choices.compare_with_published(summary, published)
+    for row in rows:
+        if 'low' in row:
+            row['interval'] = f'{100 * row["low"]:.1f} to {100 * row["high"]:.1f}'
+        if row.get('templates_std') is not None:
+            row['over_templates'] = f'{100 * row["templates_mean"]:.1f} ± {100 * row["templates_std"]:.1f}'
+    columns = [
+        'task',
+        tables.percent('accuracy', 'here'),
+        tables.Column('interval', '95%'),
+        tables.Column('over_templates', 'templates'),
+    ]
+    columns += [tables.Column(model, decimals=1) for model in published['average']]
+    return tables.format_table(rows, columns, style)
+
+
+if __name__ == '__main__':
+    logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.WARNING)
+    flags.run(main)

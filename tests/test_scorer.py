@@ -1,0 +1,249 @@
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cappy import Cappy
+from cappy.errors import InputError
+from cappy.finetuning import FinetuningExample
+from cappy.training import TrainingSettings
+
+SETTINGS = TrainingSettings(
+    learning_rate=3e-3, warmup_rate=0.1, per_device_batch_size=4, accumulate_grad_batches=2, max_length=24
+)
+
+
+@pytest.fixture(scope='module')
+def scorer(tiny_directories):
+    return Cappy.from_pretrained(tiny_directories['roberta'], max_length=24)
+
+
+def weights(directory):
+    return load_file(directory / 'model.safetensors')
+
+
+def error_line(function, *arguments, **options):
+    with pytest.raises(InputError) as caught:
+        function(*arguments, **options)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_format_gives_the_recorded_first_scores(shared, tiny_cappy):
+    scored = json.loads((shared / 'reference' / 'bigbench' / 'tiny_tense.scores.json').read_text())[:12]
+    pairs = [(row['instruction'], row['response']) for row in scored]
+    expected = Cappy.from_pretrained(str(tiny_cappy)).score(pairs)
+    assert expected.std() > 0.1
+    for name in ('tiny-cappy', 'tiny-cappy-flax', 'tiny-cappy-bin'):
+        if name == 'tiny-cappy-bin':
+            pytest.importorskip('torch')
+        scores = Cappy.from_pretrained(shared / 'reference' / 'checkpoints' / name).score(pairs)
+        np.testing.assert_array_equal(scores, expected, err_msg=name)
+
+
+@pytest.mark.parametrize('base', ['roberta', 'bert'])
+def test_an_encoder_without_a_head_gets_a_seeded_one_and_a_warning(make_model, tiny_directories, caplog, base, texts):
+    whole = weights(tiny_directories[base])
+    bare = {name.removeprefix(f'{base}.'): tensor for name, tensor in whole.items() if 'classifier' not in name}
+    directory = make_model(base=base, tensors=bare)
+    pairs = texts(6)
+    with caplog.at_level(logging.WARNING):
+        scores = [Cappy.from_pretrained(directory, max_length=24, seed=seed).score(pairs) for seed in (1, 1, 2)]
+    fresh = 'classifier.bias, classifier.weight' if base == 'bert' else 'classifier.dense.bias'
+    assert len(caplog.records) == 3
+    message = caplog.records[0].getMessage()
+    assert message.startswith(f'{directory} has no head: ') and fresh in message and '(seed 1)' in message
+    assert 'pooler' not in message  # BERT's is there
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert np.abs(scores[0] - scores[2]).max() > 1e-3
+    assert np.isfinite(scores[0]).all() and np.ptp(scores[0]) > 1e-4
+
+
+def test_a_bert_encoder_without_a_pooler_gets_one(make_model, tiny_directories, caplog):
+    whole = weights(tiny_directories['bert'])
+    bare = {name: tensor for name, tensor in whole.items() if not name.startswith(('classifier', 'bert.pooler'))}
+    with caplog.at_level(logging.WARNING):
+        scorer = Cappy.from_pretrained(make_model(base='bert', tensors=bare), max_length=24)
+    assert 'bert.pooler.dense.weight' in caplog.records[0].getMessage()
+    pooler = np.asarray(scorer.params['bert.pooler.dense']['kernel'])
+    assert pooler.std() == pytest.approx(0.02, rel=0.1)  # initializer_range
+    assert not np.asarray(scorer.params['bert.pooler.dense']['bias']).any()
+
+
+@pytest.mark.parametrize('name', ['roberta', 'bert'])
+def test_what_is_saved_scores_alike_in_pytorch_and_in_cross_encoder_and_back(tiny_directories, texts, tmp_path, name):
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    sentence_transformers = pytest.importorskip('sentence_transformers')
+    # Adapted, not as read: what is saved must be what was trained.
+    scorer = Cappy.from_pretrained(tiny_directories[name], max_length=24)
+    pairs = texts(12)
+    before = scorer.score(pairs)
+    scorer.adapt([(*pair, 0.5) for pair in pairs], SETTINGS, progress=False, tokens_per_device=4096)
+    scores = scorer.score(pairs)
+    assert np.abs(scores - before).max() > 0.01
+    scorer.save_pretrained(tmp_path / 'saved', model_card='# A scorer\n')
+    assert (tmp_path / 'saved' / 'README.md').read_text() == '# A scorer\n'
+
+    model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / 'saved', output_loading_info=True
+    )
+    assert not report['missing_keys'] and not report['unexpected_keys']
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'saved')
+    inputs = tokenizer(
+        *map(list, zip(*pairs, strict=True)), truncation=True, max_length=24, padding=True, return_tensors='pt'
+    )
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits
+    assert logits.shape == (12, 1)
+    np.testing.assert_allclose(logits[:, 0].numpy(), scores, rtol=0, atol=1e-4)
+
+    # A list for a pair, and no empty response: CrossEncoder's tokenizer takes that for a text alone.
+    full = [i for i, pair in enumerate(pairs) if pair[1]]
+    cross_encoder = sentence_transformers.CrossEncoder(str(tmp_path / 'saved'), max_length=24, device='cpu')
+    predicted = cross_encoder.predict([pairs[i] for i in full], show_progress_bar=False)
+    np.testing.assert_allclose(predicted, scores[full], rtol=0, atol=1e-4)
+    assert not ((0 < scores) & (scores < 1)).all()  # a sigmoid in between would show
+
+    model.save_pretrained(tmp_path / 'pytorch')
+    tokenizer.save_pretrained(tmp_path / 'pytorch')
+    cross_encoder.save_pretrained(str(tmp_path / 'cross_encoder'))
+    for back in ('saved', 'pytorch', 'cross_encoder'):
+        again = Cappy.from_pretrained(tmp_path / back, max_length=24).score(pairs)
+        np.testing.assert_allclose(again, scores, rtol=0, atol=1e-5, err_msg=back)
+
+
+def test_a_ranking_is_cross_encoders(scorer, tmp_path):
+    sentence_transformers = pytest.importorskip('sentence_transformers')
+    scorer.save_pretrained(tmp_path / 'saved')
+    responses = ['yes', 'no', 'two red birds', 'the cat sat', 'a mat', 'sing it']
+    cross_encoder = sentence_transformers.CrossEncoder(str(tmp_path / 'saved'), max_length=24, device='cpu')
+    for top_k in (None, 3):
+        expected = cross_encoder.rank('tell me', responses, top_k, return_documents=True, show_progress_bar=False)
+        ranked = scorer.rank('tell me', responses, top_k)
+        assert [set(row) for row in ranked] == [set(row) for row in expected]
+        assert [(row['corpus_id'], row['text']) for row in ranked] == [(r['corpus_id'], r['text']) for r in expected]
+        np.testing.assert_allclose([r['score'] for r in ranked], [r['score'] for r in expected], rtol=0, atol=1e-4)
+    assert json.loads(json.dumps(ranked)) == ranked
+
+
+def test_the_first_of_equal_responses_is_picked(scorer):
+    responses = ['no', 'yes', 'no', 'yes', 'two birds']
+    scores = scorer.score([('tell me', response) for response in responses])
+    assert scorer.pick('tell me', responses) == responses[int(np.argmax(scores))]
+    equal = scorer.rank('tell me', ['no', 'no', 'no'])
+    assert [row['corpus_id'] for row in equal] == [0, 1, 2]
+    assert len({row['score'] for row in equal}) == 1
+    ranked = scorer.rank('tell me', responses)
+    places = [row['corpus_id'] for row in ranked]
+    assert places.index(0) < places.index(2) and places.index(1) < places.index(3)
+    assert [row['score'] for row in ranked] == sorted((row['score'] for row in ranked), reverse=True)
+
+
+def test_a_pick_among_nothing_is_an_error_and_a_ranking_of_nothing_empty(scorer):
+    assert error_line(scorer.pick, 'tell me', []) == 'responses: empty; a pick needs at least one'
+    assert scorer.rank('tell me', []) == []
+    assert scorer.pick('tell me', iter(['only'])) == 'only'
+
+
+def test_adapting_lowers_the_loss_with_tuples_and_with_finetuning_examples(tiny_directories):
+    pairs = [('tell me', 'yes'), ('tell me', 'no'), ('what is it', 'a cat'), ('what is it', 'birds')] * 12
+    labels = [1.0, 0.0, 0.8, 0.1] * 12
+    runs = []
+    for make in (lambda *row: row, FinetuningExample):
+        scorer = Cappy.from_pretrained(tiny_directories['roberta'], max_length=24)
+        examples = [make(*pair, label) for pair, label in zip(pairs, labels, strict=True)] * 2
+        runs.append(scorer.adapt(examples, SETTINGS, progress=False, tokens_per_device=4096))
+        scores = scorer.score(pairs[:4])
+        assert np.abs(scores - labels[:4]).max() < 0.3
+    assert runs[0].updates == runs[1].updates
+    assert len(runs[0].updates) == 12
+    assert runs[0].updates[-1].loss < 0.1 * runs[0].updates[0].loss
+    assert runs[0].packing['truncated_pairs'] == 0
+
+
+@pytest.mark.parametrize(
+    ('example', 'found'),
+    [
+        (('a', 'b', 1.5), 'example 2: label: found 1.5; give a number from 0 to 1'),
+        (('a', 'b', float('nan')), 'example 2: label: found nan; give a number from 0 to 1'),
+        (('a', 'b'), 'example 2: expected (instruction, response, label)'),
+        (('a', None, 1.0), 'example 2: expected (instruction, response, label)'),
+    ],
+)
+def test_a_bad_example_is_named_and_the_scorer_stays_whole(scorer, example, found):
+    examples = [('a', 'b', 0.0), FinetuningExample('a', 'c', 1.0), example]
+    assert error_line(scorer.adapt, examples * 8, SETTINGS).startswith(found)
+    assert np.isfinite(scorer.score([('a', 'b')])).all()
+
+
+def test_a_max_length_beyond_the_positions_is_an_error(tiny_directories):
+    path = tiny_directories['roberta']
+    message = error_line(Cappy.from_pretrained, path, max_length=99)
+    assert message == f'--max_length 99: {path} has positions for 98 tokens; give --max_length 98 or less'
+    assert Cappy.from_pretrained(path).max_length == 98
+
+
+def test_an_unknown_compute_dtype_is_an_error(tiny_directories):
+    message = error_line(Cappy.from_pretrained, tiny_directories['roberta'], compute_dtype='float16')
+    assert message == "--compute_dtype: found 'float16'; choose one of float32, bfloat16"
+
+
+def test_a_vocabulary_that_the_embeddings_do_not_hold_is_an_error(make_model):
+    path = make_model({'vocab_size': 1500})
+    expected = f'{path}: vocab_size: 1500 in config.json, but its tokenizer has tokens up to 1999'
+    assert error_line(Cappy.from_pretrained, path) == expected
+
+
+def test_missing_and_misshapen_tensors_are_named(tiny_directories, make_model):
+    whole = weights(tiny_directories['roberta'])
+    key = 'roberta.encoder.layer.1.attention.self.key.weight'
+    without = {name: tensor for name, tensor in whole.items() if name != key}
+    assert f'missing {key}' in error_line(Cappy.from_pretrained, make_model(tensors=without))
+    misshapen = {**whole, key: np.zeros((8, 32), np.float32)}
+    assert f'{key} has shape [8, 32], not [32, 32]' in error_line(
+        Cappy.from_pretrained, make_model(tensors=misshapen)
+    )
+    # Half a head is a damaged file, not an encoder without one.
+    half = {name: tensor for name, tensor in whole.items() if name != 'classifier.out_proj.weight'}
+    assert 'missing classifier.out_proj.weight' in error_line(Cappy.from_pretrained, make_model(tensors=half))
+
+
+def test_a_head_of_another_model_or_of_several_outputs_is_named(tiny_directories, make_model):
+    whole = weights(tiny_directories['roberta'])
+    berts = {name: tensor for name, tensor in whole.items() if 'classifier' not in name}
+    berts['classifier.weight'] = np.zeros((1, 32), np.float32)
+    assert 'classifier.weight' in error_line(Cappy.from_pretrained, make_model(tensors=berts))
+    three = {**whole, 'classifier.out_proj.weight': np.zeros((3, 32), np.float32)}
+    assert 'classifier.out_proj.weight has shape [3, 32], not [1, 32]' in error_line(
+        Cappy.from_pretrained, make_model(tensors=three)
+    )
+
+
+def test_tensors_that_are_not_the_scorers_do_no_harm(tiny_directories, make_model, texts):
+    whole = weights(tiny_directories['roberta'])
+    more = {**whole, 'lm_head.bias': np.zeros(2000, np.float32), 'roberta.pooler.dense.bias': np.ones(32, np.float32)}
+    scores = Cappy.from_pretrained(make_model(tensors=more), max_length=24).score(texts(6))
+    expected = Cappy.from_pretrained(tiny_directories['roberta'], max_length=24).score(texts(6))
+    np.testing.assert_array_equal(scores, expected)
+
+
+def test_a_save_never_replaces_a_folder_unasked(scorer, tmp_path):
+    scorer.save_pretrained(tmp_path / 'saved')
+    first = (tmp_path / 'saved' / 'model.safetensors').read_bytes()
+    assert 'exists and is not empty' in error_line(scorer.save_pretrained, tmp_path / 'saved')
+    scorer.save_pretrained(tmp_path / 'saved', overwrite=True)
+    assert (tmp_path / 'saved' / 'model.safetensors').read_bytes() == first
+
+
+def test_weights_in_half_precision_are_read_as_float32(tiny_directories, tmp_path, texts):
+    path = shutil.copytree(tiny_directories['roberta'], tmp_path / 'half')
+    halves = {name: tensor.astype(np.float16) for name, tensor in weights(path).items()}
+    save_file(halves, path / 'model.safetensors', {'format': 'pt'})
+    half = Cappy.from_pretrained(path, max_length=24)
+    assert {leaf.dtype.name for leaf in half.params['classifier.dense'].values()} == {'float32'}
+    expected = Cappy.from_pretrained(tiny_directories['roberta'], max_length=24).score(texts(6))
+    assert 0 < np.abs(half.score(texts(6)) - expected).max() < 0.01
