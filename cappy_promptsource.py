@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -54,8 +55,10 @@ def main(
     rows = choices.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
     clock.lap('data')
 
-    devices = start_devices(settings)
-    with writing(paths):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(standard_output_kept())
+        devices = start_devices(settings)
+        stack.enter_context(writing(paths))
         scorer = load_scorer(settings, devices)
         clock.lap('load')
         scores, counts = score_rows(scorer, rows)
@@ -117,6 +120,19 @@ def start_devices(settings):
 
     names = ('n_model_shards', 'n_processes', 'host0_address', 'host0_port', 'process_id', 'n_local_devices')
     return get_devices(**{name: settings[name] for name in names})
+
+
+@contextlib.contextmanager
+def standard_output_kept():
+    """Libraries below Python (Gloo, between hosts without accelerators) print there, where only the result belongs."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)
 
 
 def is_first_process():

