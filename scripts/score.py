@@ -64,9 +64,10 @@ def main(
     runs = Runs()
     with writing(paths, pairs, settings) as (write, n_done, rows):
         scorer = load_scorer(settings, devices)
-        scored = score_rows(scorer, runs.watch(rows) if rank else rows, n_rows and n_rows - n_done)
-        for row, score in best_first(scored) if rank else scored:
-            write(pairs.with_score(row, score))
+        n_to_come = None if n_rows is None else n_rows - n_done
+        with contextlib.closing(score_rows(scorer, runs.watch(rows) if rank else rows, n_to_come)) as scored:
+            for row, score in best_first(scored) if rank else scored:
+                write(pairs.with_score(row, score))
     if rank and n_rows is None:
         warn_of_split_groups(runs.n_again)
 
@@ -217,7 +218,8 @@ def open_partial(paths, pairs, settings):
 def close_partial(file, paths, n_header_bytes):
     """Of a run that failed before its first row nothing stays."""
     is_empty = file.tell() <= n_header_bytes
-    file.close()
+    with contextlib.suppress(OSError):  # a full disk, of which `writer` has told
+        file.close()
     if is_empty:
         paths.partial.unlink(missing_ok=True)
         paths.settings.unlink(missing_ok=True)
@@ -240,26 +242,34 @@ def check_continues(paths, deciding):
         )
 
 
+@contextlib.contextmanager
+def writes_to(path):
+    """A full disk is told by the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f'{path}: cannot be written ({error.strerror}); make room, and the same command goes on'
+        ) from error
+
+
 def writer(file, path):
-    """file.write, which names the file where the disk is full."""
+    """file.write, with a full disk told."""
 
     def write(text):
-        try:
+        with writes_to(path):
             file.write(text)
-        except OSError as error:
-            raise InputError(
-                f'{path}: cannot be written ({error.strerror}); make room, and the same command goes on'
-            ) from error
 
     return write
 
 
 def finish(file, paths):
     """The partial file is whole."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(paths.partial, paths.result)
-    paths.settings.unlink(missing_ok=True)
+    with writes_to(paths.partial):
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(paths.partial, paths.result)
+        paths.settings.unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

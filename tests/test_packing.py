@@ -45,7 +45,7 @@ def test_every_pair_lies_whole_in_its_row_and_overlaps_no_other(row_length):
     row, start = pack_pairs(lengths, row_length)
     taken = np.zeros((row.max() + 1, row_length), int)
     for i, length in enumerate(lengths):
-        assert 0 <= start[i] and start[i] + length <= row_length
+        assert start[i] >= 0 and start[i] + length <= row_length
         taken[row[i], start[i] : start[i] + length] += 1
     assert taken.max() == 1
     assert taken.sum() == lengths.sum()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cappy import Cappy, flags, results, scoring
+from cappy import Cappy, flags, results
 from cappy.errors import InputError
 from cappy.pairfiles import PairFile, Runs, ScoredPaths, best_first, find_done
 
@@ -191,16 +191,25 @@ def test_an_output_of_other_rows_is_not_continued(tmp_path):
             find_done(out, pairs, pairs.rows())
 
 
-def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run_python):
+# The script with windows of 500 pairs, so that a short file has many.
+SMALL_WINDOWS = """import runpy, sys
+from cappy import scoring
+scoring.WINDOW = 500
+sys.argv[0] = 'scripts/score.py'
+runpy.run_path('scripts/score.py', run_name='__main__')
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run_python, scores_of):
     generator = np.random.default_rng(0)
     rows = [
         {'id': n, 'instruction': f'say {n // 4}', 'response': ' '.join(map(str, generator.integers(0, 99, n % 5)))}
-        for n in range(2 * scoring.WINDOW + 100)
+        for n in range(6_000)
     ]
     source = write_rows(tmp_path / 'in.jsonl', rows)
     out = tmp_path / 'out.jsonl'
     argv = [source, '--output', out, '--model_name_or_path', model]
-    killed = run_python('scripts/score.py', *argv)
+    killed = run_python('-c', SMALL_WINDOWS, *argv)
     partial, deadline = ScoredPaths(out).partial, time.time() + 120
     while (not partial.exists() or not partial.stat().st_size) and time.time() < deadline:
         time.sleep(0.01)
@@ -208,7 +217,7 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run
     killed.communicate()
     assert not out.exists() and partial.read_bytes().count(b'\n') >= 10
     assert partial.stat().st_size < source.stat().st_size
-    resumed = run_python('scripts/score.py', *argv)
+    resumed = run_python('-c', SMALL_WINDOWS, *argv)
     _, err = resumed.communicate(timeout=300)
     assert resumed.returncode == 0 and 'going on behind them' in err
     ours = read_rows(out)
