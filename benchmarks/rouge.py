@@ -37,9 +37,7 @@ def made_up_examples(n_instructions, n_candidates, n_references, n_words, seed=0
 
     def altered(words):
         others = generator.choices(vocabulary, frequencies, k=len(words))
-        words = [
-            generator.choice([word, word, other]) for word, other in zip(words, others, strict=True)
-        ]
+        words = [generator.choice([word, word, other]) for word, other in zip(words, others, strict=True)]
         i, j = (generator.randrange(len(words)) for _ in range(2))
         words[i], words[j] = words[j], words[i]
         return ' '.join(words).capitalize() + '.'

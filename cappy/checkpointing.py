@@ -1,5 +1,6 @@
 """A stopped training's state in one file of tensors, replaced whole, so that a kill at any moment leaves a good one."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -38,7 +39,8 @@ class Checkpoint:
             save_file(leaves, partial, metadata=metadata)
             os.replace(partial, self.path)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise InputError(f'{self.path}: cannot be written ({error})') from error
 
     def read(self, like, fingerprint):

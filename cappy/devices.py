@@ -11,6 +11,7 @@ import logging
 import os
 from pathlib import Path
 
+import flax.core
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
@@ -74,7 +75,7 @@ class Devices:
         """
         if self.n_model_shards == 1:
             return jax.tree.map(lambda _: self.replicated, params)
-        specs = self.deployer.get_params_spec(params, SHARDING_RULES)
+        specs = flax.core.unfreeze(self.deployer.get_params_spec(params, SHARDING_RULES))
         for (path, spec), leaf in zip(
             jax.tree_util.tree_leaves_with_path(specs, is_leaf=lambda x: isinstance(x, P)),
             jax.tree.leaves(params),
@@ -87,9 +88,7 @@ class Devices:
                         f'--n_model_shards {self.n_model_shards}: does not divide {size}, a dimension of {name}; '
                         f'give a divisor of the heads and widths'
                     )
-        return jax.tree.map(
-            lambda spec: NamedSharding(self.mesh, spec), dict(specs), is_leaf=lambda x: isinstance(x, P)
-        )
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
     def put(self, array, sharding):
         """A host array, the same on each process -> a device array laid out as `sharding`."""

@@ -40,6 +40,7 @@ ROW_LENGTHS = (
 )
 ROW_LENGTHS += (320, 352, 384, 416, 448, 480, 512)
 MAX_ROW_LENGTHS = 8
+MIN_LENGTH = 8  # tokens of a pair: RoBERTa's four special ones, and something of each text
 N_TRIED = 16  # groups on which a choice of row lengths is tried
 # The part of a batch that its last rows are cut into, so that leftovers neither compile anew nor compute much padding.
 SMALL_BATCH = 4
@@ -143,12 +144,14 @@ def row_length_choices(lengths, cost, grid=ROW_LENGTHS):
         best = np.minimum(best, share[:, add])
 
 
-def plan_groups(groups, lengths, cost, compile_cost, tokens_per_batch, n_data=1):
+def plan_groups(groups, lengths, cost, compile_cost, tokens_per_batch, n_data=1, compiled=frozenset()):
     """Batches for groups of pairs, each group apart (an update, say), with the row lengths that are cheapest in all.
 
     groups: sequence of int arrays of places in `lengths`, int [n]; cost: RowCost; compile_cost: of one more shape, in
-    units of a token's dense work; tokens_per_batch, n_data: as `plan_batches` takes them.
-    Each set of `row_length_choices` is tried on a few groups, empty rows and compilations counted.
+    units of a token's dense work; tokens_per_batch, n_data: as `plan_batches` takes them; compiled: shapes (R, L) that
+    cost no compilation any more.
+    Each set of `row_length_choices`, and the lengths compiled before, are tried on a few groups, empty rows and
+    compilations counted.
     Returns a list of Batch for each group, numbering its pairs from 0.
     """
     if not len(groups):
@@ -163,9 +166,14 @@ def plan_groups(groups, lengths, cost, compile_cost, tokens_per_batch, n_data=1)
                 for size, count in _cut(int(row.max()) + 1, row_length, tokens_per_batch, n_data):
                     work += size * count * float(cost(row_length))
                     shapes.add((size, row_length))
-        return work * len(groups) / len(tried) + compile_cost * len(shapes)
+        return work * len(groups) / len(tried) + compile_cost * len(shapes - compiled)
 
-    row_lengths = min(row_length_choices(np.concatenate(of_groups), cost), key=total)
+    together = np.concatenate(of_groups)
+    choices = row_length_choices(together, cost)
+    before = tuple(sorted({row_length for _, row_length in compiled}))
+    if before and before[-1] >= together.max():
+        choices.append(before)
+    row_lengths = min(choices, key=total)
     plans = [plan_batches(some, row_lengths, cost, tokens_per_batch, n_data) for some in of_groups]
     slots = {}
     for batch in (batch for plan in plans for batch in plan):
@@ -301,7 +309,11 @@ def describe_packing(plans, lengths):
 
 
 def check_lengths(max_length, config, source):
-    """Raise InputError where the model has no position for the last of max_length tokens."""
+    """Raise InputError where max_length tokens hold no text, or the model has no position for the last of them."""
+    if max_length < MIN_LENGTH:
+        raise InputError(
+            f'--max_length {max_length}: special tokens alone fill it; give --max_length {MIN_LENGTH} or more'
+        )
     if max_length > config.max_length:
         raise InputError(
             f'--max_length {max_length}: {source} has positions for {config.max_length} tokens; '

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ class Cappy:
         path = checkpoint.find_model(name_or_dir)
         published = checkpoint.read_config(path)
         config = EncoderConfig.from_published(published, path / 'config.json')
-        max_length = max_length or min(512, config.max_length)
+        max_length = min(512, config.max_length) if max_length is None else max_length
         packing.check_lengths(max_length, config, name_or_dir)
         devices = devices or get_devices()
         if compute_dtype not in (None, *COMPUTE_DTYPES):
@@ -92,6 +93,8 @@ class Cappy:
 
         counts: see `scoring.score_pairs`.
         """
+        if self.params is None:
+            raise InputError(f'{self.source}: its weights went into a training that stopped; load it again')
         return score_pairs(
             self.params,
             self.tokenizer,
@@ -141,19 +144,24 @@ class Cappy:
         which = np.array([unique.setdefault(triple[:2], len(unique)) for triple in triples])
         encoded = encode_pairs(self.tokenizer, *zip(*unique, strict=True), settings.max_length)
         params, self.params = self.params, None  # training donates them
-        trained = train(
-            params,
-            encoded,
-            which,
-            np.array([triple[2] for triple in triples], np.float32),
-            config=self.config,
-            devices=self.devices,
-            dtype=self.compute_dtype,
-            settings=settings,
-            fingerprint=_fingerprint(triples, settings, self),
-            progress=progress,
-            **options,
-        )
+        try:
+            trained = train(
+                params,
+                encoded,
+                which,
+                np.array([triple[2] for triple in triples], np.float32),
+                config=self.config,
+                devices=self.devices,
+                dtype=self.compute_dtype,
+                settings=settings,
+                fingerprint=_fingerprint(triples, settings, self),
+                progress=progress,
+                **options,
+            )
+        except BaseException:
+            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(params)):  # stopped before the first update
+                self.params = params
+            raise
         self.params = trained.params
         trained.packing['truncated_pairs'] = int(encoded.truncated.sum())
         return trained
@@ -234,7 +242,7 @@ def _triple(example, number):
     fields = dataclasses.astuple(example) if dataclasses.is_dataclass(example) else tuple(example)
     if len(fields) != 3 or not all(isinstance(text, str) for text in fields[:2]):
         raise InputError(f'example {number}: expected (instruction, response, label); found {str(example)[:80]!r}')
-    if not 0 <= fields[2] <= 1:
+    if not isinstance(fields[2], numbers.Real) or not 0 <= fields[2] <= 1:
         raise InputError(f'example {number}: label: found {fields[2]!r}; give a number from 0 to 1')
     return fields
 

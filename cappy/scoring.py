@@ -49,9 +49,12 @@ def default_dtype(platform):
 
 @functools.lru_cache(maxsize=8)
 def score_program(config, dtype, devices):
-    """The compiled program (params, rows) -> float32 [R, C] on every device; one for a model, dtype and mesh."""
+    """The program (params, rows) -> float32 [R, C] on every device, one for a model, dtype and mesh; and the set of the
+    (R, L) it was compiled for, for its caller to keep.
+    """
     model = Scorer(config, dtype)
-    return jax.jit(lambda params, rows: model.apply({'params': params}, rows), out_shardings=devices.replicated)
+    score = jax.jit(lambda params, rows: model.apply({'params': params}, rows), out_shardings=devices.replicated)
+    return score, set()
 
 
 def score_encoded(params, encoded, config, devices, dtype, tokens_per_device=None, bar=None):
@@ -61,8 +64,9 @@ def score_encoded(params, encoded, config, devices, dtype, tokens_per_device=Non
     lengths = encoded.lengths
     everything = np.arange(len(lengths))
     compiling = compile_cost(config, devices.platform, COMPILE_SECONDS)
-    [plan] = plan_groups([everything], lengths, cost, compiling, tokens, devices.n_data)
-    program = score_program(config, dtype, devices)
+    program, compiled = score_program(config, dtype, devices)
+    [plan] = plan_groups([everything], lengths, cost, compiling, tokens, devices.n_data, frozenset(compiled))
+    compiled.update(batch.shape[:2] for batch in plan)
     scores = np.empty(len(lengths), np.float32)
     waiting = []  # two batches, so that the host lays out the next while the device works
 

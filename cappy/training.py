@@ -65,6 +65,8 @@ class TrainingSettings:
             raise InputError(f'--warmup_rate: found {self.warmup_rate}; give a share from 0 to 1')
         if not self.learning_rate > 0:
             raise InputError(f'--learning_rate: found {self.learning_rate}; give more than 0')
+        if self.seed < 0:
+            raise InputError(f'--seed: found {self.seed}; give 0 or more')
         if not self.weight_decay >= 0:
             raise InputError(f'--weight_decay: found {self.weight_decay}; give 0 or more')
         if self.n_updates(train_size, n_data) < 1:
@@ -144,7 +146,7 @@ def training_programs(config, dtype, devices, rematerialise, settings, train_siz
 
     def apply(params, opt_state, grads):
         moves, opt_state = optimizer.update(grads, opt_state, params)
-        norm = optax.global_norm(grads)
+        norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(grads)))
         return optax.apply_updates(params, moves), opt_state, jax.tree.map(jnp.zeros_like, grads), norm
 
     return accumulate, apply, optimizer

@@ -39,12 +39,8 @@ def example(*samples):
     )
 
 
-FIRST = example(
-    ('beam4', 'a b', -3.0, -1.5), ('sampling', 'x', -5.0, -1.0), ('sampling', 'a b', -3.0, -1.5)
-)
-SECOND = example(
-    ('beam4', 'x', -1.0, -9.0), ('sampling', 'a b c d', -2.0, -8.0), ('sampling', 'x', None, None)
-)
+FIRST = example(('beam4', 'a b', -3.0, -1.5), ('sampling', 'x', -5.0, -1.0), ('sampling', 'a b', -3.0, -1.5))
+SECOND = example(('beam4', 'x', -1.0, -9.0), ('sampling', 'a b c d', -2.0, -8.0), ('sampling', 'x', None, None))
 EXAMPLES = [FIRST, SECOND]
 ROUGEL = candidates_rougeL(EXAMPLES, RougeL())
 
@@ -79,17 +75,14 @@ def test_consensus_equals_its_definition_over_all_samples():
     generator, rouge = random.Random(0), RougeL()
     for _ in range(50):
         responses = [
-            ' '.join(generator.choices('abcd', k=generator.randrange(4)))
-            for _ in range(generator.randrange(2, 12))
+            ' '.join(generator.choices('abcd', k=generator.randrange(4))) for _ in range(generator.randrange(2, 12))
         ]
         made = example(*(('s', response) for response in responses))
         means = {}
         for candidate in made.candidates:
             others = responses.copy()
             others.remove(candidate)
-            means[candidate] = sum(rouge.score([other], candidate) for other in others) / len(
-                others
-            )
+            means[candidate] = sum(rouge.score([other], candidate) for other in others) / len(others)
         best = max(means.values())
         expected = next(n for n, mean in enumerate(means.values()) if mean > best - 1e-9)
         assert consensus_pick(made, rouge) == expected
@@ -114,24 +107,20 @@ def test_the_scorer_takes_the_first_of_the_highest_scores_and_the_oracle_the_bes
 
 @pytest.mark.parametrize('task', ['tiny_tense', 'tiny_arithmetic'])
 def test_recorded_scores_give_the_recorded_picks_and_rougeL(task):
-    examples = read_task(RECORDED / 'inputs' / 'bigbench_flan_gens', 'flan-t5-tiny', task)[
-        'validation'
-    ]
+    examples = read_task(RECORDED / 'inputs' / 'bigbench_flan_gens', 'flan-t5-tiny', task)['validation']
     scores = json.loads((RECORDED / 'bigbench' / f'{task}.scores.json').read_text())
     result = json.loads((RECORDED / 'bigbench' / f'{task}.result.json').read_text())
     score_of = {(pair['example_idx'], pair['response']): pair['score'] for pair in scores}
     rougeL = candidates_rougeL(examples, RougeL())
     by_example = [
-        np.array([score_of[example.example_idx, text] for text in example.candidates])
-        for example in examples
+        np.array([score_of[example.example_idx, text] for text in example.candidates]) for example in examples
     ]
     picked = scorer_rougeL(rougeL, by_example)
     assert picked.tolist() == [one['rougeL'] for one in result['per_example']]
     assert picked.mean() == pytest.approx(result['rougeL'], abs=1e-12)
-    assert [
-        example.candidates[np.argmax(values)]
-        for example, values in zip(examples, by_example, strict=True)
-    ] == [one['pred'] for one in result['per_example']]
+    assert [example.candidates[np.argmax(values)] for example, values in zip(examples, by_example, strict=True)] == [
+        one['pred'] for one in result['per_example']
+    ]
 
 
 def test_a_bootstrap_interval_is_the_normal_one_where_that_holds():
@@ -184,9 +173,7 @@ def test_the_comparison_has_every_way_in_order_with_its_interval():
         ('oracle', 5 / 6),
     ]
     assert [rows[0]['gap_closed'], rows[-1]['gap_closed']] == [0, 1]
-    assert [rows[-1][key] for key in ('low', 'high', 'gap_low', 'gap_high')] == pytest.approx(
-        [2 / 3, 1, 1, 1]
-    )
+    assert [rows[-1][key] for key in ('low', 'high', 'gap_low', 'gap_high')] == pytest.approx([2 / 3, 1, 1, 1])
     for row in rows:
         assert row['low'] <= row['rougeL'] <= row['high']
 

@@ -23,10 +23,7 @@ GOOD = {
 
 def write_lines(path, *lines):
     path.write_bytes(
-        b''.join(
-            (line if isinstance(line, bytes) else json.dumps(line).encode()) + b'\n'
-            for line in lines
-        )
+        b''.join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b'\n' for line in lines)
     )
     return path
 
@@ -38,8 +35,7 @@ def without(key):
 def test_a_recorded_file_is_read_in_file_order():
     task = read_task(GENS, 'flan-t5-tiny', 'tiny_tense')
     lines = [
-        json.loads(line)
-        for line in (GENS / 'flan-t5-tiny' / 'tiny_tense_validation.jsonl').read_text().splitlines()
+        json.loads(line) for line in (GENS / 'flan-t5-tiny' / 'tiny_tense_validation.jsonl').read_text().splitlines()
     ]
     assert [len(task['train']), len(task['validation'])] == [60, len(lines)] == [60, 30]
     for example, line in zip(task['validation'], lines, strict=True):
@@ -98,8 +94,7 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path):
 def test_a_log_likelihood_that_is_null_or_not_finite_is_unknown(tmp_path):
     path = tmp_path / 'f'
     samples = ','.join(
-        f'{{"response": "r", "log_likelihood_sum": {value}}}'
-        for value in ('-1.5', 'NaN', '-Infinity', 'null', '-2')
+        f'{{"response": "r", "log_likelihood_sum": {value}}}' for value in ('-1.5', 'NaN', '-Infinity', 'null', '-2')
     )
     text = json.dumps(without('flan_samples'))[:-1] + f', "samples": {{"s": [{samples}]}}}}'
     path.write_text(text)

@@ -160,9 +160,7 @@ def test_a_missing_shard_is_named(tmp_path, tiny):
 def test_a_tensor_that_its_shard_lacks_is_named(tmp_path, tiny):
     places = write_shards(tmp_path, tiny)
     shard = tmp_path / places[QUERY]
-    save_file(
-        {name: tiny[name] for name in places if places[name] == shard.name and name != QUERY}, shard
-    )
+    save_file({name: tiny[name] for name in places if places[name] == shard.name and name != QUERY}, shard)
     line = error_line(read_tensors, tmp_path)
     assert f'{QUERY} ({shard.name})' in line
 
@@ -409,15 +407,11 @@ def test_pytorch_transformers_loads_what_was_written(tmp_path, tiny):
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     write_checkpoint(tmp_path / 'model', tiny, read_config(TINY), tokenizer)
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / 'model', output_loading_info=True
-    )
+    model, report = AutoModelForSequenceClassification.from_pretrained(tmp_path / 'model', output_loading_info=True)
     assert not report['missing_keys']
     assert not report['unexpected_keys']
     assert not report['mismatched_keys']
-    assert_equal_tensors(
-        {name: tensor.numpy() for name, tensor in model.state_dict().items()}, tiny
-    )
+    assert_equal_tensors({name: tensor.numpy() for name, tensor in model.state_dict().items()}, tiny)
 
     pair = ('Write the past tense.', 'wrote')
     encoded = tokenizer(*pair, return_tensors='pt')
@@ -486,9 +480,7 @@ def test_a_move_that_fails_puts_the_old_directory_back(tmp_path, tiny, monkeypat
         return rename(path, to)
 
     monkeypatch.setattr(Path, 'rename', rename_but_not_the_new_one)
-    assert 'cannot be written' in error_line(
-        write_checkpoint, target, tiny, {'a': 2}, overwrite=True
-    )
+    assert 'cannot be written' in error_line(write_checkpoint, target, tiny, {'a': 2}, overwrite=True)
     assert contents(target) == before
     assert list(tmp_path.iterdir()) == [target]
 
@@ -498,7 +490,5 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, tiny):
     line = error_line(write_checkpoint, tmp_path / 'file' / 'model', tiny, {})
     assert line.startswith(f'{tmp_path / "file" / "model"}: cannot be written (Not a directory)')
     full = OSError(28, 'No space left on device')
-    assert 'No space left' in error_line(
-        write_checkpoint, tmp_path / 'm', tiny, {}, BreaksWhileSaving(full)
-    )
+    assert 'No space left' in error_line(write_checkpoint, tmp_path / 'm', tiny, {}, BreaksWhileSaving(full))
     assert [entry.name for entry in tmp_path.iterdir()] == ['file']

@@ -42,16 +42,12 @@ def test_validation_pairs_of_the_recorded_tasks_are_the_samples_in_file_order():
         recorded = json.loads((RECORDED / 'bigbench' / f'{task}.dataset.json').read_text())
         split = read_task(RECORDED / 'inputs' / 'bigbench_flan_gens', 'flan-t5-tiny', task)
         assert [
-            (e.example_idx, e.instruction, sample.response)
-            for e in split['validation']
-            for sample in e.samples
+            (e.example_idx, e.instruction, sample.response) for e in split['validation'] for sample in e.samples
         ] == [(p['example_idx'], p['instruction'], p['response']) for p in recorded['validation']]
 
 
 def test_a_duplicate_reference_stays_and_a_repeated_sample_does_not():
-    examples = build_finetuning_examples(
-        [example(0, 'i', ['a', 'a'], 'b', 'b', 'a')], 3, 0, RougeL()
-    )
+    examples = build_finetuning_examples([example(0, 'i', ['a', 'a'], 'b', 'b', 'a')], 3, 0, RougeL())
     assert Counter((e.response, e.label) for e in examples) == {('a', 1.0): 2, ('b', 0.0): 1}
 
 
@@ -66,17 +62,13 @@ def test_a_reference_drawn_for_another_instruction_is_a_negative_and_stays_one_a
         drawn = [draws.choice(['the red cat', 'the red dog']) for _ in range(2)]
         results = build_finetuning_examples(examples, 100, seed, RougeL())
         labels = {e.label for e in results if (e.instruction, e.response) == ('i', 'the red cat')}
-        assert labels == {
-            0.0 if drawn[0] == 'the red cat' else RougeL().score(['the red dog'], 'the red cat')
-        }
+        assert labels == {0.0 if drawn[0] == 'the red cat' else RougeL().score(['the red dog'], 'the red cat')}
 
 
 def test_examples_are_repeated_in_the_same_order_and_cut_to_train_size():
     examples = [example(n, f'i{n}', [f'r{n}']) for n in range(5)]
     once = build_finetuning_examples(examples, 5, 3, RougeL())
-    n = len(
-        {(e.instruction, e.response) for e in build_finetuning_examples(examples, 500, 3, RougeL())}
-    )
+    n = len({(e.instruction, e.response) for e in build_finetuning_examples(examples, 500, 3, RougeL())})
     many = build_finetuning_examples(examples, 3 * n + 2, 3, RougeL())
     assert once == many[:5]
     assert many == many[:n] * 3 + many[:2]
@@ -121,9 +113,7 @@ def test_another_seed_gives_another_order_of_the_same_references():
 def test_settings_that_give_nothing_are_named():
     with pytest.raises(InputError, match='train_size 0: expected 1 or more'):
         build_finetuning_examples([example(0, 'i', ['a'])], 0, 0, RougeL())
-    with pytest.raises(
-        InputError, match="reference_labels 'two': choose one of one, leave_one_out"
-    ):
+    with pytest.raises(InputError, match="reference_labels 'two': choose one of one, leave_one_out"):
         build_finetuning_examples([example(0, 'i', ['a'])], 1, 0, RougeL(), 'two')
     with pytest.raises(InputError, match='no finetuning examples'):
         build_finetuning_examples([], 1, 0, RougeL())

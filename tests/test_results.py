@@ -57,10 +57,7 @@ def names(folder):
 
 def test_the_files_of_a_cell_lie_side_by_side():
     paths = ResultPaths('results', 'g', 'a.b')
-    assert [
-        str(path)
-        for path in (paths.result, paths.candidates, paths.updates, paths.lock, paths.checkpoint)
-    ] == [
+    assert [str(path) for path in (paths.result, paths.candidates, paths.updates, paths.lock, paths.checkpoint)] == [
         'results/g/a.b.json',
         'results/g/a.b.candidates.jsonl',
         'results/g/a.b.train.csv',
@@ -120,9 +117,7 @@ def test_the_first_of_equal_scores_is_the_pick():
 
 def test_scores_come_back_as_the_same_float32_and_keep_their_order():
     values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
-    values = np.append(
-        values, [np.float32(1e-45), np.float32(3.4e38), np.nextafter(1, 0, dtype=np.float32)]
-    )
+    values = np.append(values, [np.float32(1e-45), np.float32(3.4e38), np.nextafter(1, 0, dtype=np.float32)])
     shown = np.array([json.loads(json.dumps(shortest_float32(value))) for value in values])
     assert np.array_equal(shown.astype(np.float32), values)
     assert np.array_equal(np.argsort(shown, kind='stable'), np.argsort(values, kind='stable'))
@@ -193,9 +188,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs a device that is always full')
 def test_a_full_disk_is_named_as_such(tmp_path, monkeypatch):
     real_open = open
-    monkeypatch.setattr(
-        results, 'open', lambda path, *rest, **named: real_open('/dev/full', 'w'), raising=False
-    )
+    monkeypatch.setattr(results, 'open', lambda path, *rest, **named: real_open('/dev/full', 'w'), raising=False)
     with (
         pytest.raises(InputError, match='f: cannot be written .No space left'),
         write_atomically(tmp_path / 'f') as file,
@@ -217,9 +210,7 @@ def test_a_held_lock_names_its_holder_and_ends_with_the_block(paths):
         with pytest.raises(ResultLocked) as raised, result_lock(paths):
             pass
         assert (raised.value.pid, raised.value.host) == (os.getpid(), os.uname().nodename)
-        assert f'process {os.getpid()} on {os.uname().nodename} since {raised.value.since}' in str(
-            raised.value
-        )
+        assert f'process {os.getpid()} on {os.uname().nodename} since {raised.value.since}' in str(raised.value)
         assert raised.value.since.endswith('+00:00')
     assert names(paths.lock.parent) == []
     with result_lock(paths):
@@ -234,9 +225,7 @@ def test_an_interrupted_block_leaves_no_lock(paths):
 
 def test_the_lock_of_a_killed_process_is_taken_over_with_its_partial_files_removed(tmp_path):
     paths = ResultPaths(tmp_path, 'g', 't')
-    process = subprocess.Popen(
-        [sys.executable, '-c', HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    process = subprocess.Popen([sys.executable, '-c', HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert process.stdout.readline() == 'held\n'
         with pytest.raises(ResultLocked) as raised, result_lock(paths):

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cappy import Cappy
+from cappy.checkpointing import Checkpoint
 from cappy.errors import InputError
 from cappy.finetuning import FinetuningExample
 from cappy.training import TrainingSettings
@@ -247,3 +248,49 @@ def test_weights_in_half_precision_are_read_as_float32(tiny_directories, tmp_pat
     assert {leaf.dtype.name for leaf in half.params['classifier.dense'].values()} == {'float32'}
     expected = Cappy.from_pretrained(tiny_directories['roberta'], max_length=24).score(texts(6))
     assert 0 < np.abs(half.score(texts(6)) - expected).max() < 0.01
+
+
+def test_a_label_that_is_text_is_named(tiny_cappy):
+    with pytest.raises(InputError, match=r"example 1: label: found '1'"):
+        Cappy.from_pretrained(tiny_cappy).adapt([('a', 'b', 1.0), ('a', 'c', '1')] * 64)
+
+
+def test_a_scorer_survives_a_refused_checkpoint(tiny_cappy, tmp_path):
+    scorer = Cappy.from_pretrained(tiny_cappy)
+    before = scorer.score([('a', 'b')])
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.path.write_bytes(b'not a checkpoint')
+    with pytest.raises(InputError, match='damaged'):
+        scorer.adapt([('a', 'b', 1.0)] * 128, checkpoint=checkpoint)
+    np.testing.assert_array_equal(scorer.score([('a', 'b')]), before)
+
+
+def test_a_scorer_whose_training_stopped_says_so(tiny_cappy):
+    scorer = Cappy.from_pretrained(tiny_cappy)
+
+    def stop(update, params):
+        raise KeyError('stopped')
+
+    with pytest.raises(KeyError):
+        scorer.adapt([('a', 'b', 1.0)] * 128, on_update=stop, progress=False)
+    with pytest.raises(InputError, match='load it again'):
+        scorer.score([('a', 'b')])
+
+
+@pytest.mark.parametrize('max_length', [-1, 0, 3, 513])
+def test_a_max_length_without_room_or_positions_is_refused(max_length, tiny_cappy):
+    with pytest.raises(InputError, match=f'--max_length {max_length}'):
+        Cappy.from_pretrained(tiny_cappy, max_length=max_length)
+
+
+def test_lists_of_texts_score_as_pairs_do(tiny_cappy):
+    scorer = Cappy.from_pretrained(tiny_cappy)
+    pairs = [('a', 'x'), ('b', ''), ('a', 'x')]
+    scores = scorer.score(pairs)
+    np.testing.assert_array_equal(scorer.score(['a', 'b', 'a'], ['x', '', 'x']), scores)
+    np.testing.assert_array_equal(scorer.predict(iter(pairs)), scores)
+    assert scorer.answer('a', ['x', 'y']) == scorer.pick('a', ['x', 'y'])
+    with pytest.raises(InputError, match='one is longer'):
+        scorer.score(['a', 'b'], ['x'])
+    with pytest.raises(InputError, match='expected a list of texts'):
+        scorer.rank('a', 'xyz')

@@ -55,8 +55,7 @@ def test_csv_and_json_keep_keys_and_whole_values():
     assert read[0] == {'name': 'random candidate', 'rougeL': '0.63234', 'n': '5', 'low': '0.6'}
     assert read[1]['low'] == ''
     assert json.loads(format_table(ROWS, COLUMNS, 'json')) == [
-        {'name': row['name'], 'rougeL': row['rougeL'], 'n': row['n'], 'low': row.get('low')}
-        for row in ROWS
+        {'name': row['name'], 'rougeL': row['rougeL'], 'n': row['n'], 'low': row.get('low')} for row in ROWS
     ]
 
 
@@ -79,7 +78,5 @@ def test_a_text_of_several_lines_stays_in_its_row():
 
 
 def test_an_unknown_style_is_named():
-    with pytest.raises(
-        InputError, match="style 'html': choose one of table, markdown, latex, csv, json"
-    ):
+    with pytest.raises(InputError, match="style 'html': choose one of table, markdown, latex, csv, json"):
         format_table(ROWS, COLUMNS, 'html')
