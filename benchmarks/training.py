@@ -5,8 +5,9 @@
 
 The same random weights, pairs, order and updates for all, dropout on, AdamW, float32, one process. PyTorch pads each
 micro-batch to its longest pair and adds up gradients; it gets micro-batches of 8 (the reference's) and of 32 pairs.
-Tokens are made beforehand for all. Every update is made once before it is timed, so that nothing compiles. A second
-run without dropout compares the losses of the updates. Figures are in docs/benchmarks.md.
+Tokens are made beforehand for all, and rows planned as for a job of n_pairs. Every update is made once before it is
+timed, so that nothing compiles. A second run without dropout compares the losses of the updates. Figures are in
+docs/benchmarks.md.
 """
 
 from types import SimpleNamespace
@@ -115,12 +116,12 @@ class PyTorch:
         return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
 
-def largest_loss_difference(size, pairs, pairs_per_update):
-    """Between ours and PyTorch's, over the updates, without dropout; and the losses."""
+def largest_loss_difference(size, pairs, pairs_per_update, n_updates):
+    """Between ours and PyTorch's, over the first updates, without dropout; and the losses."""
     with scorer_directory(size, pairs, dropout=0.0) as directory:
         work = Work(directory, pairs, pairs_per_update)
         ours, theirs = Ours(directory, work), PyTorch(directory, work, 32)
-        losses = np.array([(ours.update(number), theirs.update(number)) for number in range(len(work.order))])
+        losses = np.array([(ours.update(number), theirs.update(number)) for number in range(n_updates)])
     return np.abs(losses[:, 0] - losses[:, 1]).max(), losses[:, 0]
 
 
@@ -129,35 +130,36 @@ def main(
     texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
     data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
     pairs_per_update=128,
-    n_updates=2,  # each of them timed in every repeat
+    n_pairs=4096,  # of the job: row lengths are chosen for all of them, the more the finer
+    n_updates=2,  # the job's first so many are timed
     n_repeats=3,  # the median of so many is printed
     tokens_per_device: int | None = None,  # of our micro-batches; None: training.TOKENS_PER_DEVICE
     n_padded=16,  # pairs of the update padded to 512: a pair's time is the same for all; 0: not timed
 ):
     """Time a training update, ours, PyTorch's and padded to 512."""
-    pairs = read_pairs(texts, data, pairs_per_update * n_updates)
+    pairs = read_pairs(texts, data, n_pairs // pairs_per_update * pairs_per_update)
     print(describe_machine('jax', 'torch', 'transformers', 'numpy'))
     with scorer_directory(size, pairs) as directory:
         work = Work(directory, pairs, pairs_per_update)
         ours = Ours(directory, work, tokens_per_device)
         sides = {'packed': ours} | {f'PyTorch, {n} a micro-batch': PyTorch(directory, work, n) for n in (8, 32)}
-        n_timed = dict.fromkeys(sides, len(pairs))
+        n_timed = dict.fromkeys(sides, n_updates * pairs_per_update)
         if n_padded:
             sides['padded to 512'] = Ours(directory, Work(directory, pairs[:n_padded], n_padded), padded=True)
             n_timed['padded to 512'] = n_padded
 
         def updates(name):
-            return [sides[name].update(number) for number in range(len(sides[name].work.order))]
+            return [sides[name].update(number) for number in range(-(-n_timed[name] // pairs_per_update))]
 
         first = {name: seconds_of(lambda name=name: updates(name)) for name in sides}
         seconds = median_seconds({name: lambda name=name: updates(name) for name in sides}, n_repeats)
     print(f'{size}, {texts}, {pairs_per_update} pairs an update, {work.encoded.lengths.mean():.0f} tokens a pair')
     print(f'dropout {DROPOUT}, median of {n_repeats}; packing {ours.packing}')
     for name, s in seconds.items():
-        per_pair, packed_per_pair = s / n_timed[name], seconds['packed'] / len(pairs)
+        per_pair, packed_per_pair = s / n_timed[name], seconds['packed'] / n_timed['packed']
         print(f'{name:26} {per_pair * pairs_per_update:8.3f} s an update {1 / per_pair:7.1f} pairs/s', end='')
         print(f' {per_pair / packed_per_pair:6.2f}x packed; {first[name] - s:.1f} s more at first')
-    difference, losses = largest_loss_difference(size, pairs, pairs_per_update)
+    difference, losses = largest_loss_difference(size, pairs, pairs_per_update, n_updates)
     print(f'without dropout: losses {losses.round(4)}, largest difference to PyTorch {difference:.1e}')
 
 

@@ -41,6 +41,7 @@ ROW_LENGTHS = (
 ROW_LENGTHS += (320, 352, 384, 416, 448, 480, 512)
 MAX_ROW_LENGTHS = 8
 MIN_LENGTH = 8  # tokens of a pair: RoBERTa's four special ones, and something of each text
+BATCH_COST = 32  # of a batch beside its rows, in units of a token's dense work (docs/benchmarks.md)
 N_TRIED = 16  # groups on which a choice of row lengths is tried
 # The part of a batch that its last rows are cut into, so that leftovers neither compile anew nor compute much padding.
 SMALL_BATCH = 4
@@ -164,7 +165,7 @@ def plan_groups(groups, lengths, cost, compile_cost, tokens_per_batch, n_data=1,
         for some in tried:
             for row_length, _, row, _ in _placed(some, row_lengths, cost):
                 for size, count in _cut(int(row.max()) + 1, row_length, tokens_per_batch, n_data):
-                    work += size * count * float(cost(row_length))
+                    work += count * (size * float(cost(row_length)) + BATCH_COST)
                     shapes.add((size, row_length))
         return work * len(groups) / len(tried) + compile_cost * len(shapes - compiled)
 

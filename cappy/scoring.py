@@ -23,28 +23,32 @@ WINDOW = 16384  # pairs that are planned together; memory is bounded by it
 # with RoBERTa-large in bfloat16, and far from its memory.
 TOKENS_PER_DEVICE = {'cpu': 1024, 'gpu': 16384, 'tpu': 16384}
 
-# Attention's cost against dense work, over the ratio of their products 1 / (6 D): narrow heads and softmax are slow.
-# CPU: measured (benchmarks/row_costs.py). Elsewhere: no measurement yet, products alone.
-ATTENTION_FACTOR = {'cpu': 2.0, 'gpu': 1.0, 'tpu': 1.0}
+# Attention costs 1 / (6 D) of a token's dense work for each token of the row by its products alone, and on a CPU as
+# much again for this width of a head: softmax, and products too narrow to be fast (benchmarks/row_costs.py: 3.3 times
+# the products with heads of 32, 1.7 times with heads of 64). Elsewhere there is no measurement yet.
+ATTENTION_HEAD_WIDTH = {'cpu': 60}
 
-COMPILE_SECONDS = 1.5  # of a scoring program (docs/benchmarks.md)
+# Of a scoring program: a third of what it takes (docs/benchmarks.md), since the next runs find it on disk.
+COMPILE_SECONDS = 0.6
 OPERATIONS_PER_SECOND = {'cpu': 1.5e11, 'gpu': 1e14, 'tpu': 1e14}  # the order of magnitude will do
 
 
 def row_cost(config, platform):
     """The RowCost of a model on a kind of device."""
-    return RowCost(attention=ATTENTION_FACTOR.get(platform, 1.0) / (6 * config.hidden_size))
+    head_width = config.hidden_size // config.num_attention_heads
+    slowness = 1 + ATTENTION_HEAD_WIDTH.get(platform, 0) / head_width
+    return RowCost(attention=slowness / (6 * config.hidden_size))
+
+
+def default_dtype(platform):
+    """What products are computed in where the user names nothing: bfloat16 where the device has units for it."""
+    return jnp.float32 if platform == 'cpu' else jnp.bfloat16
 
 
 def compile_cost(config, platform, seconds):
     """What a compilation of so many seconds costs, in tokens that the device could have worked on meanwhile."""
     operations_per_token = 24 * config.hidden_size**2 * config.num_hidden_layers
     return seconds * OPERATIONS_PER_SECOND.get(platform, 1e14) / operations_per_token
-
-
-def default_dtype(platform):
-    """What products are computed in where the user names nothing: bfloat16 where the device has units for it."""
-    return jnp.float32 if platform == 'cpu' else jnp.bfloat16
 
 
 @functools.lru_cache(maxsize=8)
