@@ -41,7 +41,7 @@ if [ ! -e "$RESULTS/$GENERATOR/$task.json" ]; then
 fi
 .venv/bin/python cappy_bigbench.py \
     --bigbench_gen_dir "$GENERATIONS" --bigbench_gen_model "$GENERATOR" --bigbench_subset_name "$task" \
-    --model_name_or_path "$scorer" --train_size "${TRAIN_SIZE:-4800}" --accumulate_grad_batches 4 \
+    --model_name_or_path "$scorer" --train_size "${TRAIN_SIZE:-5760}" --accumulate_grad_batches 4 \
     --learning_rate 2e-4 --lr_schedule corrected --max_length 128 --results_dir "$RESULTS" "$@"
 echo
 echo "Every candidate with its score: $RESULTS/$GENERATOR/$task.candidates.jsonl"
