@@ -51,6 +51,7 @@ def test_many_pairs_score_as_each_does_alone_and_in_order(scorer, one_by_one, to
 
 def test_identical_pairs_are_scored_once_and_counted(scorer, one_by_one):
     pairs, alone = one_by_one
+    scoring.score_program.cache_clear()  # rows of other tests' shapes would be taken again
     scores, [counts] = scored(scorer, pairs + pairs[:5] + [list(pairs[0])])
     np.testing.assert_allclose(scores, np.concatenate([alone, alone[:5], alone[:1]]), rtol=0, atol=5e-6)
     assert scores[24:29].tolist() == scores[:5].tolist()
@@ -59,6 +60,18 @@ def test_identical_pairs_are_scored_once_and_counted(scorer, one_by_one):
     assert counts['truncated_pairs'] == sum(length > 24 for length in full) > 0
     [row_length] = counts['row_lengths']
     assert counts['fill'] == pytest.approx(sum(min(length, 24) for length in full) / (counts['rows'] * row_length))
+
+
+def test_few_pairs_take_the_shapes_that_were_compiled_before(scorer, one_by_one):
+    pairs, alone = one_by_one
+    scoring.score_program.cache_clear()
+    scored(scorer, pairs)
+    _, shapes = scoring.score_program(scorer.config, scorer.compute_dtype, scorer.devices)
+    before = set(shapes)
+    short = min(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    scores, _ = scored(scorer, [pairs[short]])
+    assert shapes == before
+    np.testing.assert_allclose(scores, alone[short], rtol=0, atol=5e-6)
 
 
 def test_swapping_instruction_and_response_is_another_pair(scorer):
