@@ -8,6 +8,7 @@ R rows, L tokens of a row, C pairs of a row, V words, D hidden width, F feed-for
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -124,7 +125,7 @@ def dropout(x, rate, noise, site, elements=None):
         return x
     if elements is None:
         elements = jnp.arange(x.shape[-1], dtype=jnp.uint32)
-    token = mix_bits(noise + jnp.uint32(site * 0x9E3779B9 & 0xFFFFFFFF))
+    token = mix_bits(noise + jnp.uint32(site) * jnp.uint32(0x9E3779B9))
     bits = mix_bits(token[..., None] ^ (elements * jnp.uint32(0x85EBCA6B)))
     keep = bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
@@ -156,7 +157,6 @@ class Layer(nn.Module):
     """One encoder layer: attention inside each pair, then a feed-forward net, each added and normed after."""
 
     config: EncoderConfig
-    index: int
     dtype: jnp.dtype
 
     def heads(self, x, n_rows):
@@ -165,11 +165,12 @@ class Layer(nn.Module):
         return x.reshape(n_rows, -1, H, x.shape[-1] // H).transpose(0, 2, 1, 3)
 
     @nn.compact
-    def __call__(self, hidden, rows, noise, reads=None):
+    def __call__(self, hidden, rows, noise, site, reads=None):
         """hidden [R * L, D], rows as `Scorer` takes them, noise uint32 [R * L] or None -> [R * L, D].
 
         Rows are flat: the gradient of a kernel over [R, L, D] would be a product of two transposed matrices, 8% of a
-        micro-batch on a CPU. reads int32 [R, C]: this layer answers at these tokens of each row alone -> [R * C, D].
+        micro-batch on a CPU. site: uint32 [], the number of its first dropout. reads int32 [R, C]: this layer answers
+        at these tokens of each row alone -> [R * C, D].
         """
         config, dtype = self.config, self.dtype
         D, H = config.hidden_size, config.num_attention_heads
@@ -193,19 +194,28 @@ class Layer(nn.Module):
                 weights,
                 config.attention_probs_dropout_prob,
                 mix_bits(noise.reshape(R, 1, -1) + head),
-                3 * self.index,
+                site,
                 rows['positions'].astype(jnp.uint32)[:, None, None, :],
             )
         mixed = jnp.einsum('rhlm,rhmk->rhlk', weights.astype(dtype), value)
         mixed = mixed.transpose(0, 2, 1, 3).reshape(hidden.shape)
 
         attended = dense(config, D, 'attention.output.dense', dtype)(mixed)
-        attended = dropout(attended, config.hidden_dropout_prob, noise, 3 * self.index + 1)
+        attended = dropout(attended, config.hidden_dropout_prob, noise, site + 1)
         hidden = LayerNorm(config, name='attention.output.LayerNorm')(attended + hidden)
         wide = dense(config, config.intermediate_size, 'intermediate.dense', dtype)(hidden)
         narrow = dense(config, D, 'output.dense', dtype)(ACTIVATIONS[config.hidden_act](wide))
-        narrow = dropout(narrow, config.hidden_dropout_prob, noise, 3 * self.index + 2)
+        narrow = dropout(narrow, config.hidden_dropout_prob, noise, site + 2)
         return LayerNorm(config, name='output.LayerNorm')(narrow + hidden)
+
+
+RematerialisedLayer = nn.remat(Layer)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_layer(layer, params, *inputs):
+    """A layer's output, traced once for all layers: each shape of a batch would cost a second of tracing otherwise."""
+    return layer.apply({'params': params}, *inputs)
 
 
 class Encoder(nn.Module):
@@ -226,9 +236,9 @@ class Encoder(nn.Module):
         self.positions = table(config.max_position_embeddings, 'embeddings.position_embeddings')
         self.types = table(config.type_vocab_size, 'embeddings.token_type_embeddings')
         self.norm = LayerNorm(config, name='embeddings.LayerNorm')
-        layer = nn.remat(Layer) if self.rematerialise else Layer
+        layer = RematerialisedLayer if self.rematerialise else Layer
         self.layers = [
-            layer(config, index, self.dtype, name=f'encoder.layer.{index}') for index in range(config.num_hidden_layers)
+            layer(config, self.dtype, name=f'encoder.layer.{index}') for index in range(config.num_hidden_layers)
         ]
 
     def __call__(self, word_vectors, rows, noise):
@@ -239,9 +249,14 @@ class Encoder(nn.Module):
         hidden = self.norm(hidden).astype(self.dtype).reshape(-1, config.hidden_size)
         noise = None if noise is None else noise.reshape(-1)
         hidden = dropout(hidden, config.hidden_dropout_prob, noise, 3 * config.num_hidden_layers)
-        for layer in self.layers[:-1]:
-            hidden = layer(hidden, rows, noise)
-        return self.layers[-1](hidden, rows, noise, rows['starts'])
+        for index, layer in enumerate(self.layers):
+            reads = rows['starts'] if layer is self.layers[-1] else None
+            inputs = (hidden, rows, noise, jnp.uint32(3 * index), reads)
+            if self.is_initializing():
+                hidden = layer(*inputs)
+            else:
+                hidden = apply_layer(layer.clone(parent=None, name=None), layer.variables['params'], *inputs)
+        return hidden
 
 
 class Scorer(nn.Module):

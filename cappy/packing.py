@@ -170,7 +170,8 @@ def plan_groups(groups, lengths, cost, compile_cost, tokens_per_batch, n_data=1,
         return work * len(groups) / len(tried) + compile_cost * len(shapes - compiled)
 
     together = np.concatenate(of_groups)
-    choices = row_length_choices(together, cost)
+    # And one length that holds several pairs: few pairs would not pay for the compilations of many lengths.
+    choices = row_length_choices(together, cost) + [(length,) for length in ROW_LENGTHS if length >= together.max()]
     before = tuple(sorted({row_length for _, row_length in compiled}))
     if before and before[-1] >= together.max():
         choices.append(before)

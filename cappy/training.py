@@ -31,7 +31,7 @@ LR_SCHEDULES = ('reference', 'corrected')
 # bfloat16 within 16 GB, by the compiler's own account of memory (docs/benchmarks.md).
 TOKENS_PER_DEVICE = {'cpu': 768, 'gpu': 2048, 'tpu': 2048}
 
-# Of a program with gradients: tracing, and a part of compiling (docs/benchmarks.md), since the next runs find it on disk.
+# Of a program with gradients: tracing, and a part of compiling (docs/benchmarks.md); later runs find it on disk.
 COMPILE_SECONDS = 2.0
 
 
