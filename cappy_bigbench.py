@@ -11,6 +11,7 @@ ours. See docs/commands.md for each, docs/reproduction.md for what differs.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 from typing import Literal
@@ -78,6 +79,8 @@ def main(
     warn_of_unread_texts(rouge, task)
     clock.lap('data')
 
+    from cappy.devices import start_devices  # jax takes a second, which errors in files need not wait for
+
     devices = start_devices(settings)
     with writing(paths, settings):
         scorer = load_scorer(settings, devices)
@@ -86,7 +89,7 @@ def main(
         clock.lap('adapt')
         scores, counts = score_candidates(scorer, task['validation'], 'scoring')
         clock.lap('score')
-        before = score_before(scorer, settings, devices, task['validation'])
+        before = score_before(settings, devices, task['validation'])
         clock.lap('score_before')
         rows = baselines.comparison(task['validation'], rougeL, rouge, before, scores, seed=seed)
         result = describe(settings, task, examples, trained, counts, clock, devices, rows)
@@ -118,14 +121,6 @@ def warn_of_unread_texts(rouge, task):
             n_unread,
             len(groups),
         )
-
-
-def start_devices(settings):
-    """All devices, of all processes where there are several."""
-    from cappy.devices import get_devices  # jax and redco take seconds, which errors in files need not wait for
-
-    names = ('n_model_shards', 'n_processes', 'host0_address', 'host0_port', 'process_id', 'n_local_devices')
-    return get_devices(**{name: settings[name] for name in names})
 
 
 @contextlib.contextmanager
@@ -168,11 +163,9 @@ def load_scorer(settings, devices):
 
 def training_settings(settings):
     """Those of the flags that decide the result of training."""
-    from dataclasses import fields
-
     from cappy.training import TrainingSettings
 
-    return TrainingSettings(**{field.name: settings[field.name] for field in fields(TrainingSettings)})
+    return TrainingSettings(**{field.name: settings[field.name] for field in dataclasses.fields(TrainingSettings)})
 
 
 def adapt(scorer, examples, settings, paths):
@@ -195,14 +188,11 @@ def score_candidates(scorer, examples, progress):
     return np.split(scores, ends[:-1]), counts
 
 
-def score_before(scorer, settings, devices, examples):
+def score_before(settings, devices, examples):
     """Scores of the scorer as it was, read anew (training gives its weights up); None where they are not asked for."""
     if not settings['compare_before']:
         return None
-    adapted, scorer.params = scorer.params, None
-    base = load_scorer(settings, devices)
-    scorer.params = adapted
-    return score_candidates(base, examples, 'scoring (before)')[0]
+    return score_candidates(load_scorer(settings, devices), examples, 'scoring (before)')[0]
 
 
 def describe(settings, task, examples, trained, counts, clock, devices, rows):

@@ -55,6 +55,8 @@ def main(
     rows = choices.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
     clock.lap('data')
 
+    from cappy.devices import start_devices  # jax takes a second, which errors in files need not wait for
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(standard_output_kept())
         devices = start_devices(settings)
@@ -112,14 +114,6 @@ def file_digest(path):
             return hashlib.file_digest(file, 'sha256').hexdigest()
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
-
-
-def start_devices(settings):
-    """All devices, of all processes where there are several."""
-    from cappy.devices import get_devices  # jax and redco take seconds, which errors in files need not wait for
-
-    names = ('n_model_shards', 'n_processes', 'host0_address', 'host0_port', 'process_id', 'n_local_devices')
-    return get_devices(**{name: settings[name] for name in names})
 
 
 @contextlib.contextmanager

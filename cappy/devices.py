@@ -7,6 +7,7 @@ is ours then, all devices on the data axis, so that one device and many are the 
 import contextlib
 import dataclasses
 import functools
+import inspect
 import logging
 import os
 from pathlib import Path
@@ -143,6 +144,12 @@ def get_devices(
     if mesh is None:
         mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ('dp', 'mp'))
     return Devices(deployer, mesh)
+
+
+def start_devices(settings):
+    """The devices that a script's flags ask for: those of them that `get_devices` takes, by name."""
+    names = inspect.signature(get_devices).parameters
+    return get_devices(**{name: settings[name] for name in names})
 
 
 def is_first_process():

@@ -115,12 +115,11 @@ def confirm_existing(paths, pairs, rank):
 
 def start_devices(settings):
     """All devices, of all processes where there are several."""
-    from cappy.devices import get_devices  # jax and redco take seconds, which errors in files need not wait for
+    from cappy import devices  # jax takes a second, which errors in files need not wait for
 
     if settings['n_processes'] not in (None, 1) and settings['input_file'] == STANDARD:
         raise InputError('standard input reaches one process; give a file that all of them can read')
-    names = ('n_model_shards', 'n_processes', 'host0_address', 'host0_port', 'process_id', 'n_local_devices')
-    return get_devices(**{name: settings[name] for name in names})
+    return devices.start_devices(settings)
 
 
 def load_scorer(settings, devices):
