@@ -1,6 +1,8 @@
 """Pairs of texts as tokens, with their special tokens, truncated as the reference truncates them."""
 
 import dataclasses
+import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,22 +38,91 @@ def load_tokenizer(path):
     return tokenizer
 
 
+class _Frame(NamedTuple):
+    """The special tokens of a pair: before its first text, between its texts, after the second; (token, type) each."""
+
+    before: list
+    between: list
+    after: list
+    types: tuple  # of the first text's tokens and of the second's
+
+    @property
+    def n_special(self):
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+def _frame(backend):
+    """The _Frame of a tokenizer, read off a pair that it encodes itself."""
+    encoding = backend.encode('a', 'a')
+    of_text = [-1 if text is None else text for text in encoding.sequence_ids]
+    first, second = of_text.index(0), of_text.index(1)
+    n = of_text.count(0)
+    special = list(zip(encoding.ids, encoding.type_ids, strict=True))
+    types = (encoding.type_ids[first], encoding.type_ids[second])
+    return _Frame(special[:first], special[first + n : second], special[second + of_text.count(1) :], types)
+
+
 def encode_pairs(tokenizer, instructions, responses, max_length):
     """Tokens of (instruction, response) pairs.
 
     instructions, responses: sequences of str of one length. A pair of more than max_length tokens loses tokens from the
     end of the longer text first, as `truncation=True` does in the reference (cappy_bigbench.py:73-79).
+    Each different text is tokenized once: candidates share their instruction, and questions their choices.
     Returns EncodedPairs.
     """
     backend = tokenizer.backend_tokenizer
     # A published tokenizer.json may carry its own padding and limit (MiniLM's: 128 tokens, always).
     backend.no_padding()
-    backend.enable_truncation(max_length, strategy='longest_first')
-    encodings = backend.encode_batch(list(zip(instructions, responses, strict=True)))
-    lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
+    backend.no_truncation()
+    number = {}
+    first, second = (
+        np.array([number.setdefault(text, len(number)) for text in texts], np.int64)
+        for texts in (instructions, responses)
+    )
+    words, own = _encode_texts(backend, list(number))
+    frame = _frame(backend)
+    kept = _longest_first(own[first], own[second], max_length - frame.n_special)
+    lengths = kept[0] + kept[1] + frame.n_special
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens, types = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.uint8)
-    for encoding, first, end in zip(encodings, offsets[:-1], offsets[1:], strict=True):
-        tokens[first:end], types[first:end] = encoding.ids, encoding.type_ids
-    truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), bool, len(encodings))
-    return EncodedPairs(tokens, types, offsets, truncated)
+    starts = np.cumsum(own) - own
+    place = offsets[:-1]
+    parts = zip((frame.before, frame.between), (first, second), kept, frame.types, strict=True)
+    for special, text, n_kept, of_text in parts:
+        place = _lay_special(tokens, types, place, special)
+        within = np.arange(n_kept.sum()) - np.repeat(np.cumsum(n_kept) - n_kept, n_kept)
+        target = np.repeat(place, n_kept) + within
+        tokens[target] = words[np.repeat(starts[text], n_kept) + within]
+        types[target] = of_text
+        place = place + n_kept
+    _lay_special(tokens, types, place, frame.after)
+    return EncodedPairs(tokens, types, offsets, own[first] + own[second] + frame.n_special > max_length)
+
+
+def _encode_texts(backend, texts):
+    """Tokens of texts without special ones, end to end, int32 [N], and the number of each text's, int64 [n]."""
+    encodings = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    own = np.fromiter(map(len, encodings), np.int64, len(encodings))
+    return np.fromiter(itertools.chain.from_iterable(encodings), np.int32, own.sum()), own
+
+
+def _longest_first(first, second, most):
+    """How many tokens of each text stay, int64 [n] each, of texts of `first` and `second` tokens, `most` together.
+
+    The shorter text is whole where it has at most half of the room; else both have half, the second text the odd token
+    unless it was the shorter. Source: `truncate_encodings` of the tokenizers library.
+    """
+    shorter, longer = np.minimum(first, second), np.maximum(first, second)
+    cut = first + second > most
+    few = np.minimum(shorter, most // 2)
+    shorter, longer = np.where(cut, few, shorter), np.where(cut, np.minimum(longer, most - few), longer)
+    swapped = first > second
+    return np.where(swapped, longer, shorter), np.where(swapped, shorter, longer)
+
+
+def _lay_special(tokens, types, place, special):
+    """Write special tokens at a place in each pair, and return the place after them."""
+    for token, of_type in special:
+        tokens[place], types[place] = token, of_type
+        place = place + 1
+    return place

@@ -45,6 +45,23 @@ def test_pairs_are_truncated_token_by_token_as_the_tokenizer_truncates(directory
     assert encoded.truncated.any() == (max_length < 64)
 
 
+@pytest.mark.parametrize('max_length', [8, 9, 15, 16])
+def test_every_mixture_of_lengths_is_cut_as_the_tokenizer_cuts(directory, max_length):
+    pairs = [(' '.join(['cat'] * a), ' '.join(['two'] * b)) for a in range(14) for b in range(14)]
+    encoded = encode_pairs(load_tokenizer(directory), *zip(*pairs, strict=True), max_length)
+    cut = load_tokenizer(directory)(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=max_length)
+    assert split(encoded)[0] == cut['input_ids']
+    assert 40 < encoded.truncated.sum() < len(pairs)
+
+
+def test_special_tokens_within_a_text_and_texts_of_both_sides_are_as_the_tokenizer_has_them(directory):
+    tokenizer = load_tokenizer(directory)
+    special = ''.join(tokenizer.all_special_tokens)
+    pairs = [(special, 'the cat'), ('the cat', special), ('the cat', 'the cat'), (f'{special} two', f' {special}')]
+    encoded = encode_pairs(tokenizer, *zip(*pairs, strict=True), 64)
+    assert split(encoded)[0] == load_tokenizer(directory)(*map(list, zip(*pairs, strict=True)))['input_ids']
+
+
 def test_empty_texts_are_their_special_tokens_alone(tiny_directories):
     roberta = encode_pairs(load_tokenizer(tiny_directories['roberta']), [''], [''], 16)
     bert = encode_pairs(load_tokenizer(tiny_directories['bert']), [''], [''], 16)
