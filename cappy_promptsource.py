@@ -185,7 +185,7 @@ def describe(settings, rows, scores, verdicts, counts, clock, devices):
             name for name in dict.fromkeys(row.dataset_name for row in rows) if name.split('|||')[0] not in summary
         ],
         'data_sha256': file_digest(settings['data_file']),
-        'seconds': clock.seconds,
+        'seconds': clock.seconds | {'waiting_for_tokens': counts['seconds_waiting']},  # a part of score
         'versions': results.environment(),
         'device': devices.description,
     }

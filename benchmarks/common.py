@@ -7,6 +7,8 @@ import os
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +18,7 @@ import numpy as np
 
 from cappy.candidates import read_examples
 from cappy.checkpoint import write_checkpoint
+from cappy.choices import read_choices
 from cappy.encoder import EncoderConfig, expected_tensors
 from cappy.errors import InputError
 from cappy.packing import Batch
@@ -55,15 +58,17 @@ SYLLABLES = 'ba ce di fo gu la me ni po ru sta tre vi wor shing tion ed ing able
 
 
 def read_pairs(texts, data, n_pairs, seed=0):
-    """n_pairs different (instruction, response) pairs, drawn without order.
+    """n_pairs different (instruction, response) pairs, drawn without order; of crows_pairs the first, in order.
 
-    texts: 'e2e', 'p3' or 'synthetic'; data: the folder that holds e2e_nlg/ and p3/.
+    texts: one of READERS; data: the folder that holds e2e_nlg/, p3/ and promptsource/.
     Raises InputError where the texts are not there or too few.
     """
-    pairs = sorted(set(READERS[texts](Path(data))))
+    pairs = list(dict.fromkeys(READERS[texts](Path(data))))
     if len(pairs) < n_pairs:
         raise InputError(f'{data}: {texts} has {len(pairs)} pairs; asked for {n_pairs}')
-    return random.Random(seed).sample(pairs, n_pairs)
+    if texts == 'crows_pairs':  # a drawn pair would seldom share its question with another
+        return pairs[:n_pairs]
+    return random.Random(seed).sample(sorted(pairs), n_pairs)
 
 
 def _read_e2e(data):
@@ -75,6 +80,19 @@ def _read_p3(data):
     file = _existing(data / 'p3' / 't0_train_55k.jsonl.gz', 'a line: {"instruction", "response"}')
     with gzip.open(file, 'rt', encoding='utf-8') as lines:
         return [(row['instruction'], row['response']) for row in map(json.loads, lines)]
+
+
+def _read_crows_pairs(data):
+    """The rows that cappy_promptsource.py scores: each question under each template, a pair for each choice."""
+    folder = data / 'promptsource'
+    source = _existing(folder / 'crows_pairs' / 'crows_pairs_anonymized.csv', 'docs/promptsource-data.md names it')
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = Path(scratch) / 'rows.jsonl'
+        script = Path(__file__).parents[1] / 'scripts' / 'get_promptsource_data.py'
+        flags = ['--output_file', rows, '--templates_dir', folder / 'templates', '--tasks', 'crows_pairs']
+        command = [sys.executable, script, *flags, '--local', f'crows_pairs={source}']
+        subprocess.run(command, check=True, capture_output=True)
+        return [(row.instruction, row.response) for row in read_choices(rows)]
 
 
 def _made_up(data, n_pairs=4000, seed=0):
@@ -90,7 +108,7 @@ def _made_up(data, n_pairs=4000, seed=0):
     return [(text(int(10 * 20 ** generator.random())), text(generator.randrange(5, 30))) for _ in range(n_pairs)]
 
 
-READERS = {'e2e': _read_e2e, 'p3': _read_p3, 'synthetic': _made_up}
+READERS = {'e2e': _read_e2e, 'p3': _read_p3, 'crows_pairs': _read_crows_pairs, 'synthetic': _made_up}
 
 
 def _existing(file, where_from):

@@ -3,6 +3,7 @@
     python benchmarks/scoring.py --size base --texts p3
     python benchmarks/scoring.py --size base --texts e2e --n_pairs 384
     python benchmarks/scoring.py --size minilm --texts e2e --n_pairs 2048
+    python benchmarks/scoring.py --size minilm --texts crows_pairs --n_pairs 3000
 
 The same random weights, float32, tokenizing included, one process; no two pairs alike, since ours scores equal ones
 once. CrossEncoder sorts by length and pads each batch of 32 to its longest pair. Padded to 512 is the reference's way:
@@ -45,8 +46,8 @@ def score_padded(scorer, pairs, batch_size):
 
 def main(
     size: Literal['minilm', 'base'] = 'minilm',
-    texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
-    data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
+    texts: Literal['e2e', 'p3', 'crows_pairs', 'synthetic'] = 'e2e',
+    data: str = str(DATA),  # the folder that holds e2e_nlg/, p3/ and promptsource/
     n_pairs=192,
     n_padded=32,  # of these, padded to 512: a pair's time is the same for all
     n_repeats=3,  # the median of so many is printed
@@ -77,6 +78,8 @@ def main(
     print(f'{size}, {texts}, {n_pairs} pairs of {encoded.lengths.mean():.0f} tokens, median of {n_repeats}')
     _, plan = score_encoded(ours.params, encoded, ours.config, ours.devices, ours.compute_dtype)
     print(f'packing {describe_packing([plan], [encoded.lengths])}')
+    waiting = ours.score_with_counts(pairs)[1]['seconds_waiting']
+    print(f'waiting for tokens {waiting:.2f} s of {seconds["packed"]:.2f} s')
     for name, s in seconds.items():
         per_pair = s / len(scores[name])
         difference = np.abs(scores[name] - scores['packed'][: len(scores[name])]).max()

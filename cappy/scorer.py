@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 COMPUTE_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
+SUMMED_COUNTS = ('pairs', 'unique_pairs', 'truncated_pairs', 'seconds_waiting')
+
+
 class Cappy:
     """(instruction, response) -> how correct the response is; about 0 to 1, though nothing bounds it.
 
@@ -81,8 +84,8 @@ class Cappy:
     predict = score  # as sentence-transformers' CrossEncoder names it
 
     def score_with_counts(self, pairs, responses=None, *, progress=None):
-        """Scores as `score` gives them, and {pairs, unique_pairs, truncated_pairs}, summed over windows."""
-        scores, total = [np.empty(0, np.float32)], {'pairs': 0, 'unique_pairs': 0, 'truncated_pairs': 0}
+        """Scores as `score` gives them, and the SUMMED_COUNTS of all windows (see scoring.score_pairs)."""
+        scores, total = [np.empty(0, np.float32)], dict.fromkeys(SUMMED_COUNTS, 0)
         for window_scores, counts in self.score_stream(pairs, responses, progress=progress):
             scores.append(window_scores)
             total = {name: total[name] + counts[name] for name in total}

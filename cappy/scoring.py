@@ -4,6 +4,7 @@ import concurrent.futures
 import functools
 import itertools
 import logging
+import time
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from cappy.tokens import encode_pairs
 logger = logging.getLogger(__name__)
 
 WINDOW = 16384  # pairs that are planned together; memory is bounded by it
+# The first window, where tokenizing costs the device nothing but waiting: a window is tokenized while the one before it
+# is scored, and before the first there is none.
+FIRST_WINDOW = {'gpu': 2048, 'tpu': 2048}
 
 # Tokens of a batch on each device. CPU: what stays in cache (docs/benchmarks.md). Elsewhere: enough to fill the device
 # with RoBERTa-large in bfloat16, and far from its memory.
@@ -56,7 +60,7 @@ def score_program(config, dtype, devices):
     """The program (params, rows) -> float32 [R, C] on every device, one for a model, dtype and mesh; and the set of the
     (R, L) it was compiled for, for its caller to keep.
     """
-    model = Scorer(config, dtype)
+    model = Scorer(config, dtype, bounded=devices.platform == 'cpu' and dtype == jnp.float32)
     score = jax.jit(lambda params, rows: model.apply({'params': params}, rows), out_shardings=devices.replicated)
     return score, set()
 
@@ -96,38 +100,47 @@ def score_pairs(params, tokenizer, pairs, config, devices, dtype, max_length, to
 
     progress: words for a progress bar on standard error, None for no bar.
     Yields, a window at a time, (float32 [n] scores in input order, counts): counts is a dict of {pairs, unique_pairs,
-    truncated_pairs (unique ones)} and what `packing.describe_packing` gives. The next window is tokenized while one is
-    scored. Raises InputError for a pair that is not two texts.
+    truncated_pairs (unique ones), seconds_waiting (in which there were no tokens to score yet)} and what
+    `packing.describe_packing` gives. The next window is tokenized while one is scored.
+    Raises InputError for a pair that is not two texts, or whose score is not finite.
     """
     n_total = len(pairs) if hasattr(pairs, '__len__') else None
-    windows = _encoded_windows(pairs, tokenizer, max_length)
+    windows = _encoded_windows(pairs, tokenizer, max_length, FIRST_WINDOW.get(devices.platform, WINDOW))
+    n_before = 0
     shown = progress is not None and jax.process_index() == 0
     with (
         concurrent.futures.ThreadPoolExecutor(1) as tokenizing,
         tqdm.tqdm(total=n_total, desc=progress, unit='pair', disable=not shown) as bar,
     ):
         upcoming = tokenizing.submit(next, windows, None)
-        while (window := upcoming.result()) is not None:
+        while True:
+            start = time.perf_counter()
+            window = upcoming.result()
+            waiting = time.perf_counter() - start
+            if window is None:
+                return
             upcoming = tokenizing.submit(next, windows, None)
             encoded, place = window
             scores, plan = score_encoded(params, encoded, config, devices, dtype, tokens_per_device, bar)
             bar.update(len(place) - len(scores))
             if not np.isfinite(scores).all():
                 bad = int(np.flatnonzero(~np.isfinite(scores[place]))[0])
-                raise InputError(f'pair {bad} has the score {scores[place][bad]}: the weights are not sound')
+                raise InputError(f'pair {n_before + bad} has the score {scores[place][bad]}: the weights are not sound')
             counts = {
                 'pairs': len(place),
                 'unique_pairs': len(scores),
                 'truncated_pairs': int(encoded.truncated.sum()),
+                'seconds_waiting': waiting,
                 **describe_packing([plan], [encoded.lengths]),
             }
+            n_before += len(place)
             yield scores[place], counts
 
 
-def _encoded_windows(pairs, tokenizer, max_length):
+def _encoded_windows(pairs, tokenizer, max_length, first_window):
     """Yields (EncodedPairs of the unique pairs, int [n] where each pair of the window is among them)."""
     pairs, first = iter(pairs), 0
-    while window := list(itertools.islice(pairs, WINDOW)):
+    while window := list(itertools.islice(pairs, WINDOW if first else min(first_window, WINDOW))):
         unique = {}
         place = np.empty(len(window), np.int64)
         for i, pair in enumerate(window):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cappy import encoder
 from cappy.checkpoint import read_config, read_tensors
 from cappy.devices import get_devices
 from cappy.encoder import (
@@ -310,3 +311,21 @@ def test_configs_of_other_models_are_refused_with_the_field_named(tiny_directori
         EncoderConfig.from_published(published, 'model/config.json')
     assert str(caught.value).startswith(f'model/config.json: {found}')
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('spread', 'is_bounded'), [(0.5, True), (20.0, False)])
+def test_softmax_is_the_same_where_a_bound_spares_the_largest_logit_and_where_it_does_not(spread, is_bounded):
+    generator = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(generator.normal(0, spread, (2, 3, 12, 8)), jnp.float32) for _ in range(3))
+    segments = np.repeat([[1, 2, 0]], 4, axis=1) * np.ones((2, 1), int)
+    same_pair = jnp.asarray(segments[:, None, :, None] == segments[:, None, None, :])
+    logits = np.einsum('rhlk,rhmk->rhlm', query, key)
+    norms = [np.linalg.norm(x, axis=-1).max() for x in (query, key)]
+    assert (norms[0] * norms[1] < encoder.SAFE_LOGIT) == is_bounded
+    # Without the largest logit taken off, exp would overflow in the second case.
+    assert np.isfinite(np.exp(logits)).all() == is_bounded
+    largest = np.where(same_pair, logits, -np.inf).max(-1, keepdims=True)
+    weights = np.where(same_pair, np.exp(np.where(same_pair, logits, -np.inf) - largest), 0)
+    expected = np.einsum('rhlm,rhmk->rhlk', weights / weights.sum(-1, keepdims=True), value)
+    mixed = jax.jit(encoder.attend_bounded)(query, key, value, same_pair)
+    np.testing.assert_allclose(mixed, expected, rtol=2e-5, atol=1e-6 * spread)

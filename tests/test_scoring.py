@@ -1,4 +1,5 @@
 import logging
+import time
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,32 @@ def test_no_pairs_have_no_scores(scorer):
     assert len(scores) == 0 and counts == []
     scores, counts = scorer.score_with_counts(iter(()))
     assert (scores.dtype, scores.shape) == (np.float32, (0,))
-    assert counts == {'pairs': 0, 'unique_pairs': 0, 'truncated_pairs': 0}
+    assert counts == {'pairs': 0, 'unique_pairs': 0, 'truncated_pairs': 0, 'seconds_waiting': 0}
+
+
+def test_where_tokenizing_costs_only_waiting_the_first_window_is_short(scorer, one_by_one, monkeypatch):
+    pairs, alone = one_by_one
+    monkeypatch.setattr(scoring, 'WINDOW', 12)
+    monkeypatch.setattr(scoring, 'FIRST_WINDOW', {scorer.devices.platform: 4})
+    scores, counts = scored(scorer, pairs[:24])
+    np.testing.assert_allclose(scores, alone[:24], rtol=0, atol=5e-6)
+    assert [count['pairs'] for count in counts] == [4, 12, 8]
+
+
+def test_the_time_in_which_there_is_nothing_to_score_is_told(scorer, one_by_one, monkeypatch):
+    pairs, _ = one_by_one
+    monkeypatch.setattr(scoring, 'WINDOW', 8)
+    encode = scoring.encode_pairs
+    slept = []
+
+    def slowly(*arguments):
+        slept.append(time.sleep(0.3 if len(slept) == 0 else 0))
+        return encode(*arguments)
+
+    monkeypatch.setattr(scoring, 'encode_pairs', slowly)
+    _, counts = scored(scorer, pairs[:16])
+    assert len(slept) == 2
+    assert counts[0]['seconds_waiting'] > 0.3 > counts[1]['seconds_waiting']
 
 
 @pytest.mark.parametrize(
@@ -125,6 +151,21 @@ def test_weights_that_are_not_finite_are_an_error(scorer, one_by_one):
     broken['classifier.out_proj'] = {**broken['classifier.out_proj'], 'bias': jnp.full(1, jnp.nan)}
     with pytest.raises(InputError, match='pair 0 has the score nan: the weights are not sound'):
         scored(scorer, one_by_one[0][:3], params=broken)
+
+
+def test_a_score_that_is_not_finite_is_named_by_its_place_in_all_windows(scorer, one_by_one, monkeypatch):
+    monkeypatch.setattr(scoring, 'WINDOW', 2)
+    score = scoring.score_encoded
+    windows = []
+
+    def third_window_is_wrong(params, encoded, *others):
+        scores, plan = score(params, encoded, *others)
+        windows.append(len(scores))
+        return (scores if len(windows) < 3 else scores + np.float32(np.inf)), plan
+
+    monkeypatch.setattr(scoring, 'score_encoded', third_window_is_wrong)
+    with pytest.raises(InputError, match='pair 4 has the score inf'):
+        scored(scorer, one_by_one[0][:6])
 
 
 def test_bfloat16_scores_are_close_and_in_float32(tiny_directories, one_by_one):
