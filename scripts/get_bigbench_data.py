@@ -1,0 +1,199 @@
+"""BIG-bench's 45 generative tasks as `bigbench_data/{task}_{train,validation}.jsonl`.
+
+    python scripts/get_bigbench_data.py
+    python scripts/get_bigbench_data.py --bigbench_dir BIG-bench
+    python scripts/get_bigbench_data.py --source package
+
+A line an example: {"dataset", "example_idx", "instruction", "references"}. From the hub, as the reference has it
+(scripts/get_bigbench_data.py), or from the task.json files of a checkout of BIG-bench or of its package, which give the
+same rows: docs/reproduction.md has the counts and where they differ. Licence of the texts: Apache-2.0, and what each
+task's README says. A task that fails names its cause and the others go on; the exit code is then 1, and a second run
+makes only what is missing.
+"""
+
+import importlib.util
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from cappy import flags
+from cappy.bigbench import SPLIT_SEED, Task, find_tasks_dir, read_task, task_names
+from cappy.candidates import SPLITS, Example, write_examples
+from cappy.errors import InputError
+from cappy.jsonl import listed, near_names, shown
+from cappy.results import write_atomically
+
+NAMES_FILE = Path(__file__).parents[1] / 'bigbench_data' / 'subset_names.json'
+PACKAGE_DIR = 'bigbench_package'
+# pip refuses the package for a dependency that it names by address.
+INSTALL = f'uv pip install --no-deps --target {PACKAGE_DIR} bigbench==1.0.0'
+
+logger = logging.getLogger(__name__)
+
+
+class Unreachable(InputError):
+    """The hub does not answer, for this task or any other."""
+
+
+def main(
+    cache_dir='./cache',  # where `datasets` keeps what it fetches from the hub
+    output_dir='./bigbench_data',
+    source: Literal['hub', 'package'] = 'hub',  # package: the installed package bigbench, which has 44 of the 45
+    bigbench_dir: str | None = None,  # take a checkout of BIG-bench, or the folder its package was installed into
+    hub_name='tasksource/bigbench',  # or a folder of parquet files laid out as that one
+    tasks: str | None = None,  # names with commas between them; all 45 if not given
+    seed=SPLIT_SEED,  # of the split where it is made here; the default is BIG-bench's own, so the hub's
+    multiple_choice=False,  # from task.json files: keep multiple-choice examples, as the hub's files do
+):
+    """Get BIG-bench's generative tasks, a file a split."""
+    logging.basicConfig(format='%(message)s')
+    logger.setLevel(logging.INFO)
+    if Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise InputError(f'{output_dir}: is a file; give --output_dir a folder')
+    folder = find_tasks_dir(bigbench_dir) if bigbench_dir else find_package() if source == 'package' else None
+    if folder is None and (multiple_choice or seed != SPLIT_SEED):
+        raise InputError('--seed and --multiple_choice are for task.json files; the hub has its own rows and split')
+    chosen = choose_tasks(tasks, folder)
+    missing = [name for name in chosen if not all(path.is_file() for path in task_paths(output_dir, name))]
+    if len(missing) < len(chosen):
+        logger.info('%s: %d of %d tasks are there already', output_dir, len(chosen) - len(missing), len(chosen))
+    if folder is None:
+        failed = write_tasks(output_dir, missing, partial(read_hub_task, hub_name, cache_dir=cache_dir))
+    else:
+        absent = [name for name in missing if name not in task_names(folder)]
+        if absent:
+            logger.error('not in %s: %s; the hub has all 45 (--source hub)', folder, ', '.join(absent))
+        present = [name for name in missing if name not in absent]
+        read = partial(read_task, folder, seed=seed, multiple_choice=multiple_choice)
+        failed = absent + write_tasks(output_dir, present, read)
+    add_names(Path(output_dir) / NAMES_FILE.name, [name for name in chosen if name not in failed])
+    if failed:
+        told = f'{len(failed)} of {len(chosen)} tasks failed ({listed(failed)}), each for the cause above'
+        raise InputError(f'{told}; a second run makes only what is missing')
+    print(f'{output_dir}: {len(chosen)} tasks')
+
+
+def find_package():
+    """The folder of the tasks in the installed package, which is looked up only: to import it takes TensorFlow."""
+    spec = importlib.util.find_spec('bigbench')
+    for place in (spec and spec.submodule_search_locations) or ():
+        folder = Path(place) / 'benchmark_tasks'
+        if task_names(folder):
+            return folder
+    raise InputError(
+        'the package bigbench is not installed here; install it aside (358 MB to fetch, 1.8 GB on disk): '
+        f'{INSTALL}; then give --bigbench_dir {PACKAGE_DIR}'
+    )
+
+
+def choose_tasks(names, folder):
+    """The tasks of a list with commas, in order and once each; the 45 for None. A folder's other tasks may be named."""
+    known = read_names(NAMES_FILE)
+    if names is None:
+        return known
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(',')))
+    in_folder = task_names(folder) if folder else []
+    for name in chosen:
+        if name not in known and name not in in_folder:
+            near = near_names(name, {*known, *in_folder}, folder or NAMES_FILE)
+            raise InputError(f'--tasks: no task {name!r} here{near}')
+    return chosen
+
+
+def task_paths(output_dir, name):
+    """The task's files, in the order of SPLITS."""
+    return [Path(output_dir) / f'{name}_{split}.jsonl' for split in SPLITS]
+
+
+def write_tasks(output_dir, names, read):
+    """Write the tasks that read(name) gives; returns the names of those that failed."""
+    failed = []
+    for number, name in enumerate(names):
+        try:
+            task = read(name)
+            write_task(task_paths(output_dir, name), task)
+        except Unreachable as error:  # each further task would wait for its retries, half a minute
+            failed += names[number:]
+            logger.error('%s: failed: %s; %d more tasks are not tried', name, error, len(names) - number - 1)
+            break
+        except InputError as error:
+            failed.append(name)
+            logger.error('%s: failed: %s', name, error)
+            continue
+        left_out = {'duplicate': task.n_duplicates, 'multiple-choice': task.n_multiple_choice}
+        told = ''.join(f', {n:,} {kind} left out' for kind, n in left_out.items() if n)
+        logger.info('%s: %s train, %s validation%s', name, f'{len(task.train):,}', f'{len(task.validation):,}', told)
+    return failed
+
+
+def write_task(paths, task):
+    """Write both files, or none where one of them cannot be written."""
+    train, validation = paths
+    write_examples(train, task.train)
+    try:
+        write_examples(validation, task.validation)
+    except BaseException:
+        train.unlink()
+        raise
+
+
+def read_hub_task(hub_name, name, cache_dir):
+    """A task of the hub's data set, or of a folder laid out as it is: its own splits, in their order.
+
+    Its multiple-choice rows are kept, as the reference keeps them (it looks at the first row alone).
+    """
+    import datasets  # slow to import, and not needed for the other sources
+
+    logging.getLogger('huggingface_hub').propagate = False  # it shows its messages itself
+    try:
+        splits = datasets.load_dataset(hub_name, name, cache_dir=cache_dir)
+    except Exception as error:  # hub, network, cache and file formats fail by errors of many libraries
+        said = ' '.join(str(error).split())[:300]
+        kind = Unreachable if isinstance(error, ConnectionError) else InputError
+        raise kind(
+            f'{hub_name}: cannot be fetched ({type(error).__name__}: {said}); try again, or take --source package'
+        ) from error
+    missing = [split for split in SPLITS if split not in splits or not len(splits[split])]
+    if missing:
+        raise InputError(f'{hub_name}: no examples in split {" and ".join(missing)}; it has {listed(splits)}')
+    if splits['train'][0].get('multiple_choice_targets'):
+        raise InputError(f'{hub_name}: is multiple choice there, so there is nothing to generate')
+    return Task(*(tuple(parse_hub_rows(hub_name, name, split, splits[split])) for split in SPLITS))
+
+
+def parse_hub_rows(hub_name, name, split, rows):
+    """An example for each row of `inputs` (text) and `targets` (texts)."""
+    for number, row in enumerate(rows):
+        prompt, references = row.get('inputs'), row.get('targets')
+        if not isinstance(prompt, str):
+            raise InputError(f'{hub_name}: {split}, row {number}: inputs: expected text, found {shown(prompt)}')
+        if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
+            raise InputError(f'{hub_name}: {split}, row {number}: targets: expected texts, found {shown(references)}')
+        yield Example(name, number, prompt, tuple(references))
+
+
+def add_names(path, names):
+    """Add the tasks to a list of names where they are not in it, in the order of the shipped list."""
+    old = read_names(path) if path.exists() else []
+    order = {name: number for number, name in enumerate(read_names(NAMES_FILE))}
+    new = sorted({**dict.fromkeys(old), **dict.fromkeys(names)}, key=lambda name: order.get(name, len(order)))
+    if set(new) != set(old):
+        with write_atomically(path) as file:
+            file.write(json.dumps(new, indent=4) + '\n')
+
+
+def read_names(path):
+    """The names of a JSON list."""
+    try:
+        names = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path}: cannot be read as JSON ({error}); remove it, and it is made anew') from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f'{path}: expected a list of names, found {shown(names)}; remove it, and it is made anew')
+    return names
+
+
+if __name__ == '__main__':
+    flags.run(main)

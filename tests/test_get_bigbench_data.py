@@ -1,0 +1,432 @@
+"""Both scripts that fetch: BIG-bench's tasks from every source, and the authors' samples of them."""
+
+import importlib.util
+import json
+import logging
+import os
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cappy.candidates import read_examples
+from cappy.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+NAMES = json.loads((ROOT / 'bigbench_data' / 'subset_names.json').read_text('utf-8'))
+PUBLISHED = ROOT.parent / 'shared' / 'published' / 'bigbench_cappy_rougeL.json'
+DOWNLOAD = 'download_bigbench_flan_gens.sh'
+
+_spec = importlib.util.spec_from_file_location('get_bigbench_data', ROOT / 'scripts' / 'get_bigbench_data.py')
+script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(script)
+
+
+def make_examples(n):
+    return [{'input': f'{i} and one', 'target': str(i + 1)} for i in range(n)]
+
+
+def write_tasks(folder, names, n=40):
+    """A checkout of BIG-bench with these tasks; returns it."""
+    for name in names:
+        path = folder / 'bigbench' / 'benchmark_tasks' / name / 'task.json'
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({'name': name, 'examples': make_examples(n)}), 'utf-8')
+    return folder
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def run(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, ROOT / 'scripts' / 'get_bigbench_data.py', *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={'PYTHONPATH': str(ROOT), 'PATH': '', **environment},
+    )
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog):
+    caplog.set_level(logging.INFO)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason='the published figures are not there')
+def test_the_shipped_names_are_the_45_of_the_published_figures_in_their_order():
+    for figures in json.loads(PUBLISHED.read_text()).values():
+        assert list(figures) == NAMES
+    assert len(NAMES) == 45
+
+
+def test_a_row_has_the_reference_s_fields_and_reads_as_an_example(tmp_path):
+    checkout = write_tasks(tmp_path / 'checkout', ['tense'])
+    script.main(output_dir=str(tmp_path / 'out'), bigbench_dir=str(checkout), tasks='tense')
+    rows = read_rows(tmp_path / 'out' / 'tense_train.jsonl')
+    answer = int(rows[3]['references'][0])
+    assert rows[3] == {
+        'dataset': 'tense',
+        'example_idx': 3,
+        'instruction': f'Q: {answer - 1} and one\nA:',
+        'references': [str(answer)],
+    }
+    assert list(rows[0]) == ['dataset', 'example_idx', 'instruction', 'references']
+    examples = read_examples(tmp_path / 'out' / 'tense_train.jsonl', samples_needed=False)
+    assert [example.example_idx for example in examples] == list(range(24))
+    assert json.loads((tmp_path / 'out' / 'subset_names.json').read_text()) == ['tense']
+
+
+def test_a_failing_task_is_named_with_its_cause_the_others_go_on_and_the_next_run_makes_only_what_is_missing(
+    tmp_path, caplog
+):
+    checkout, out = write_tasks(tmp_path / 'checkout', ['operators', 'rephrase', 'tense']), tmp_path / 'out'
+    bad = checkout / 'bigbench' / 'benchmark_tasks' / 'rephrase' / 'task.json'
+    whole = bad.read_text()
+    bad.write_text(whole[:-20])
+    flags = {'output_dir': str(out), 'bigbench_dir': str(checkout), 'tasks': 'tense,rephrase,operators'}
+    with pytest.raises(InputError, match=r'^1 of 3 tasks failed \(rephrase\), each for the cause ab'):
+        script.main(**flags)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
+        f'rephrase: failed: {bad}:1: not JSON (Unterminated string starting at); fetch the file again'
+    ]
+    names = ['operators', 'tense']  # in the order of the shipped list
+    assert files_of(out) == sorted(
+        ['subset_names.json', *(f'{name}_{split}.jsonl' for name in names for split in ('train', 'validation'))]
+    )
+    assert json.loads((out / 'subset_names.json').read_text()) == names
+    bad.write_text(whole)
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob('*.jsonl')}
+    caplog.clear()
+    script.main(**flags)
+    assert [record.getMessage() for record in caplog.records] == [
+        f'{out}: 2 of 3 tasks are there already',
+        'rephrase: 24 train, 16 validation',
+    ]
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob('*.jsonl') if path.name in before} == before
+    assert json.loads((out / 'subset_names.json').read_text()) == ['operators', 'rephrase', 'tense']
+
+
+def test_one_file_of_a_task_without_the_other_is_made_anew_with_it(tmp_path):
+    checkout, out = write_tasks(tmp_path / 'checkout', ['tense']), tmp_path / 'out'
+    flags = {'output_dir': str(out), 'bigbench_dir': str(checkout), 'tasks': 'tense'}
+    script.main(**flags)
+    whole = (out / 'tense_validation.jsonl').read_bytes()
+    (out / 'tense_validation.jsonl').unlink()
+    (out / 'tense_train.jsonl').write_text('{}\n')
+    script.main(**flags)
+    assert (out / 'tense_validation.jsonl').read_bytes() == whole
+    assert len(read_rows(out / 'tense_train.jsonl')) == 24
+
+
+def test_where_the_second_file_cannot_be_written_the_first_is_not_left(tmp_path):
+    checkout, out = write_tasks(tmp_path / 'checkout', ['tense']), tmp_path / 'out'
+    (out / 'tense_validation.jsonl').mkdir(parents=True)
+    with pytest.raises(InputError, match=r'1 of 1 tasks failed \(tense\)'):
+        script.main(output_dir=str(out), bigbench_dir=str(checkout), tasks='tense')
+    assert files_of(out) == ['tense_validation.jsonl']
+
+
+def test_tasks_that_a_folder_lacks_are_told_in_one_line(tmp_path, caplog):
+    checkout = write_tasks(tmp_path / 'checkout', [name for name in NAMES if name not in ('gem', 'tellmewhy')])
+    with pytest.raises(InputError, match=r'^2 of 45 tasks failed \(gem, tellmewhy\)'):
+        script.main(output_dir=str(tmp_path / 'out'), bigbench_dir=str(checkout))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
+        f'not in {checkout}/bigbench/benchmark_tasks: gem, tellmewhy; the hub has all 45 (--source hub)'
+    ]
+    assert len(files_of(tmp_path / 'out')) == 2 * 43 + 1
+
+
+def test_a_task_of_one_s_own_may_be_named_and_an_unknown_one_is_told_with_near_names(tmp_path):
+    checkout = write_tasks(tmp_path / 'checkout', ['my_task'])
+    script.main(output_dir=str(tmp_path / 'out'), bigbench_dir=str(checkout), tasks='my_task')
+    assert len(read_rows(tmp_path / 'out' / 'my_task_train.jsonl')) == 24
+    with pytest.raises(InputError, match=r"--tasks: no task 'tens' here; near names in .*: tense"):
+        script.main(output_dir=str(tmp_path / 'out'), tasks='codenames,tens')
+
+
+@pytest.mark.parametrize('flags', [{'seed': 1}, {'multiple_choice': True}])
+def test_flags_that_the_hub_would_pass_over_are_refused(tmp_path, flags):
+    with pytest.raises(InputError, match='--seed and --multiple_choice are for task.json files'):
+        script.main(output_dir=str(tmp_path / 'out'), **flags)
+
+
+def test_names_that_stand_in_the_list_already_are_kept(tmp_path):
+    path = tmp_path / 'subset_names.json'
+    path.write_text('["my_task", "tense"]')
+    script.add_names(path, ['gem', 'tense'])
+    assert json.loads(path.read_text()) == ['gem', 'tense', 'my_task']
+    before = path.stat().st_mtime_ns
+    script.add_names(path, ['gem'])
+    assert path.stat().st_mtime_ns == before
+
+
+def test_an_output_folder_that_cannot_be_one_and_a_broken_list_of_names_are_told(tmp_path):
+    checkout, out = write_tasks(tmp_path / 'checkout', ['tense']), tmp_path / 'out'
+    out.write_text('')
+    flags = {'output_dir': str(out), 'bigbench_dir': str(checkout), 'tasks': 'tense'}
+    with pytest.raises(InputError, match='out: is a file; give --output_dir a folder'):
+        script.main(**flags)
+    out.unlink()
+    out.mkdir()
+    for content, message in (('[', 'cannot be read as JSON'), ('{}', r'expected a list of names, found \{\}')):
+        (out / 'subset_names.json').write_text(content)
+        with pytest.raises(InputError, match=rf'out/subset_names\.json: {message}'):
+            script.main(**flags)
+
+
+def test_the_installed_package_is_found_and_not_imported(tmp_path):
+    write_tasks(tmp_path / 'site', ['tense'])
+    (tmp_path / 'site' / 'bigbench' / '__init__.py').write_text('raise SystemExit("imported")')
+    flags = ('--source', 'package', '--tasks', 'tense', '--output_dir', 'out')
+    done = run(*flags, cwd=tmp_path, PYTHONPATH=f'{ROOT}:{tmp_path}/site')
+    assert (done.returncode, done.stdout) == (0, 'out: 1 tasks\n')
+    assert len(read_rows(tmp_path / 'out' / 'tense_validation.jsonl')) == 16
+
+
+def test_without_the_package_one_line_says_how_to_get_it(tmp_path):
+    done = run('--source', 'package', cwd=tmp_path)
+    assert (done.returncode, done.stderr.count('\n'), files_of(tmp_path)) == (1, 1, [])
+    assert 'uv pip install --no-deps --target bigbench_package bigbench==1.0.0' in done.stderr
+    assert 'give --bigbench_dir bigbench_package' in done.stderr
+
+
+def write_hub(folder, tasks):
+    """A data set as the hub's: {task: {split: [row]}} as parquet in a folder a task, told in the README."""
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = pyarrow.list_(pyarrow.string())
+    schema = pyarrow.schema(
+        {'inputs': pyarrow.string(), 'targets': texts, 'multiple_choice_targets': texts}
+        | {'multiple_choice_scores': pyarrow.list_(pyarrow.int32())}
+    )
+    lines = ['---', 'configs:']
+    for task, splits in tasks.items():
+        (folder / task).mkdir(parents=True)
+        lines += [f'- config_name: {task}', '  data_files:']
+        for split, rows in splits.items():
+            parquet.write_table(
+                pyarrow.Table.from_pylist(rows, schema), folder / task / f'{split}-00000-of-00001.parquet'
+            )
+            lines += [f'  - split: {split}', f'    path: {task}/{split}-*']
+    (folder / 'README.md').write_text('\n'.join([*lines, '---']) + '\n', 'utf-8')
+    return folder
+
+
+def hub_row(text, *targets, choices=()):
+    return {
+        'inputs': text,
+        'targets': list(targets),
+        'multiple_choice_targets': list(choices),
+        'multiple_choice_scores': [0] * len(choices),
+    }
+
+
+def test_the_hub_s_splits_are_taken_as_they_are_and_a_task_that_fails_there_is_named(tmp_path, caplog):
+    splits = {
+        'train': [hub_row('Q: é\n\nA:', 'one', ' two '), hub_row('Q: pick\nA:', 'b', choices='ab')],
+        'validation': [hub_row('Q: ?\nA:', '')],
+    }
+    hub = write_hub(
+        tmp_path / 'hub',
+        {
+            'tense': splits,
+            'gem': {'train': [hub_row('Q', 'b', choices='ab')], 'validation': splits['validation']},
+            'rephrase': {'train': [hub_row('Q')], 'validation': splits['validation']},
+            'operators': {'train': splits['train']},
+        },
+    )
+    flags = {'cache_dir': str(tmp_path / 'cache'), 'output_dir': str(tmp_path / 'out'), 'hub_name': str(hub)}
+    with pytest.raises(InputError, match=r'^4 of 5 tasks failed \(gem, rephrase, operators, codenames\)'):
+        script.main(**flags, tasks='tense,gem,rephrase,operators,codenames')
+    assert read_rows(tmp_path / 'out' / 'tense_train.jsonl') == [
+        {'dataset': 'tense', 'example_idx': 0, 'instruction': 'Q: é\n\nA:', 'references': ['one', ' two ']},
+        {'dataset': 'tense', 'example_idx': 1, 'instruction': 'Q: pick\nA:', 'references': ['b']},
+    ]
+    assert read_rows(tmp_path / 'out' / 'tense_validation.jsonl') == [
+        {'dataset': 'tense', 'example_idx': 0, 'instruction': 'Q: ?\nA:', 'references': ['']}
+    ]
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert errors[:3] == [
+        f'gem: failed: {hub}: is multiple choice there, so there is nothing to generate',
+        f'rephrase: failed: {hub}: train, row 0: targets: expected texts, found []',
+        f'operators: failed: {hub}: no examples in split validation; it has train',
+    ]
+    assert errors[3].startswith(f'codenames: failed: {hub}: cannot be fetched (ValueError: BuilderConfig')
+    assert len(files_of(tmp_path / 'out')) == 3
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_not_for_every_task(tmp_path, monkeypatch, caplog):
+    import datasets
+
+    def refuse(*_, **__):
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, 'load_dataset', refuse)
+    with pytest.raises(InputError, match=r'^45 of 45 tasks failed \('):
+        script.main(output_dir=str(tmp_path / 'out'))
+    assert [record.getMessage() for record in caplog.records] == [
+        "ascii_word_recognition: failed: tasksource/bigbench: cannot be fetched (ConnectionError: Couldn't reach it); "
+        'try again, or take --source package; 44 more tasks are not tried'
+    ]
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_hub_that_is_not_there_is_one_line_and_1(tmp_path):
+    done = run('--hub_name', tmp_path / 'none', '--tasks', 'tense', cwd=tmp_path, HF_HUB_OFFLINE='1')
+    first, last = done.stderr.splitlines()
+    assert first.startswith(f'tense: failed: {tmp_path}/none: cannot be fetched (')
+    assert first.endswith('; try again, or take --source package')
+    assert (done.returncode, last[:29]) == (1, 'error: 1 of 1 tasks failed (t')
+
+
+# ---- scripts/download_bigbench_flan_gens.sh
+
+
+GENERATORS = [f'flan-t5-{size}' for size in ('small', 'base', 'large', 'xl', 'xxl')]
+ROW = {'example_idx': 0, 'instruction': 'a', 'references': ['b'], 'flan_samples': {'beam4': [{'response': 'c'}]}}
+
+
+def members_of(generators):
+    return {
+        f'bigbench_flan_gens/{generator}/{task}_{split}.jsonl': json.dumps({'dataset': task, **ROW}) + '\n'
+        for generator in generators
+        for task in NAMES
+        for split in ('train', 'validation')
+    }
+
+
+def write_archive(path, members):
+    """members: {name or ZipInfo: text}."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.mkdir('bigbench_flan_gens')
+        for member, text in members.items():
+            archive.writestr(member, text)
+
+
+def run_download(folder, gdown='cp drive "$3"'):
+    """Run the script in a copy of the repository's layout; gdown: the body of a shell script in its place, or None."""
+    for name in ('scripts', 'bin', 'bigbench_data'):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / 'scripts' / DOWNLOAD).write_bytes((ROOT / 'scripts' / DOWNLOAD).read_bytes())
+    (folder / 'bigbench_data' / 'subset_names.json').write_text(json.dumps(NAMES))
+    if gdown is not None:
+        (folder / 'bin' / 'gdown').write_text(f'#!/bin/sh\n{gdown}\n', encoding='utf-8')
+        (folder / 'bin' / 'gdown').chmod(0o755)
+    env = os.environ | {'PATH': f'{folder}/bin:/usr/bin:/bin', 'PYTHON': sys.executable}
+    return subprocess.run(['bash', f'scripts/{DOWNLOAD}'], cwd=folder, env=env, capture_output=True, text=True)
+
+
+def nothing_is_left(folder):
+    return [name for name in files_of(folder) if name not in ('scripts', 'bin', 'bigbench_data', 'drive')] == []
+
+
+def test_the_samples_are_unpacked_once_they_are_seen_to_be_safe_and_whole(tmp_path):
+    members = members_of(GENERATORS)
+    write_archive(tmp_path / 'drive', {**members, '__MACOSX/._x': '', 'bigbench_flan_gens/notes.txt': ''})
+    done = run_download(tmp_path, '[ $1 = 150v5Z9GSD7GU0f2Lr71BagsyC1ytkvI5 ] && cp drive "$3"')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout.splitlines()[:2] == [
+        'bigbench_flan_gens:',
+        "  2 files left out that are no samples, the first '__MACOSX/._x'",
+    ]
+    assert done.stdout.splitlines()[-1] == '  450 of 450 files of 5 generators'
+    written = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.glob('bigbench_flan_gens/*/*')}
+    assert written == members
+    assert files_of(tmp_path) == ['bigbench_data', 'bigbench_flan_gens', 'bin', 'drive', 'scripts']
+    again = run_download(tmp_path, 'exit 9')
+    assert (again.returncode, again.stdout.splitlines()[0]) == (0, 'bigbench_flan_gens is there:')
+
+
+def test_a_generator_that_is_there_is_left_and_what_is_missing_is_named(tmp_path):
+    members = members_of(['flan-t5-small', 'flan-t5-xl'])
+    del members['bigbench_flan_gens/flan-t5-xl/tense_train.jsonl']
+    write_archive(tmp_path / 'drive', members)
+    mine = tmp_path / 'bigbench_flan_gens' / 'flan-t5-small' / 'tense_train.jsonl'
+    mine.parent.mkdir(parents=True)
+    mine.write_text('mine')
+    done = run_download(tmp_path)
+    assert (done.returncode, mine.read_text(), files_of(mine.parent)) == (1, 'mine', ['tense_train.jsonl'])
+    assert done.stdout.splitlines()[1:] == [
+        '  flan-t5-small: is there already, left as it is',
+        '  flan-t5-xl: 89 files',
+        '  90 of 450 files of 5 generators',
+    ]
+    assert 'missing: flan-t5-small/ascii_word_recognition_train.jsonl' in done.stderr
+    assert 'and 355 more' in done.stderr
+
+
+def link_to_passwords():
+    member = zipfile.ZipInfo('bigbench_flan_gens/flan-t5-xl/tense_train.jsonl')
+    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return member
+
+
+@pytest.mark.parametrize(
+    ('member', 'message'),
+    [
+        ('../evil.jsonl', "'../evil.jsonl' points outside of the folder"),
+        ('bigbench_flan_gens/../../evil.jsonl', 'points outside of the folder'),
+        ('/tmp/evil.jsonl', "'/tmp/evil.jsonl' points outside of the folder"),
+        ('C:\\evil.jsonl', 'points outside of the folder'),
+        ('bigbench_flan_gens\\..\\..\\evil.jsonl', 'points outside of the folder'),
+        (link_to_passwords(), "'bigbench_flan_gens/flan-t5-xl/tense_train.jsonl' is a link or no plain file"),
+    ],
+)
+def test_an_archive_that_points_outside_or_holds_a_link_is_refused_whole(tmp_path, member, message):
+    write_archive(tmp_path / 'drive', {**members_of(['flan-t5-small']), member: '/etc/passwd'})
+    done = run_download(tmp_path)
+    assert (done.returncode, message in done.stderr, nothing_is_left(tmp_path)) == (1, True, True)
+    assert not (tmp_path.parent / 'evil.jsonl').exists()
+
+
+@pytest.mark.parametrize(
+    ('gdown', 'message'),
+    [
+        ('echo too many users >&2; exit 1', 'the Drive does not give the file'),
+        ('true', 'nothing came from the Drive'),
+        ('echo "<html>sorry</html>" > "$3"', 'it is no archive that can be read (File is not a zip file)'),
+        (None, 'gdown is not installed'),
+    ],
+)
+def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(tmp_path, gdown, message):
+    done = run_download(tmp_path, gdown)
+    assert (done.returncode, message in done.stderr, nothing_is_left(tmp_path)) == (1, True, True)
+    assert done.stderr.splitlines()[-1].endswith('python scripts/bigbench_flan_generate.py --help')
+
+
+@pytest.mark.parametrize(
+    ('members', 'message'),
+    [
+        (
+            {'other/tense_train.jsonl': ''},
+            'it holds no bigbench_flan_gens/GENERATOR/TASK_SPLIT.jsonl, only other',
+        ),
+        ({'bigbench_flan_gens/a/tense_train.jsonl': '<html>'}, 'line 1 is not JSON'),
+        (
+            {'bigbench_flan_gens/a/tense_train.jsonl': '{"example_idx": 0}'},
+            'lacks flan_samples, instruction, ',
+        ),
+    ],
+)
+def test_an_archive_of_something_else_is_refused_whole(tmp_path, members, message):
+    write_archive(tmp_path / 'drive', members)
+    done = run_download(tmp_path)
+    assert (done.returncode, message in done.stderr, nothing_is_left(tmp_path)) == (1, True, True)
+
+
+def test_an_archive_that_is_cut_off_is_refused_whole(tmp_path):
+    write_archive(tmp_path / 'whole', members_of(['flan-t5-small']))
+    (tmp_path / 'drive').write_bytes((tmp_path / 'whole').read_bytes()[:-500])
+    (tmp_path / 'whole').unlink()
+    done = run_download(tmp_path)
+    assert (done.returncode, nothing_is_left(tmp_path)) == (1, True)
