@@ -111,11 +111,11 @@ def read_task(
     return {split: read_examples(path, **keys) for split, path in paths.items()}
 
 
-def write_examples(path, examples: Iterable[Example]):
+def write_examples(path, examples: Iterable[Example], src_key='instruction', tgt_key='response'):
     """Write examples as `read_examples` reads them, samples by decoding; whole or not at all."""
     with write_atomically(path) as file:
         for example in examples:
-            file.write(json.dumps(_as_json(example), ensure_ascii=False, allow_nan=False) + '\n')
+            file.write(json.dumps(_as_json(example, src_key, tgt_key), ensure_ascii=False, allow_nan=False) + '\n')
 
 
 def _parse_example(raw, src_key, tgt_key, refs_key, samples_needed):
@@ -201,10 +201,10 @@ def _parse_log_likelihood(entry, key, where):
     return value if math.isfinite(value) else None
 
 
-def _as_json(example):
+def _as_json(example, src_key, tgt_key):
     by_decoding = {}
     for sample in example.samples:
-        entry = {'response': sample.response}
+        entry = {tgt_key: sample.response}
         if sample.log_likelihood_sum is not None:
             entry['log_likelihood_sum'] = sample.log_likelihood_sum
         if sample.log_likelihood_mean is not None:
@@ -213,7 +213,7 @@ def _as_json(example):
     fields = {} if example.dataset is None else {'dataset': example.dataset}
     fields |= {
         'example_idx': example.example_idx,
-        'instruction': example.instruction,
+        src_key: example.instruction,
         'references': list(example.references),
     }
     return fields | ({SAMPLES_KEYS[0]: by_decoding} if by_decoding else {})

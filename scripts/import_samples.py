@@ -1,0 +1,267 @@
+"""Make candidate files from samples that there are already: logs of lm-evaluation-harness, or any jsonl.
+
+    python scripts/import_samples.py samples_gsm8k_x.jsonl --task gsm8k --generator my-llm --validation_share 0.2
+    python scripts/import_samples.py mine.jsonl --task mine --generator my-llm --split train --response_key answer
+    python scripts/import_samples.py mine.jsonl --task mine --validation_share 0.2
+
+The third has no generator: it takes inputs and references alone, and writes the data that scripts/sample_openai.py
+reads. Lines of one instruction become one example, their references and samples joined. A key may reach into an object:
+`doc.question`. A log of lm-evaluation-harness (`lm_eval --log_samples`) is known by its fields: there the instruction
+is the prompt, the references are `target`, the samples all `resps`, and the generation's arguments tell the decoding.
+"""
+
+import ast
+import json
+import math
+import random
+from pathlib import Path
+from typing import Literal
+
+from cappy import flags
+from cappy.candidates import Example, Sample, write_examples
+from cappy.errors import InputError
+from cappy.jsonl import listed, read_objects, shown
+
+LOG_FIELDS = {'doc_id', 'target', 'arguments', 'resps'}  # of a line that --log_samples writes
+LIKELIHOODS = ('log_likelihood_sum', 'log_likelihood_mean')
+
+
+def main(
+    input_files: str,  # jsonl, several with commas between; a log's runs each in a file of their own
+    task: str,  # the name that the files get
+    generator: str | None = None,  # the LLM of the samples; default: none are taken
+    output_dir: str | None = None,  # default: bigbench_flan_gens; without a generator bigbench_data
+    split: Literal['train', 'validation'] | None = None,  # write all examples as this split
+    validation_share: float | None = None,  # write both splits, this share of the examples (0.2) to validate
+    seed=11111,  # of the division
+    instruction_key: str | None = None,  # default: instruction; of a log, the prompt
+    response_key: str | None = None,  # text, or a list of texts; default: response; of a log, resps
+    references_key: str | None = None,  # text, or a list of texts; default: references; of a log, target
+    decoding_key: str | None = None,  # field with the name of the decoding; default: --decoding
+    decoding: str | None = None,  # name of the decoding of all samples; default: sampling; of a log, by its arguments
+    filter: str | None = None,  # of a log with several filters: take the lines of this one
+    overwrite=False,  # replace files that exist
+):
+    """Make candidate files from samples that there are already."""
+    settings = dict(locals())
+    check_flags(settings)
+    examples = {}
+    for path in map(str.strip, input_files.split(',')):
+        logged = {}  # samples by doc_id
+        for number, fields in read_objects(Path(path)):
+            try:
+                add_line(examples, logged, fields, settings)
+            except InputError as error:
+                raise InputError(f'{path}:{number}: {error}') from error
+    check_examples(examples, settings)
+    for name, chosen in divide(finished(examples, settings), split, validation_share, seed).items():
+        path = output_path(settings, name)
+        write_examples(path, chosen)
+        print(f'{path}: {len(chosen)} examples, {sum(len(example.samples) for example in chosen)} samples')
+
+
+def check_flags(settings):
+    """Flags that go together, and files that are not to be replaced."""
+    if (settings['split'] is None) == (settings['validation_share'] is None):
+        raise InputError('give either --split or --validation_share: are the examples to train or to validate?')
+    share = settings['validation_share']
+    if share is not None and not 0 < share < 1:
+        raise InputError(f'--validation_share: expected more than 0 and less than 1, found {share:g}')
+    for name in ('task', 'generator'):
+        if settings[name] is not None and (not settings[name] or '/' in settings[name]):
+            raise InputError(f'--{name} {settings[name]!r}: files are named after it; leave out the /')
+    if settings['decoding'] and settings['decoding_key']:
+        raise InputError('--decoding and --decoding_key both name the decoding; give one of them')
+    for name in (settings['split'],) if settings['split'] else ('train', 'validation'):
+        path = output_path(settings, name)
+        if path.exists() and not settings['overwrite']:
+            raise InputError(f'{path}: exists; --overwrite replaces it, another --task or --generator keeps both')
+
+
+def output_path(settings, split):
+    """Where a split goes."""
+    generator, folder = settings['generator'], settings['output_dir']
+    folder = Path(folder or ('bigbench_flan_gens' if generator else 'bigbench_data'))
+    return (folder / generator if generator else folder) / f'{settings["task"]}_{split}.jsonl'
+
+
+def add_line(examples, logged, fields, settings):
+    """Join a line to the example of its instruction: {instruction: {'references', 'samples'}}."""
+    is_log = fields.keys() >= LOG_FIELDS
+    if is_log and settings['filter'] not in (None, fields.get('filter')):
+        return
+    instruction = find_instruction(fields, settings['instruction_key'], is_log)
+    example = examples.setdefault(instruction, {'references': {}, 'samples': []})
+    example['references'] |= dict.fromkeys(find_references(fields, settings['references_key'], is_log))
+    if settings['generator'] is None:
+        return
+    key = settings['response_key'] or ('resps' if is_log else 'response')
+    samples = find_samples(fields, key, find_decoding(fields, settings, is_log))
+    if not (is_log and is_logged_again(logged, fields, key, samples)):
+        example['samples'] += samples
+
+
+def is_logged_again(logged, fields, key, samples):
+    """A log has a line for each filter of a document, and in each the same resps."""
+    doc_id = shown(fields['doc_id'])
+    before = logged.setdefault(doc_id, samples)
+    if before != samples:
+        raise InputError(
+            f'{key}: other samples than on the line above of doc_id {doc_id}; --filter takes one filter alone'
+        )
+    return before is not samples
+
+
+def find_instruction(fields, key, is_log):
+    """The text of the instruction, which is not empty."""
+    if is_log and key is None:
+        key, text = 'arguments', logged_prompt(fields['arguments'])
+    else:
+        key = key or 'instruction'
+        text = look_up(fields, key, 'instruction_key')
+    if not isinstance(text, str):
+        raise InputError(f'{key}: expected text, found {shown(text)}')
+    if not text.strip():
+        raise InputError(f'{key}: is empty, so there is nothing to answer; take the line out')
+    return text
+
+
+def find_references(fields, key, is_log):
+    """The references, a list of texts."""
+    if is_log and key is None:
+        return logged_target(fields['target'])
+    key = key or 'references'
+    value = look_up(fields, key, 'references_key')
+    references = [value] if isinstance(value, str) else value
+    if not isinstance(references, list) or not all(isinstance(reference, str) for reference in references):
+        raise InputError(f'{key}: expected text or a list of texts, found {shown(value)}')
+    return references
+
+
+def find_samples(fields, key, decoding):
+    """The samples of a line, with their log-likelihoods where there is one sample and the line has them."""
+    responses = look_up(fields, key, 'response_key')
+    while isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], list):
+        responses = responses[0]  # a log has a list for each request; a request to generate is one
+    if isinstance(responses, str):
+        likelihoods = {name: float(fields[name]) for name in LIKELIHOODS if is_finite(fields.get(name))}
+        return [Sample(responses, decoding, **likelihoods)]
+    if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
+        raise InputError(f'{key}: expected text or a list of texts, found {shown(responses)}')
+    return [Sample(response, decoding) for response in responses]
+
+
+def is_finite(value):
+    """Whether it is a number, and not infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def find_decoding(fields, settings, is_log):
+    """The name of the decoding of a line's samples."""
+    logged = logged_decoding(fields['arguments']) if is_log else 'sampling'
+    key = settings['decoding_key']
+    if key:
+        name = look_up(fields, key, 'decoding_key')
+        if isinstance(name, bool) or not isinstance(name, str | int | float) or name == '':
+            raise InputError(f'{key}: expected the name of a decoding, found {shown(name)}')
+        return str(name)
+    return settings['decoding'] or logged
+
+
+def look_up(fields, key, flag):
+    """The value of a field, or of a field inside an object for a key with dots."""
+    value = fields
+    for part in [key] if key in fields else key.split('.'):
+        if not isinstance(value, dict) or part not in value:
+            has = f'; there is {listed(value)}' if isinstance(value, dict) else ''
+            raise InputError(f'{key} is missing{has}; --{flag} names another field')
+        value = value[part]
+    return value
+
+
+def logged_arguments(arguments):
+    """(prompt, settings) of the first request; newer logs have objects with numbered keys in place of lists."""
+    first = arguments.get('gen_args_0') if isinstance(arguments, dict) else arguments[:1] and arguments[0]
+    if isinstance(first, dict):
+        return first.get('arg_0'), first.get('arg_1')
+    return (*first, None)[:2] if isinstance(first, list) and first else (None, None)
+
+
+def logged_prompt(arguments):
+    """The prompt; of a chat, which is logged as JSON, what the user said last."""
+    prompt, _ = logged_arguments(arguments)
+    text = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+    if not isinstance(text, str):
+        raise InputError(f'arguments: expected a prompt, found {shown(arguments)}; --instruction_key names a field')
+    try:
+        said = [message['content'] for message in json.loads(text) if message['role'] == 'user']
+    except (ValueError, TypeError, KeyError):
+        return text  # no chat
+    return said[-1] if said else text
+
+
+def logged_target(target):
+    """The references; a log has a list of them as Python writes it."""
+    if isinstance(target, list) and all(isinstance(part, str) for part in target):
+        return target
+    if not isinstance(target, str):
+        raise InputError(f'target: expected text, found {shown(target)}; --references_key names another field')
+    if target.startswith('['):
+        try:
+            parts = ast.literal_eval(target)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return [target]
+        if parts and all(isinstance(part, str) for part in parts):
+            return parts
+    return [target]
+
+
+def logged_decoding(arguments):
+    """A name from the generation's arguments: greedy, beam4, temp0.7, temp0.7_topp0.9."""
+    _, given = logged_arguments(arguments)
+    if not isinstance(given, dict):
+        raise InputError(f'arguments: not those of a generation, whose texts would be candidates: {shown(arguments)}')
+    temperature, top_p = given.get('temperature'), given.get('top_p')
+    if (given.get('num_beams') or 1) > 1:
+        return f'beam{given["num_beams"]}'
+    if given.get('do_sample') is False or temperature == 0 or (not given.get('do_sample') and temperature is None):
+        return 'greedy'
+    return f'temp{float(temperature or 1)}' + (f'_topp{float(top_p)}' if top_p is not None and top_p < 1 else '')
+
+
+def check_examples(examples, settings):
+    """There are examples, and each has a reference on one of its lines, and a sample where there is a generator."""
+    place = settings['input_files']
+    if not examples:
+        of_filter = f' of the filter {settings["filter"]!r}' if settings['filter'] else ''
+        raise InputError(f'{place}: holds no examples{of_filter}; expected one JSON object a line')
+    for instruction, example in examples.items():
+        for kind in ('references', 'samples') if settings['generator'] else ('references',):
+            if not example[kind]:
+                raise InputError(f'{place}: no line of the instruction {shown(instruction)} has {kind}; take it out')
+
+
+def finished(examples, settings):
+    """The examples, numbered in their order."""
+    return [
+        Example(settings['task'], number, instruction, tuple(example['references']), tuple(example['samples']))
+        for number, (instruction, example) in enumerate(examples.items())
+    ]
+
+
+def divide(examples, split, validation_share, seed):
+    """{split: examples in their order}; the division is the seed's and shares are rounded."""
+    if split:
+        return {split: examples}
+    n_validation = round(len(examples) * validation_share)
+    if not 0 < n_validation < len(examples):
+        raise InputError(f'--validation_share {validation_share:g} of {len(examples)} examples leaves a split empty')
+    chosen = set(random.Random(seed).sample(range(len(examples)), n_validation))
+    return {
+        'train': [example for number, example in enumerate(examples) if number not in chosen],
+        'validation': [example for number, example in enumerate(examples) if number in chosen],
+    }
+
+
+if __name__ == '__main__':
+    flags.run(main)

@@ -1,0 +1,233 @@
+"""scripts/import_samples.py: logs of lm-evaluation-harness and other jsonl become candidate files."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from cappy import flags
+from cappy.candidates import Example, Sample, read_examples
+
+_path = Path(__file__).parents[1] / 'scripts' / 'import_samples.py'
+_spec = importlib.util.spec_from_file_location('import_samples', _path)
+import_samples = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(import_samples)
+
+SAMPLING = {'until': ['\n'], 'do_sample': True, 'temperature': 0.7, 'top_p': 0.9}
+GREEDY = {'until': ['\n'], 'do_sample': False, 'temperature': 0.0}
+
+
+@pytest.fixture(autouse=True)
+def in_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*argv):
+    """The script in this process -> its exit code."""
+    try:
+        flags.run(import_samples.main, [str(word) for word in argv])
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+def refused(capsys, *argv):
+    """The one line of a run that fails and writes nothing."""
+    before = sorted(Path.cwd().rglob('*'))
+    capsys.readouterr()
+    assert run(*argv) == 1
+    out, err = capsys.readouterr()
+    assert out == '' and err.startswith('error: ') and err.count('\n') == 1
+    assert sorted(Path.cwd().rglob('*')) == before
+    return err
+
+
+def write(name, lines):
+    Path(name).write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return name
+
+
+def read(split, folder='bigbench_flan_gens/llm'):
+    return read_examples(Path(folder) / f'mine_{split}.jsonl', samples_needed=False)
+
+
+def logged(doc_id, prompt, target, responses, filter='none', given=GREEDY, **more):
+    """A line as `lm_eval --log_samples` writes it now."""
+    return {
+        'doc_id': doc_id,
+        'doc': {'question': f'{prompt}?', 'answers': [target, 'other']},
+        'target': target,
+        'arguments': {'gen_args_0': {'arg_0': prompt, 'arg_1': given}},
+        'resps': [responses],
+        'filtered_resps': [text.upper() for text in responses],
+        'filter': filter,
+        'metrics': ['exact_match'],
+        'exact_match': 1.0,
+        **more,
+    }
+
+
+COMMAND = ('--task', 'mine', '--generator', 'llm', '--split', 'train')
+
+
+def test_a_log_becomes_candidates_under_the_decoding_of_its_arguments():
+    lines = [logged(0, 'What is red', 'a cat', ['a cat']), logged(7, 'What is big', "['a cow', 'it']", ['a dog'])]
+    more = [logged(0, 'What is red', 'a cat', ['a hen', '', 'a hen'], given=SAMPLING)]
+    files = write('samples_mine_1.jsonl', lines) + ',' + write('samples_mine_2.jsonl', more)
+    assert run(files, *COMMAND) == 0
+    drawn = tuple(Sample(text, 'temp0.7_topp0.9') for text in ('a hen', '', 'a hen'))
+    assert read('train') == [
+        Example('mine', 0, 'What is red', ('a cat',), (Sample('a cat', 'greedy'), *drawn)),
+        Example('mine', 1, 'What is big', ('a cow', 'it'), (Sample('a dog', 'greedy'),)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ('given', 'name'),
+    [
+        (GREEDY, 'greedy'),
+        ({'until': []}, 'greedy'),
+        ({'do_sample': True}, 'temp1.0'),
+        ({'temperature': 1}, 'temp1.0'),
+        ({'do_sample': False, 'temperature': 0.8}, 'greedy'),
+        ({'do_sample': False, 'num_beams': 4}, 'beam4'),
+        ({'temperature': 0.5, 'top_p': 1.0}, 'temp0.5'),
+    ],
+)
+def test_the_decoding_is_named_by_the_arguments_of_the_generation(given, name):
+    write('log.jsonl', [logged(0, 'a', 'b', ['c'], given=given)])
+    assert run('log.jsonl', *COMMAND) == 0
+    assert read('train')[0].decodings == (name,)
+
+
+def test_older_logs_have_lists_of_arguments():
+    line = logged(0, '', 'b', ['c']) | {'arguments': [['Say b', GREEDY]], 'target': ['b', 'B']}
+    del line['filter']
+    write('log.jsonl', [line])
+    assert run('log.jsonl', *COMMAND) == 0
+    assert read('train') == [Example('mine', 0, 'Say b', ('b', 'B'), (Sample('c', 'greedy'),))]
+
+
+def test_of_a_chat_the_last_words_of_the_user_are_the_instruction():
+    chat = [
+        {'role': 'system', 'content': 'Be brief.'},
+        {'role': 'user', 'content': 'Say a'},
+        {'role': 'assistant', 'content': 'a'},
+        {'role': 'user', 'content': 'Say b'},
+    ]
+    write('log.jsonl', [logged(0, json.dumps(chat), 'b', ['c']), logged(1, [json.dumps(chat)], 'B', ['d'])])
+    assert run('log.jsonl', *COMMAND) == 0
+    samples = (Sample('c', 'greedy'), Sample('d', 'greedy'))
+    assert read('train') == [Example('mine', 0, 'Say b', ('b', 'B'), samples)]
+
+
+@pytest.mark.parametrize('prompt', ['5', '"text"', '{"role": "user"}', '[1, 2]', '[', '[]'])
+def test_a_prompt_that_only_looks_like_a_chat_is_text(prompt):
+    write('log.jsonl', [logged(0, prompt, '[a] b', ['c'])])
+    assert run('log.jsonl', *COMMAND) == 0
+    assert (read('train')[0].instruction, read('train')[0].references) == (prompt, ('[a] b',))
+
+
+def test_a_document_that_is_logged_once_for_each_filter_counts_once(capsys):
+    lines = [logged(n, f'Say {n}', 'b', ['c', 'd'], name, SAMPLING) for n in range(2) for name in ('strict', 'loose')]
+    lines[2]['filtered_resps'] = ['x']
+    write('log.jsonl', lines)
+    assert run('log.jsonl', *COMMAND) == 0
+    assert [[sample.response for sample in example.samples] for example in read('train')] == [['c', 'd']] * 2
+    filtered = (*COMMAND, '--overwrite', '--response_key', 'filtered_resps')
+    assert 'log.jsonl:4: filtered_resps: other samples than on the line above of doc_id 1' in refused(
+        capsys, 'log.jsonl', *filtered
+    )
+    assert run('log.jsonl', *filtered, '--filter', 'strict') == 0
+    assert [[sample.response for sample in example.samples] for example in read('train')] == [['C', 'D'], ['x']]
+    assert "holds no examples of the filter 'no'" in refused(capsys, 'log.jsonl', *filtered, '--filter', 'no')
+
+
+def test_keys_reach_into_the_document_of_a_log():
+    write('log.jsonl', [logged(0, 'a', 'b', ['c'])])
+    keys = ('--instruction_key', 'doc.question', '--references_key', 'doc.answers', '--decoding', 'mine')
+    assert run('log.jsonl', *COMMAND, *keys) == 0
+    assert read('train') == [Example('mine', 0, 'a?', ('b', 'other'), (Sample('c', 'mine'),))]
+
+
+def test_lines_of_one_sample_are_joined_by_their_instruction():
+    lines = [
+        {'q': 'one', 'a': 'x', 'gold': '1', 'how': 'greedy', 'log_likelihood_sum': -2, 'log_likelihood_mean': -1.0},
+        {'q': 'two', 'a': 'y', 'gold': ['2', 'II'], 'how': 'greedy', 'log_likelihood_sum': float('-inf')},
+        {'q': 'one', 'a': ['z', 'x'], 'gold': ['I', '1'], 'how': 0.7},
+    ]
+    write('flat.jsonl', lines)
+    keys = ('--instruction_key', 'q', '--response_key', 'a', '--references_key', 'gold', '--decoding_key', 'how')
+    assert run('flat.jsonl', *COMMAND, *keys) == 0
+    ones = (Sample('x', 'greedy', -2.0, -1.0), Sample('z', '0.7'), Sample('x', '0.7'))
+    assert read('train') == [
+        Example('mine', 0, 'one', ('1', 'I'), ones),
+        Example('mine', 1, 'two', ('2', 'II'), (Sample('y', 'greedy'),)),
+    ]
+
+
+def test_without_a_generator_the_data_to_sample_for_is_written_and_divided_by_the_seed():
+    write('mine.jsonl', [{'instruction': f'Say {n}', 'references': f'{n}'} for n in range(10)])
+    command = ('mine.jsonl', '--task', 'mine', '--validation_share', 0.3)
+    assert run(*command) == 0
+    train, validation = read('train', 'bigbench_data'), read('validation', 'bigbench_data')
+    assert (len(train), len(validation)) == (7, 3)
+    both = sorted([*train, *validation], key=lambda example: example.example_idx)
+    assert both == [Example('mine', n, f'Say {n}', (f'{n}',)) for n in range(10)]
+    assert [example.example_idx for example in train] == sorted(example.example_idx for example in train)
+    assert run(*command, '--output_dir', 'again') == 0
+    assert read('validation', 'again') == validation
+    assert run(*command, '--output_dir', 'other', '--seed', 2) == 0
+    assert read('validation', 'other') != validation
+
+
+def test_bad_flags_are_named(capsys):
+    write('mine.jsonl', [{'instruction': 'a', 'references': ['b'], 'response': 'c'}])
+    one = ('mine.jsonl', '--task', 'mine', '--generator', 'llm')
+    for argv, words in (
+        (one, 'give either --split or --validation_share'),
+        ((*one, '--split', 'train', '--validation_share', 0.5), 'give either --split or --validation_share'),
+        (('mine.jsonl', '--task', '../x', '--split', 'train'), "--task '../x': files are named after it"),
+        (('mine.jsonl', '--task', 'x', '--generator', '', '--split', 'train'), "--generator '': files are named"),
+        ((*one, '--split', 'test'), "--split: expected 'train' or 'validation'"),
+        ((*one, '--validation_share', 1), '--validation_share: expected more than 0 and less than 1, found 1'),
+        ((*one, '--validation_share', 0.5), '--validation_share 0.5 of 1 examples leaves a split empty'),
+        (('mine.jsonl', *COMMAND, '--decoding', 'a', '--decoding_key', 'b'), '--decoding and --decoding_key both'),
+        (('nine.jsonl', *COMMAND), 'nine.jsonl: no such file; near names in .: mine.jsonl'),
+    ):
+        assert words in refused(capsys, *argv)
+    assert run('mine.jsonl', *COMMAND) == 0
+    assert 'mine_train.jsonl: exists; --overwrite replaces it' in refused(capsys, 'mine.jsonl', *COMMAND)
+    assert run('mine.jsonl', *COMMAND, '--overwrite') == 0
+
+
+GOOD = {'instruction': 'a', 'references': ['b'], 'response': 'c'}
+BAD = {
+    'no instruction': (
+        [GOOD, {'references': []}],
+        ':2: instruction is missing; there is references; --instruction_key',
+    ),
+    'an empty instruction': ([GOOD | {'instruction': ' '}], ':1: instruction: is empty'),
+    'a number': ([GOOD | {'instruction': 4}], ':1: instruction: expected text, found 4'),
+    'no response': ([{'instruction': 'a', 'references': 'b'}], ':1: response is missing'),
+    'responses': ([GOOD | {'response': ['a', 4]}], ':1: response: expected text or a list of texts, found ["a", 4]'),
+    'references': ([GOOD | {'references': {'a': 1}}], ':1: references: expected text or a list of texts'),
+    'no references': ([GOOD | {'references': []}], ': no line of the instruction "a" has references'),
+    'no samples': ([GOOD | {'response': []}], ': no line of the instruction "a" has samples'),
+    'nothing': ([], ': holds no examples'),
+    'not an object': ([GOOD, [1]], ':2: expected a JSON object'),
+    'a choice': (
+        [logged(0, 'a', '1', ['-1.5', 'False'], given=' yes')],
+        ':1: arguments: not those of a generation, whose texts would be candidates',
+    ),
+    'no prompt': ([logged(0, None, '1', ['a'])], ':1: arguments: expected a prompt, found {"gen_args_0"'),
+    'no arguments': ([logged(0, 'a', '1', ['a'], arguments=[])], ':1: arguments: expected a prompt, found []'),
+    'an index': ([logged(0, 'a', 1, ['a'])], ':1: target: expected text, found 1; --references_key'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_a_bad_line_is_named(case, capsys):
+    lines, words = BAD[case]
+    assert f'error: {write("in.jsonl", lines)}{words}' in refused(capsys, 'in.jsonl', *COMMAND)
