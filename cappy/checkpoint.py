@@ -6,8 +6,10 @@ encoder's matter.
 Every format read here holds only data: no pickle is run, no code is fetched.
 """
 
+import dataclasses
 import difflib
 import fnmatch
+import functools
 import json
 import os
 import shutil
@@ -154,6 +156,44 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise InputError(_not_found(path, 'no such directory'))
     held = ', '.join(sorted(entry.name for entry in path.iterdir())) or 'nothing'
     raise InputError(f'{path}: no weights; looked for {", ".join(READERS)}; found {held}')
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor of a file whose shape is known before it is read; `read` gives it as the file holds it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def open_tensors(path: str | os.PathLike) -> dict[str, LazyTensor]:
+    """As read_tensors, but tensors of safetensors files are read when they are asked for, one at a time.
+
+    They keep the file's number format. The other formats are read whole.
+    """
+    path = Path(path)
+    if (path / 'model.safetensors').is_file():
+        return _open_safetensors(path / 'model.safetensors')
+    index = path / 'model.safetensors.index.json'
+    if index.is_file():
+        return _read_shards(index, _open_safetensors)
+    return {name: LazyTensor(tensor.shape, lambda tensor=tensor: tensor) for name, tensor in read_tensors(path).items()}
+
+
+def _open_safetensors(file: Path) -> dict[str, LazyTensor]:
+    def read(name):
+        try:
+            with safe_open(file, framework='numpy') as opened:
+                return opened.get_tensor(name)
+        except Exception as error:  # as in _read_safetensors
+            raise _damaged(file, error) from error
+
+    try:
+        with safe_open(file, framework='numpy') as opened:
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in list(opened.keys())}
+    except Exception as error:
+        raise _damaged(file, error) from error
+    return {name: LazyTensor(shape, functools.partial(read, name)) for name, shape in shapes.items()}
 
 
 def normalise_names(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

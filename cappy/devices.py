@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from cappy.errors import InputError
 
 # Megatron's split: the first product of a block by columns, the second by rows, so that a block needs one sum between
-# shards. Keys are regular expressions over the last parts of a parameter's path, first match wins.
+# shards. Keys are regular expressions over the last parts of a parameter's path, first match wins; T5's are the last.
 SHARDING_RULES = [
     ((r'.*\.(query|key|value)', 'kernel'), P(None, 'mp')),
     ((r'.*\.(query|key|value)', 'bias'), P('mp')),
@@ -30,6 +30,12 @@ SHARDING_RULES = [
     ((r'.*intermediate\.dense', 'bias'), P('mp')),
     ((r'.*output\.dense', 'kernel'), P('mp', None)),
     (('.*word_embeddings', 'embedding'), P(None, 'mp')),
+    ((r'.*Attention\.(q|k|v)', 'kernel'), P(None, 'mp')),
+    ((r'.*Attention\.o', 'kernel'), P('mp', None)),
+    ((r'.*DenseReluDense\.wi.*', 'kernel'), P(None, 'mp')),
+    ((r'.*DenseReluDense\.wo', 'kernel'), P('mp', None)),
+    (('shared', 'embedding'), P(None, 'mp')),
+    (('lm_head', 'kernel'), P(None, 'mp')),
     (('.*',), P()),
 ]
 
