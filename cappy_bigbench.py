@@ -91,9 +91,11 @@ def main(
         clock.lap('score')
         before = score_before(settings, devices, task['validation'])
         clock.lap('score_before')
-        rows = baselines.comparison(task['validation'], rougeL, rouge, before, scores, seed=seed)
+        picked = baselines.all_picks(task['validation'], rougeL, rouge, before, scores)
+        rows = baselines.compare(picked, seed=seed)
         result = describe(settings, task, examples, trained, counts, clock, devices, rows)
-        save(scorer, paths, settings, result, task['validation'], scores, rougeL, trained)
+        lines = candidates_lines(task['validation'], scores, rougeL, picked)
+        save(scorer, paths, settings, result, lines, trained)
     report(result)
 
 
@@ -224,14 +226,19 @@ def describe(settings, task, examples, trained, counts, clock, devices, rows):
     }
 
 
-def save(scorer, paths, settings, result, examples, scores, rougeL, trained):
+def candidates_lines(examples, scores, rougeL, picked):
+    """Lines of the candidates file, with the rougeL that each way of picking has of each example."""
+    picked = [{name: values[number] for name, values in picked.items()} for number in range(len(examples))]
+    return itertools.starmap(results.describe_candidates, zip(examples, scores, rougeL, picked, strict=True))
+
+
+def save(scorer, paths, settings, result, lines, trained):
     """The adapted scorer, where it is to be kept, and the three result files; then the checkpoint may go."""
     from cappy.devices import is_first_process
 
     if settings['save_dir']:
         scorer.save_pretrained(settings['save_dir'], model_card=model_card(result), overwrite=settings['overwrite'])
     if is_first_process():
-        lines = itertools.starmap(results.describe_candidates, zip(examples, scores, rougeL, strict=True))
         results.write_result(paths, result, lines, trained.updates)
         adapting_checkpoint(paths).remove()
 

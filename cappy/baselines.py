@@ -6,15 +6,58 @@ example each, fractions. Where several candidates are equally good to a way of p
 first.
 """
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from cappy.candidates import Example
+from cappy.candidates import Example, read_examples
 from cappy.rouge import RougeL
+from cappy.statistics import N_RESAMPLES, bootstrap_means, percentiles
 
-N_RESAMPLES = 10_000
-_DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap to some 64 MB
+
+@dataclass(frozen=True, slots=True)
+class TaskBaselines:
+    """What can be had of a task's samples without a scorer.
+
+    rougeL: mean by way of picking, as `all_picks` names them. n_candidates: different samples of their example.
+    n_unknown: samples without a log-likelihood, by 'sum' and 'mean'. example_ids: a digest, equal where the
+    examples are.
+    """
+
+    rougeL: dict[str, float]
+    n_examples: int
+    n_samples: int
+    n_candidates: int
+    n_unknown: dict[str, int]
+    example_ids: str
+
+
+def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer) -> TaskBaselines:
+    """The baselines of a file of examples. Raises InputError naming file, line and field."""
+    examples = read_examples(path, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key)
+    rouge = _rouge(rouge_tokenizer)
+    picked = all_picks(examples, candidates_rougeL(examples, rouge), rouge)
+    samples = [sample for example in examples for sample in example.samples]
+    ids = sorted(repr(example.example_idx) for example in examples)
+    return TaskBaselines(
+        rougeL={name: float(np.mean(values)) for name, values in picked.items()},
+        n_examples=len(examples),
+        n_samples=len(samples),
+        n_candidates=sum(len(example.candidates) for example in examples),
+        n_unknown={
+            which: sum(getattr(sample, f'log_likelihood_{which}') is None for sample in samples)
+            for which in ('sum', 'mean')
+        },
+        example_ids=hashlib.sha256('\n'.join(ids).encode()).hexdigest(),
+    )
+
+
+@lru_cache
+def _rouge(tokenizer):
+    return RougeL(tokenizer)  # one a process: the stems of a file serve the next
 
 
 def candidates_rougeL(examples: Sequence[Example], rouge: RougeL) -> list[np.ndarray]:
@@ -89,31 +132,6 @@ def oracle_rougeL(rougeL) -> np.ndarray:
     return np.array([values.max() for values in rougeL])
 
 
-def bootstrap_means(values, n_resamples=N_RESAMPLES, seed=0) -> np.ndarray:
-    """Means over examples drawn with replacement, the same draws for every row.
-
-    values: float64 [M, N]. Returns float64 [M, n_resamples].
-    """
-    values = np.atleast_2d(np.asarray(values, np.float64))
-    n = values.shape[1]
-    generator = np.random.default_rng(seed)
-    chunk = max(1, _DRAWS_AT_ONCE // n)
-    means = []
-    for start in range(0, n_resamples, chunk):
-        n_rows = min(chunk, n_resamples - start)
-        drawn = generator.integers(n, size=(n_rows, n)) + n * np.arange(n_rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=n_rows * n).reshape(n_rows, n)
-        means.append(values @ counts.T / n)
-    return np.concatenate(means, axis=1)
-
-
-def bootstrap_interval(values, confidence=0.95, n_resamples=N_RESAMPLES, seed=0) -> tuple[float, float]:
-    """Percentile interval (low, high) of the mean of values [N] over examples drawn with
-    replacement.
-    """
-    return _percentiles(bootstrap_means(values, n_resamples, seed)[0], confidence)
-
-
 def gap_closed(method, random, oracle) -> float | None:
     """Share of the way from the random candidate's mean to the oracle's that a method goes; None
     without a way.
@@ -145,20 +163,23 @@ def comparison(
     n_resamples=N_RESAMPLES,
     seed=0,
 ) -> list[dict]:
-    """All ways of picking side by side, the random candidate first and the oracle last.
+    """`compare` of `all_picks`: every way of picking, the random candidate first and the oracle last."""
+    picked = all_picks(examples, rougeL, rouge, scores_before, scores_after)
+    return compare(picked, confidence, n_resamples, seed)
 
-    scores_before, scores_after: N arrays [C_i], the scorer's before and after adapting, or None.
-    Rows {'name', 'rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high'}: the mean with its
-    interval, the share of the random-to-oracle gap with its own (None where there is no gap). A way
-    that does not apply to every example (a decoding that some lack, log-likelihoods that are not
-    there) is left out.
+
+def compare(picked: dict[str, np.ndarray], confidence=0.95, n_resamples=N_RESAMPLES, seed=0) -> list[dict]:
+    """Ways of picking side by side.
+
+    picked: rougeL [N] by name, the random candidate's first and the oracle's last, as `all_picks` gives them. Rows
+    {'name', 'rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high'}: the mean with its interval, the share of the
+    random-to-oracle gap with its own (None where there is no gap).
     """
-    picked = _all_picks(examples, rougeL, rouge, scores_before, scores_after)
     names, values = list(picked), np.array(list(picked.values()))
     means = bootstrap_means(values, n_resamples, seed)
     rows = []
     for name, row, row_means in zip(names, values, means, strict=True):
-        low, high = _percentiles(row_means, confidence)
+        low, high = percentiles(row_means, confidence)
         share = gap_closed(row, values[0], values[-1])
         gap_low, gap_high = (None, None) if share is None else _gap_interval(row_means, means[0], means[-1], confidence)
         rows.append(
@@ -175,8 +196,12 @@ def comparison(
     return rows
 
 
-def _all_picks(examples, rougeL, rouge, scores_before, scores_after):
-    """rougeL [N] of each way of picking that applies, by name."""
+def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None) -> dict[str, np.ndarray]:
+    """rougeL [N] of every way of picking by its name, the random candidate's first and the oracle's last.
+
+    scores_before, scores_after: N arrays [C_i], the scorer's before and after adapting, or None. A way that does not
+    apply to every example (a decoding that some lack, log-likelihoods that are not there) is left out.
+    """
     picked = {'random candidate': random_rougeL(examples, rougeL)}
     for decoding in dict.fromkeys(name for example in examples for name in example.decodings):
         picked[f'first of {decoding}'] = first_sample_rougeL(examples, rougeL, decoding)
@@ -198,10 +223,4 @@ def _candidate_of_sample(example):
 def _gap_interval(method_means, random_means, oracle_means, confidence):
     gaps = oracle_means - random_means
     has_gap = gaps > 1e-12
-    return _percentiles((method_means - random_means)[has_gap] / gaps[has_gap], confidence)
-
-
-def _percentiles(values, confidence):
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+    return percentiles((method_means - random_means)[has_gap] / gaps[has_gap], confidence)

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cappy.baselines import N_RESAMPLES, bootstrap_means
 from cappy.errors import InputError
 from cappy.jsonl import listed, read_objects, shown
 from cappy.results import ResultPaths, shortest_float32, write_atomically
+from cappy.statistics import N_RESAMPLES, bootstrap_means
 
 GRADINGS = ('reference', 'exact')
 AVERAGE = 'Average'  # stands among the datasets in what the reference prints

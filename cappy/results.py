@@ -136,11 +136,12 @@ def result_lock(paths: ResultPaths):
         os.close(file)
 
 
-def describe_candidates(example, scores, rougeL) -> dict:
+def describe_candidates(example, scores, rougeL, picked=None) -> dict:
     """A line of the candidates file.
 
     example: a candidates.Example with n candidates; scores: float32 [n]; rougeL: float64 [n], in
-    their order. The pick is the first of the highest scores.
+    their order. The pick is the first of the highest scores. picked: rougeL of this example by each
+    way of picking, by name, so that ways can be compared example by example.
     """
     decodings = {}
     for sample in example.samples:
@@ -150,6 +151,7 @@ def describe_candidates(example, scores, rougeL) -> dict:
         'example_idx': example.example_idx,
         'pick': pick,
         'rougeL': float(rougeL[pick]),
+        **({} if picked is None else {'picked': {name: float(value) for name, value in picked.items()}}),
         'candidates': [
             {
                 'response': response,

@@ -64,13 +64,19 @@ def format_table(rows: Iterable[Mapping], columns: Sequence[Column | str], style
     columns = [Column(column) if isinstance(column, str) else column for column in columns]
     rows = list(rows)
     if style in ('csv', 'json'):
-        values = [{column.key: row.get(column.key) for column in columns} for row in rows]
+        values = table_values(rows, columns)
         return json.dumps(values, ensure_ascii=False, indent=4) if style == 'json' else _csv(values, columns)
     are_numbers = [_is_numeric(rows, column) for column in columns]
     cells = [[_cell(row.get(column.key), column) for column in columns] for row in rows]
     titles = [column.title for column in columns]
     layout = {'table': _aligned, 'markdown': _markdown, 'latex': _latex}[style]
     return layout(titles, cells, are_numbers)
+
+
+def table_values(rows: Iterable[Mapping], columns: Sequence[Column | str]) -> list[dict]:
+    """The rows as 'json' shows them: keys and values of the columns as they are, None where one is missing."""
+    keys = [column if isinstance(column, str) else column.key for column in columns]
+    return [{key: row.get(key) for key in keys} for row in rows]
 
 
 def _is_numeric(rows, column):

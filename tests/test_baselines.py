@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from cappy.baselines import (
-    bootstrap_interval,
-    bootstrap_means,
     candidates_rougeL,
     comparison,
     consensus_pick,
@@ -121,28 +119,6 @@ def test_recorded_scores_give_the_recorded_picks_and_rougeL(task):
     assert [example.candidates[np.argmax(values)] for example, values in zip(examples, by_example, strict=True)] == [
         one['pred'] for one in result['per_example']
     ]
-
-
-def test_a_bootstrap_interval_is_the_normal_one_where_that_holds():
-    values = np.random.default_rng(1).standard_normal(2000)
-    low, high = bootstrap_interval(values)
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    # Quantiles of 10,000 resamples scatter by some 3% of the half width.
-    assert (values.mean() - low) / half == pytest.approx(1, abs=0.1)
-    assert (high - values.mean()) / half == pytest.approx(1, abs=0.1)
-    assert bootstrap_interval(values) == (low, high)
-    assert bootstrap_interval(values, seed=1) != (low, high)
-    narrow_low, narrow_high = bootstrap_interval(values, confidence=0.5)
-    assert low < narrow_low < narrow_high < high
-
-
-def test_resamples_do_not_depend_on_how_they_are_cut_to_bound_memory(monkeypatch):
-    values = np.random.default_rng(2).random((2, 37))
-    whole = bootstrap_means(values, 100)
-    monkeypatch.setattr('cappy.baselines._DRAWS_AT_ONCE', 37 * 7)
-    np.testing.assert_allclose(bootstrap_means(values, 100), whole, rtol=1e-13)
-    drawn = np.random.default_rng(0).integers(37, size=(100, 37))
-    np.testing.assert_allclose(whole, values[:, drawn].mean(axis=-1), rtol=1e-13)
 
 
 def test_the_gap_closed_is_0_for_random_1_for_the_oracle_and_none_without_a_gap():

@@ -1,0 +1,377 @@
+"""scripts/present_cappy_bigbench_results.py: the reference's output, and what stands beside it."""
+
+import csv
+import importlib.util
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cappy import cells, flags, results, workers
+from cappy.baselines import all_picks, candidates_rougeL, compare
+from cappy.candidates import Example, Sample
+from cappy.results import ResultPaths
+from cappy.rouge import RougeL
+from cappy.statistics import bootstrap_interval
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / 'bigbench_cappy_results' / 'published'
+_spec = importlib.util.spec_from_file_location('results_script', ROOT / 'scripts' / 'present_cappy_bigbench_results.py')
+script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(script)
+
+# The last row of the paper's BIG-bench table, as the reference's README has it.
+AVERAGES = {'small': 23.6543, 'base': 27.6178, 'large': 30.3802, 'xl': 33.2775, 'xxl': 37.1678}
+TASKS = [f'task_{n}' for n in range(6)]
+WORDS = list('abcdefgh')
+
+
+def present(capsys, *argv):
+    """(exit code, standard output, standard error) of the script."""
+    code = 0
+    try:
+        flags.run(script.main, [str(word) for word in argv])
+    except SystemExit as stop:
+        code = stop.code or 0
+    return code, *capsys.readouterr()
+
+
+def as_json(capsys, *argv):
+    """(the tables, standard error)."""
+    code, out, err = present(capsys, *argv, '--format', 'json')
+    assert code == 0, err
+    return json.loads(out), err
+
+
+def write_result(folder, generator, task, seed=0, *, keeps_picks=True, **settings):
+    """A cell as cappy_bigbench.py writes it, with scores that know something of rougeL."""
+    data = np.random.default_rng([len(generator), TASKS.index(task)])  # all seeds have the same examples
+    rouge, examples = RougeL(), []
+    for number in range(20):
+        words = [' '.join(data.choice(WORDS, 4)) for _ in range(6)]
+        decodings = ['beam4', *['sampling'] * 4]
+        samples = tuple(
+            Sample(text, name, -float(n), -float(n))
+            for n, (text, name) in enumerate(zip(words[1:], decodings, strict=True))
+        )
+        examples.append(Example(task, number, 'i', (words[0],), samples))
+    rougeL = candidates_rougeL(examples, rouge)
+    noise = np.random.default_rng([seed, TASKS.index(task)])
+    scores = [(values + noise.normal(0, 0.3, len(values))).astype(np.float32) for values in rougeL]
+    picked = all_picks(examples, rougeL, rouge, None, scores)
+    of_example = [{name: values[n] for name, values in picked.items()} for n in range(len(examples))]
+    lines = [
+        results.describe_candidates(example, s, r, named if keeps_picks else None)
+        for example, s, r, named in zip(examples, scores, rougeL, of_example, strict=True)
+    ]
+    rows = compare(picked, n_resamples=10)
+    result = {
+        'rougeL': float(picked[cells.ADAPTED].mean()),
+        'settings': {'seed': seed, 'learning_rate': 2e-5, 'tokens_per_device': 5 * seed, **settings},
+        'comparison': rows,
+    }
+    results.write_result(ResultPaths(folder, generator, task), result, lines, [])
+    return picked
+
+
+@pytest.fixture(scope='module')
+def sweep(tmp_path_factory):
+    """(folder of data, results and published figures; {(generator, task): rougeL by way})."""
+    folder = tmp_path_factory.mktemp('sweep')
+    (folder / 'data').mkdir()
+    (folder / 'data' / 'subset_names.json').write_text(json.dumps(TASKS))
+    picked = {}
+    for generator in ('flan-t5-xl', 'flan-t5-xxl'):
+        for number, task in enumerate(TASKS):
+            picked[generator, task] = write_result(folder / 'results', generator, task)
+            path = folder / 'published' / generator / f'{task}.json'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({'rougeL': 0.3 + 0.01 * number}))
+    return folder, picked
+
+
+@pytest.fixture
+def flags_of(sweep):
+    """The flags that say where the sweep's data and published figures lie."""
+    folder, _ = sweep
+    return ['--bigbench_data_dir', folder / 'data', '--published_dir', folder / 'published']
+
+
+@pytest.fixture
+def own_results(sweep, tmp_path):
+    """A copy of the results, to be changed."""
+    return shutil.copytree(sweep[0] / 'results', tmp_path / 'results')
+
+
+@pytest.mark.parametrize('size', AVERAGES)
+def test_the_published_results_are_printed_as_the_reference_prints_them(size, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    generator = f'flan-t5-{size}'
+    argv = ['--result_dir', 'bigbench_cappy_results/published', '--gen_model_name', generator]
+    code, out, err = present(capsys, *argv)
+    names = json.loads((ROOT / 'bigbench_data' / 'subset_names.json').read_text())
+    rougeL = {name: json.loads((PUBLISHED / generator / f'{name}.json').read_text())['rougeL'] for name in names}
+    average = np.mean(list(rougeL.values()))
+    assert (code, err) == (0, '')
+    assert out == json.dumps({generator: rougeL}, indent=4) + f'\nAverage on Big-Bench: {average}\n'
+    assert round(100 * float(out.split()[-1]), 4) == AVERAGES[size]
+
+
+def test_every_published_file_names_its_source_and_nothing_else_lies_there():
+    names = set(json.loads((ROOT / 'bigbench_data' / 'subset_names.json').read_text()))
+    for size in AVERAGES:
+        files = {path.stem: json.loads(path.read_text()) for path in (PUBLISHED / f'flan-t5-{size}').iterdir()}
+        assert files.keys() == names
+        for name, content in files.items():
+            assert content.keys() == {'rougeL', 'source'}
+            assert content['source'].endswith(f'c6793d6/bigbench_cappy_results/flan-t5-{size}/{name}.json')
+
+
+def test_the_published_files_are_the_shared_figures(shared):
+    figures = json.loads((shared / 'published' / 'bigbench_cappy_rougeL.json').read_text())
+    for generator, of_tasks in figures.items():
+        for task, rougeL in of_tasks.items():
+            assert json.loads((PUBLISHED / generator / f'{task}.json').read_text())['rougeL'] == rougeL
+
+
+def test_the_default_generator_is_the_references(sweep, flags_of, capsys):
+    code, out, err = present(capsys, *flags_of, '--result_dir', sweep[0] / 'results')
+    shown, average = out.rsplit('\n', 2)[:2]
+    ours = [sweep[1]['flan-t5-xxl', task][cells.ADAPTED].mean() for task in TASKS]
+    assert json.loads(shown) == {'flan-t5-xxl': dict(zip(TASKS, ours, strict=True))}
+    assert (code, average, err) == (0, f'Average on Big-Bench: {np.mean(ours)}', '')
+
+
+def test_several_generators_have_an_average_each(sweep, flags_of, capsys):
+    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--gen_model_name', 'all']
+    _, out, _ = present(capsys, *argv)
+    for generator in ('flan-t5-xl', 'flan-t5-xxl'):
+        average = np.mean([sweep[1][generator, task][cells.ADAPTED].mean() for task in TASKS])
+        assert f'Average on Big-Bench, {generator}: {average}\n' in out
+
+
+def test_a_cell_stands_beside_published_figures_and_baselines_with_paired_intervals(sweep, flags_of, capsys):
+    folder, picked = sweep
+    tables, err = as_json(capsys, *flags_of, '--result_dir', folder / 'results')
+    row = tables['cells'][2]
+    by_way = picked['flan-t5-xxl', 'task_2']
+    ours = by_way[cells.ADAPTED]
+    assert (row['task'], row['n_examples'], row['rougeL']) == ('task_2', 20, ours.mean())
+    assert (row['low'], row['high']) == bootstrap_interval(ours, n_resamples=2000)
+    assert (row['published'], row['published gain']) == (0.32, pytest.approx(ours.mean() - 0.32))
+    assert row['published gain_low'] is None  # of the published picks there is only the mean
+    for way in ('first of beam4', 'self-score sum', 'consensus', 'oracle'):
+        assert row[way] == pytest.approx(by_way[way].mean(), abs=1e-12)
+        assert row[f'{way} gain'] == pytest.approx(ours.mean() - by_way[way].mean(), abs=1e-12)
+        interval = (row[f'{way} gain_low'], row[f'{way} gain_high'])
+        assert interval == pytest.approx(bootstrap_interval(ours - by_way[way], n_resamples=2000), abs=1e-12)
+    assert err == ''
+
+
+def test_averages_and_comparisons_are_over_tasks(sweep, flags_of, capsys):
+    folder, picked = sweep
+    tables, _ = as_json(capsys, *flags_of, '--result_dir', folder / 'results', '--gen_model_name', 'all')
+    p_values = []
+    for generator in ('flan-t5-xl', 'flan-t5-xxl'):
+        ours = np.array([picked[generator, task][cells.ADAPTED].mean() for task in TASKS])
+        beam = np.array([picked[generator, task]['first of beam4'].mean() for task in TASKS])
+        average = next(row for row in tables['cells'] if (row['generator'], row['task']) == (generator, 'Average (6)'))
+        assert average['rougeL'] == pytest.approx(ours.mean())
+        assert (average['low'], average['high']) == pytest.approx(bootstrap_interval(ours, n_resamples=2000))
+        rows = {row['against']: row for row in tables['comparisons'] if row['generator'] == generator}
+        assert list(rows) == ['published', 'first of beam4', 'self-score sum', 'consensus']
+        row = rows['first of beam4']
+        assert row['gain'] == pytest.approx((ours - beam).mean()) == average['first of beam4 gain']
+        interval = pytest.approx(bootstrap_interval(ours - beam, n_resamples=2000))
+        assert (row['gain_low'], row['gain_high']) == interval
+        assert row['p'] == pytest.approx(stats.wilcoxon(ours, beam).pvalue)
+        assert (row['n_tasks'], row['n_better'], row['n_worse']) == (6, (ours > beam).sum(), (ours < beam).sum())
+        p_values += [row['p'] for row in rows.values()]
+    smallest = min(tables['comparisons'], key=lambda row: row['p'])
+    assert smallest['p_holm'] == pytest.approx(min(1, 8 * smallest['p']))
+    assert smallest['p'] == min(p_values)
+
+
+def test_a_missing_cell_is_shown_and_left_out_on_both_sides(sweep, flags_of, own_results, capsys):
+    (own_results / 'flan-t5-xl' / 'task_3.json').unlink()
+    (own_results / 'flan-t5-xxl' / 'task_5.json').unlink()
+    argv = [*flags_of, '--result_dir', own_results, '--gen_model_name', 'flan-t5-xl,flan-t5-xxl']
+    tables, err = as_json(capsys, *argv)
+    missing = next(row for row in tables['cells'] if (row['generator'], row['task']) == ('flan-t5-xl', 'task_3'))
+    assert (missing['rougeL'], missing['published'], missing['published gain']) == (None, 0.3 + 0.01 * 3, None)
+    rest = [0, 1, 2, 4]
+    for generator in ('flan-t5-xl', 'flan-t5-xxl'):
+        row = next(
+            row for row in tables['comparisons'] if (row['generator'], row['against']) == (generator, 'published')
+        )
+        ours = np.mean([sweep[1][generator, TASKS[n]][cells.ADAPTED].mean() for n in rest])
+        assert (row['n_tasks'], row['rougeL']) == (4, pytest.approx(ours))
+        assert row['theirs'] == pytest.approx(np.mean([0.3 + 0.01 * n for n in rest]))
+    assert err.splitlines() == [
+        f'{own_results}/flan-t5-xl: no result of task_3',
+        f'{own_results}/flan-t5-xxl: no result of task_5',
+        'averages and comparisons are over the 4 of 6 tasks that nobody lacks',
+    ]
+    code, out, _ = present(capsys, *argv)
+    shown = json.loads(out[: out.rindex('}') + 1])
+    assert code == 0 and shown['flan-t5-xl']['task_3'] is None
+    assert 'Average on 4 of 6 Big-Bench tasks, flan-t5-xl: 0.' in out
+
+
+def test_a_figure_that_was_not_published_leaves_its_task_out_of_that_comparison_alone(sweep, capsys, tmp_path):
+    folder, picked = sweep
+    published = tmp_path / 'published' / 'flan-t5-xxl'
+    published.mkdir(parents=True)
+    for task in TASKS[:5]:
+        (published / f'{task}.json').write_text('{"rougeL": 0.25}')
+    argv = ['--bigbench_data_dir', folder / 'data', '--published_dir', tmp_path / 'published']
+    tables, _ = as_json(capsys, *argv, '--result_dir', folder / 'results')
+    rows = {row['against']: row for row in tables['comparisons']}
+    assert (rows['published']['n_tasks'], rows['consensus']['n_tasks']) == (5, 6)
+    ours = np.mean([picked['flan-t5-xxl', task][cells.ADAPTED].mean() for task in TASKS[:5]])
+    assert rows['published']['gain'] == pytest.approx(ours - 0.25)
+    assert tables['cells'][-1]['published'] is None  # its mean would be of other tasks than ours
+
+
+@pytest.mark.parametrize('content', ['running...', '{"rougeL": NaN}', '{"rougeL": "0.5"}', '[]', '', '{"rougeL": 0.'])
+def test_a_corrupt_result_is_named_and_not_counted_and_not_deleted(content, sweep, flags_of, own_results, capsys):
+    path = own_results / 'flan-t5-xxl' / 'task_1.json'
+    path.write_text(content)
+    code, out, err = present(capsys, *flags_of, '--result_dir', own_results)
+    assert code == 0 and err.startswith(f'{path}: not a result') and 'counted as missing' in err.splitlines()[0]
+    rest = [sweep[1]['flan-t5-xxl', task][cells.ADAPTED].mean() for task in TASKS if task != 'task_1']
+    assert out.endswith(f'Average on 5 of 6 Big-Bench tasks: {np.mean(rest)}\n')
+    assert path.read_text() == content
+
+
+def test_results_of_different_settings_are_said_in_one_line(flags_of, own_results, capsys):
+    write_result(own_results, 'flan-t5-xxl', 'task_1', learning_rate=1e-4, max_length=128, results_dir='elsewhere')
+    _, _, err = present(capsys, *flags_of, '--result_dir', own_results)
+    assert err == (
+        'results of different settings: learning_rate 2e-05 (5 results), 0.0001 (1 results); '
+        'max_length null (5 results), 128 (1 results)\n'
+    )
+
+
+def test_seeds_in_several_folders_give_mean_and_spread(sweep, flags_of, capsys, tmp_path):
+    picked = {}
+    for seed in (1, 2, 3):
+        for task in TASKS[:2]:
+            picked[seed, task] = write_result(tmp_path / f'seed{seed}', 'flan-t5-xxl', task, seed)
+    folders = ','.join(str(tmp_path / f'seed{seed}') for seed in (1, 2, 3))
+    argv = [*flags_of, '--result_dir', folders, '--tasks', 'task_0,task_1']
+    tables, err = as_json(capsys, *argv)
+    assert err == ''  # other seeds in other folders are no mixture
+    ours = np.array([[picked[seed, task][cells.ADAPTED].mean() for task in TASKS[:2]] for seed in (1, 2, 3)])
+    row, _, average = tables['cells']
+    assert (row['rougeL'], row['std']) == pytest.approx((ours[:, 0].mean(), ours[:, 0].std(ddof=1)))
+    assert (average['rougeL'], average['std']) == pytest.approx((ours.mean(), ours.mean(axis=1).std(ddof=1)))
+    of_examples = np.mean([picked[seed, 'task_0'][cells.ADAPTED] for seed in (1, 2, 3)], axis=0)
+    assert (row['low'], row['high']) == pytest.approx(bootstrap_interval(of_examples, n_resamples=2000))
+    _, out, _ = present(capsys, *argv, '--format', 'table', '--show', 'cells')
+    assert 'std over seeds' in out.splitlines()[0]
+    assert out.splitlines()[2].split()[1:3] == ['20', f'{100 * ours[:, 0].mean():.2f}']
+    ResultPaths(tmp_path / 'seed2', 'flan-t5-xxl', 'task_0').result.unlink()
+    tables, err = as_json(capsys, *argv)
+    assert [(row['rougeL'] is None, row['n_results']) for row in tables['cells']] == [(True, 2), (False, 3), (False, 3)]
+    assert f'{tmp_path}/seed2/flan-t5-xxl: no result of task_0\n' in err
+    average = tables['cells'][-1]
+    assert (average['task'], average['rougeL']) == ('Average (1)', pytest.approx(ours[:, 1].mean()))
+
+
+def test_seeds_mixed_in_one_folder_are_said(flags_of, own_results, capsys):
+    write_result(own_results, 'flan-t5-xxl', 'task_1', 7)
+    assert (
+        'different settings: seed 0 (5 results), 7 (1 results)'
+        in present(capsys, *flags_of, '--result_dir', own_results)[2]
+    )
+
+
+def test_candidates_without_picks_give_what_they_can(sweep, flags_of, own_results, capsys):
+    picked = write_result(own_results, 'flan-t5-xxl', 'task_1', keeps_picks=False)
+    tables, _ = as_json(capsys, *flags_of, '--result_dir', own_results)
+    row = tables['cells'][1]
+    for way in ('first of beam4', 'oracle'):
+        interval = bootstrap_interval(picked[cells.ADAPTED] - picked[way], n_resamples=2000)
+        assert (row[f'{way} gain_low'], row[f'{way} gain_high']) == pytest.approx(interval, abs=1e-12)
+    assert row['consensus gain'] is not None and row['consensus gain_low'] is None
+
+
+def test_candidates_that_are_missing_or_of_another_run_give_no_interval(flags_of, own_results, capsys):
+    ResultPaths(own_results, 'flan-t5-xxl', 'task_0').candidates.unlink()
+    other = ResultPaths(own_results, 'flan-t5-xl', 'task_1').candidates
+    other.rename(ResultPaths(own_results, 'flan-t5-xxl', 'task_1').candidates)
+    tables, err = as_json(capsys, *flags_of, '--result_dir', own_results)
+    assert [row['low'] is None for row in tables['cells'][:3]] == [True, True, False]
+    first, second = err.splitlines()
+    assert 'task_0.candidates.jsonl: no such file; no interval' in first
+    assert 'task_1.candidates.jsonl: mean rougeL' in second and 'but its result has' in second
+
+
+def test_every_format_shows_the_same(sweep, flags_of, capsys):
+    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--against', 'beam4']
+    out = {style: present(capsys, *argv, '--format', style) for style in ('table', 'markdown', 'latex', 'csv', 'json')}
+    of_cells = json.loads(out['json'][1])['cells']
+    for row, read in zip(of_cells, csv.DictReader(io.StringIO(out['csv'][1])), strict=True):
+        assert read == {key: '' if value is None else str(value) for key, value in row.items()}
+    assert 'csv holds one table' in out['csv'][2]
+    first = of_cells[0]
+    words = f'{100 * first["first of beam4 gain"]:+.2f} ({100 * first["first of beam4 gain_low"]:+.2f} to '
+    for style in ('table', 'markdown', 'latex'):
+        assert words in out[style][1] and "Holm's p" in out[style][1]
+    _, comparisons, _ = present(capsys, *argv, '--format', 'csv', '--show', 'comparisons')
+    assert comparisons.splitlines()[0].startswith('generator,against,n_tasks,rougeL,theirs,gain')
+
+
+def test_all_ways_can_be_shown_and_intervals_left_away(sweep, flags_of, capsys):
+    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--against', 'all', '--nointervals']
+    tables, _ = as_json(capsys, *argv)
+    ways = ['published', 'random candidate', 'first of beam4', 'first of sampling', 'self-score sum', 'self-score mean']
+    assert [row['against'] for row in tables['comparisons']] == [*ways, 'consensus']
+    assert tables['cells'][0]['low'] is None and tables['cells'][0]['consensus gain'] is not None
+
+
+def test_names_that_are_unknown_get_near_ones(sweep, flags_of, capsys, tmp_path):
+    argv = {'--result_dir': sweep[0] / 'results', '--gen_model_name': 'flan-t5-xl', '--format': 'table'}
+    for flag, value, words in (
+        ('--gen_model_name', 'flan-t5-xll', '--gen_model_name flan-t5-xll: no such generator; near names in'),
+        ('--tasks', 'task_9', '--tasks task_9: no such task; near names in the list of tasks: task_'),
+        ('--against', 'consensos', '--against consensos: not in these results; near names in them: consensus'),
+        ('--result_dir', sweep[0] / 'result', 'near names in'),
+        ('--n_resamples', '0', '--n_resamples 0: expected 1 or more'),
+    ):
+        code, out, err = present(capsys, *flags_of, *(word for item in (argv | {flag: value}).items() for word in item))
+        assert (code, out) == (1, '') and words in err and len(err.splitlines()) == 1
+
+
+def test_a_task_that_is_not_on_the_list_is_said_and_can_be_chosen(flags_of, own_results, capsys):
+    folder = own_results / 'flan-t5-xxl'
+    (folder / 'mine.json').write_text('{"rougeL": 0.5}')
+    _, out, err = present(capsys, *flags_of, '--result_dir', own_results)
+    assert err == 'not shown, since not among the tasks: mine; --tasks shows them\n'
+    _, out, err = present(capsys, *flags_of, '--result_dir', own_results, '--tasks', 'mine')
+    assert json.loads(out[: out.rindex('}') + 1]) == {'flan-t5-xxl': {'mine': 0.5}}
+    for task in TASKS:
+        (folder / f'{task}.json').unlink()
+    code, _, err = present(capsys, *flags_of, '--result_dir', own_results)
+    assert code == 1 and 'there are mine: choose with --tasks' in err
+
+
+def test_several_processes_give_what_one_does(sweep, flags_of, capsys, monkeypatch):
+    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--gen_model_name', 'all']
+    one = as_json(capsys, *argv)
+    monkeypatch.setattr(workers, 'BYTES_WORTH_A_PROCESS', 1)
+    assert as_json(capsys, *argv, '--n_workers', '2') == one
+
+
+def test_the_script_runs_as_a_command(sweep, flags_of, run_python):
+    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--format', 'table', '--tasks', 'task_4']
+    process = run_python('scripts/present_cappy_bigbench_results.py', *argv)
+    out, err = process.communicate(timeout=120)
+    ours = 100 * sweep[1]['flan-t5-xxl', 'task_4'][cells.ADAPTED].mean()
+    assert (process.returncode, err) == (0, '')
+    assert out.splitlines()[2].split()[:3] == ['task_4', '20', f'{ours:.2f}']
