@@ -3,7 +3,7 @@
 `mixed_kinds` has short exact answers, `rewrite_tense` rewrites a sentence, `facts_to_sentence` puts
 six facts into words and has three references. A stream is cut in three: its first inputs are the
 train split, the next the validation split, the rest train the language model whose samples are the
-candidates (`make_samples.py`), so the three never meet.
+candidates (`make_language_model.py`), so the three never meet.
 
     python examples/tasks.py   # writes examples/bigbench_data
 """
