@@ -96,7 +96,8 @@ def main(
         result = describe(settings, task, examples, trained, counts, clock, devices, rows)
         lines = candidates_lines(task['validation'], scores, rougeL, picked)
         save(scorer, paths, settings, result, lines, trained)
-    report(result)
+    if is_first_process():
+        report(result)
 
 
 def show_existing(paths, settings):
@@ -125,15 +126,23 @@ def warn_of_unread_texts(rouge, task):
         )
 
 
+def is_first_process():
+    """Whether this process writes and tells."""
+    from cappy import devices
+
+    return devices.is_first_process()
+
+
 @contextlib.contextmanager
 def writing(paths, settings):
     """The first process holds the result's lock, and finds out that a folder cannot be written before any work."""
-    from cappy.devices import is_first_process
-
     if not is_first_process():
         yield
         return
     with results.result_lock(paths):
+        if paths.result.exists() and not settings['overwrite']:  # another process made it while this one started
+            show_existing(paths, settings)
+            raise SystemExit(0)
         if settings['save_dir']:
             checkpoint.check_writable(settings['save_dir'], settings['overwrite'])
         if settings['overwrite']:
@@ -234,8 +243,6 @@ def candidates_lines(examples, scores, rougeL, picked):
 
 def save(scorer, paths, settings, result, lines, trained):
     """The adapted scorer, where it is to be kept, and the three result files; then the checkpoint may go."""
-    from cappy.devices import is_first_process
-
     if settings['save_dir']:
         scorer.save_pretrained(settings['save_dir'], model_card=model_card(result), overwrite=settings['overwrite'])
     if is_first_process():

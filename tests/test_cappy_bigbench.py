@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cappy_bigbench
-from cappy import flags, results
+from cappy import devices, flags, results
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded'
@@ -191,6 +191,22 @@ def test_a_second_process_does_not_repeat_a_running_one(tmp_path, capsys):
         assert run(*job(tmp_path), '--train_size', '128') == 1
         assert f'process {os.getpid()}' in capsys.readouterr().err
     assert files_in(tmp_path) == []
+
+
+def test_a_result_that_appears_while_this_process_starts_is_not_made_again(tmp_path, capsys, monkeypatch):
+    paths = results.ResultPaths(tmp_path, 'flan-t5-tiny', 'tiny_tense')
+    start = devices.start_devices
+
+    def start_slowly(settings):
+        paths.result.parent.mkdir(parents=True)
+        paths.result.write_text('{"rougeL": 0.5}')
+        return start(settings)
+
+    monkeypatch.setattr(devices, 'start_devices', start_slowly)
+    assert run(*job(tmp_path), *RECORDED_FLAGS) == 0
+    assert capsys.readouterr().out.startswith(f'Result already exists in {paths.result}. Skipped.')
+    assert json.loads(paths.result.read_text()) == {'rougeL': 0.5}
+    assert not paths.lock.exists()
 
 
 def test_texts_that_rougeL_cannot_read_are_counted_in_one_warning(tmp_path, caplog):
