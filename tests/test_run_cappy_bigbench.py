@@ -1,0 +1,367 @@
+"""The sweep as a user runs it: every flag passed on and checked first, real cells side by side, states, kills."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cappy import flags, results, slurm, sweep
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / 'tests' / 'recorded'
+SCRIPT = ROOT / 'scripts' / 'run_cappy_bigbench.py'
+_spec = importlib.util.spec_from_file_location('sweep_script', SCRIPT)
+script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(script)
+
+TASKS = ('tiny_arithmetic', 'tiny_tense', 'tiny_third')
+GENERATORS = ('flan-t5-tiny', 'other-lm')
+# An update of 16 pairs, as in the recorded run.
+CELL_FLAGS = ('--train_size', '512', '--accumulate_grad_batches', '2', '--learning_rate', '5e-5', '--nocompare_before')
+
+
+@pytest.fixture(scope='session')
+def sweep_data(tmp_path_factory):
+    """A folder with the candidates of 3 tasks x 2 generators and the list of the tasks."""
+    folder = tmp_path_factory.mktemp('sweep')
+    recorded = RECORDED / 'inputs' / 'bigbench_flan_gens' / 'flan-t5-tiny'
+    for generator in GENERATORS:
+        place = folder / 'gens' / generator
+        place.mkdir(parents=True)
+        for task, source in zip(TASKS, ('tiny_arithmetic', 'tiny_tense', 'tiny_tense'), strict=True):
+            for split in ('train', 'validation'):
+                shutil.copy(recorded / f'{source}_{split}.jsonl', place / f'{task}_{split}.jsonl')
+    (folder / 'subset_names.json').write_text(json.dumps(TASKS))
+    return folder
+
+
+def flags_of(data, results_dir, *more):
+    words = ('--bigbench_data_dir', data, '--bigbench_gen_dir', data / 'gens', '--results_dir', results_dir)
+    words += ('--model_name_or_path', RECORDED / 'tiny-cappy', *CELL_FLAGS, *more)
+    return [str(word) for word in words]
+
+
+@pytest.fixture
+def run(capsys):
+    """(arguments) -> (exit code, standard output, standard error) of the script in this process."""
+
+    def run(*argv):
+        code = 0
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        try:
+            flags.run(script.with_flags_of_a_cell(script.main), [str(word) for word in argv])
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """What the script hands to the runner, which makes nothing: (jobs, slots) of each sweep."""
+    handed = []
+
+    class Planned:
+        def __init__(self, jobs, slots, on_event):
+            handed.append((jobs, slots))
+
+        def run(self):
+            pass
+
+    monkeypatch.setattr(sweep, 'Runner', Planned)
+    return handed
+
+
+def test_a_sweep_makes_its_cells_keeps_those_there_are_and_tells_the_rest(sweep_data, tmp_path, run):
+    made = results.ResultPaths(tmp_path, 'other-lm', 'tiny_tense').result
+    made.parent.mkdir()
+    made.write_text('{"rougeL": 0.125, "settings": {"learning_rate": 1e-05}}')
+    argv = flags_of(sweep_data, tmp_path, '--workers', '1', '--tasks', 'tiny_tense')
+    code, out, err = run(*argv)
+    assert code == 0, err
+    recorded = json.loads((RECORDED / 'bigbench' / 'tiny_tense.result.json').read_text())
+    ours = results.read_result(tmp_path / 'flan-t5-tiny' / 'tiny_tense.json')
+    assert ours['rougeL'] == pytest.approx(recorded['rougeL'], abs=1e-6)
+    assert ours['settings']['train_size'] == 512 and ours['settings']['checkpoint_every'] == 200
+    assert json.loads(made.read_text())['rougeL'] == 0.125
+    assert '1 of 2 cells have results' in err and f'{100 * ours["rougeL"]:.2f} in ' in err
+    assert '1 results were made with another --learning_rate: other-lm/tiny_tense; they are kept' in err
+    assert out == '2 done of 2\n'
+    assert 'Cappy + flan-t5-tiny on tiny_tense' in (tmp_path / 'flan-t5-tiny' / 'tiny_tense.log').read_text()
+    code, out, _ = run(*argv, '--status')
+    assert code == 0 and out.splitlines()[2].split() == ['tiny_tense', f'{100 * ours["rougeL"]:.2f}', '12.50']
+
+
+def test_every_flag_of_a_cell_is_passed_on_with_its_type(sweep_data, tmp_path, run, planned):
+    run(*flags_of(sweep_data, tmp_path, '--max_length', '64', '--reference_labels', 'skip', '--tasks', 'tiny_tense'))
+    ((jobs, _),) = planned
+    given = flags.parse_flags(script.cappy_bigbench.main, jobs[0].command[2:])
+    assert given == {
+        **{'bigbench_gen_dir': str(sweep_data / 'gens'), 'bigbench_gen_model': 'flan-t5-tiny'},
+        **{'bigbench_subset_name': 'tiny_tense', 'model_name_or_path': str(RECORDED / 'tiny-cappy')},
+        **{'results_dir': str(tmp_path), 'seed': 11111, 'checkpoint_every': 200, 'train_size': 512},
+        **{'accumulate_grad_batches': 2, 'learning_rate': 5e-5, 'compare_before': False, 'max_length': 64},
+        'reference_labels': 'skip',
+    }
+    passed = set(script.inspect.signature(script.with_flags_of_a_cell(script.main)).parameters)
+    assert set(script.CELL_DEFAULTS) - passed == set(script.NOT_PASSED)
+
+
+def test_generators_are_swept_from_the_largest_as_in_the_reference(tmp_path, run, planned):
+    for size in ('small', 'xxl', 'base', 'xl', 'large'):
+        place = tmp_path / 'gens' / f'flan-t5-{size}'
+        place.mkdir(parents=True)
+        for split in ('train', 'validation'):
+            (place / f'tense_{split}.jsonl').write_text('{}\n')
+    (tmp_path / 'subset_names.json').write_text('["tense"]')
+    run(*flags_of(tmp_path, tmp_path / 'out'))
+    ((jobs, slots),) = planned
+    assert [job.name for job in jobs] == [f'flan-t5-{size}/tense' for size in ('xxl', 'xl', 'large', 'base', 'small')]
+    assert [dict(slot.environment) for slot in slots] == [{'CUDA_VISIBLE_DEVICES': '0'}]
+
+
+def test_several_seeds_have_a_folder_each_and_one_seed_has_the_results_folder_itself(
+    sweep_data, tmp_path, run, planned
+):
+    more = ('--tasks', 'tiny_tense', '--gen_models', 'other-lm', '--save_dir', tmp_path / 'saved')
+    run(*flags_of(sweep_data, tmp_path, *more, '--seeds', '1,2'))
+    run(*flags_of(sweep_data, tmp_path, *more, '--seeds', '3'))
+    jobs = [job for jobs, _ in planned for job in jobs]
+    assert [str(job.paths.results_dir) for job in jobs] == [f'{tmp_path}/seed1', f'{tmp_path}/seed2', str(tmp_path)]
+    assert [job.save_dir for job in jobs] == [
+        str(tmp_path / 'saved' / part / 'other-lm' / 'tiny_tense') for part in ('seed1', 'seed2', '.')
+    ]
+    assert [next(word for word in job.command if word.startswith('--seed=')) for job in jobs] == [
+        f'--seed={number}' for number in (1, 2, 3)
+    ]
+    assert [job.name for job in jobs] == [f'{name}other-lm/tiny_tense' for name in ('seed1/', 'seed2/', '')]
+
+
+def test_devices_are_shared_out_in_groups_of_the_model_shards(sweep_data, tmp_path, run, planned, monkeypatch):
+    monkeypatch.setattr(sweep, 'n_nvidia_devices', lambda: 4)
+    run(*flags_of(sweep_data, tmp_path, '--gpus', '0,1,2,3'))
+    run(*flags_of(sweep_data, tmp_path, '--gpus', '0,1,2,3', '--n_model_shards', '2'))
+    run(*flags_of(sweep_data, tmp_path, '--cuda_idx', '3'))
+    groups = [[slot.environment['CUDA_VISIBLE_DEVICES'] for slot in slots] for _, slots in planned]
+    assert groups == [['0', '1', '2', '3'], ['0,1', '2,3'], ['3']]
+    # A GPU's budgets, halved, for a cell that runs out of memory.
+    assert planned[0][0][0].fewer_tokens == ('--tokens_per_device=1024', '--eval_tokens_per_device=8192')
+    code, _, err = run(*flags_of(sweep_data, tmp_path, '--gpus', '0,4'))
+    assert code == 1 and '--gpus 4: no such device; there are 4, from 0 to 3' in err
+
+
+BAD = {
+    'misspelt': (['--trainsize', '5'], ['trainsize', 'train_size']),
+    'ill-typed flag of a cell': (['--max_length', 'long'], ['--max_length', 'integer', 'long']),
+    'unknown choice': (['--lr_schedule', 'cosine'], ['--lr_schedule', 'corrected', 'cosine']),
+    'unknown task': (['--tasks', 'tiny_tens'], ['tiny_tens', 'tiny_tense']),
+    'unknown generator': (['--gen_models', 'other-ln'], ['other-ln', 'other-lm']),
+    'a flag that the sweep gives': (['--bigbench_gen_model', 'x'], ['no flag --bigbench_gen_model']),
+    'no model': (['--model_name_or_path', '/nowhere'], ['/nowhere']),
+    'train_size below an update': (['--train_size', '8'], ['--train_size 8', '16']),
+    'seeds': (['--seeds', '1,two'], ['--seeds', 'two']),
+    'seed and seeds': (['--seed', '1', '--seeds', '1,2'], ['--seed and --seeds']),
+    'devices and workers': (['--gpus', '0', '--workers', '1'], ['--gpus and --workers']),
+    'too many workers': (['--workers', '1000'], ['--workers 1000']),
+    'shards without devices': (['--n_model_shards', '2'], ['--n_model_shards 2', '--gpus']),
+    'groups that do not divide': (['--gpus', '0,1,2', '--n_model_shards', '2'], ['3 devices', '2']),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_one_line_before_anything_begins(case, sweep_data, tmp_path, run):
+    argv, words = BAD[case]
+    given = flags_of(sweep_data, tmp_path / 'out')
+    for name in argv[::2]:
+        if name in given:
+            del given[given.index(name) : given.index(name) + 2]
+    code, _, err = run(*given, *argv)
+    assert code == 1 and err.splitlines()[-1].startswith('error: ')
+    for word in words:
+        assert word in err.splitlines()[-1]
+    assert not (tmp_path / 'out').exists()
+
+
+def test_cells_without_candidate_files_are_named_before_anything_begins(sweep_data, tmp_path, run):
+    data = tmp_path / 'data'
+    shutil.copytree(sweep_data, data)
+    (data / 'gens' / 'other-lm' / 'tiny_tense_train.jsonl').unlink()
+    (data / 'gens' / 'other-lm' / 'tiny_third_validation.jsonl').write_text('')
+    code, _, err = run(*flags_of(data, tmp_path / 'out'))
+    assert code == 1 and '2 files of candidates are missing or empty' in err
+    assert 'other-lm/tiny_tense_train.jsonl, other-lm/tiny_third_validation.jsonl' in err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_status_tells_each_kind_of_cell_and_ends_with_1_while_one_lacks(sweep_data, tmp_path, run):
+    def paths(generator, task):
+        paths = results.ResultPaths(tmp_path, generator, task)
+        paths.result.parent.mkdir(exist_ok=True)
+        return paths
+
+    paths('flan-t5-tiny', 'tiny_tense').result.write_text('{"rougeL": 0.25}')
+    corrupt = paths('flan-t5-tiny', 'tiny_arithmetic').result
+    corrupt.write_text('{"rougeL": ')
+    mark = f'{sweep.MARK}2026-01-01T00:00:00+00:00] '
+    log = paths('other-lm', 'tiny_tense').result.with_suffix('.log')
+    log.write_text(f'{mark}attempt 1: x\nerror: bad\n{mark}failed: bad\n')
+    paths('other-lm', 'tiny_third').result.with_suffix('.log').write_text(f'{mark}attempt 1: x\n')
+    with results.result_lock(paths('other-lm', 'tiny_arithmetic')):
+        code, out, _ = run(*flags_of(sweep_data, tmp_path, '--status'))
+    assert code == 1
+    assert [line.split() for line in out.splitlines()[2:5]] == [
+        ['tiny_arithmetic', 'corrupt', 'running'],
+        ['tiny_tense', '25.00', 'failed'],
+        ['tiny_third', 'missing', 'stopped'],
+    ]
+    assert '1 done, 1 running, 1 failed, 1 corrupt, 1 stopped, 1 missing of 6' in out
+    assert f'failed   other-lm/tiny_tense: bad ({log})' in out
+    assert f'running  other-lm/tiny_arithmetic: process {os.getpid()} on ' in out and str(corrupt) in out
+
+
+def test_a_corrupt_result_is_kept_named_and_makes_the_exit_code_1(sweep_data, tmp_path, run, planned):
+    corrupt = results.ResultPaths(tmp_path, 'other-lm', 'tiny_tense').result
+    corrupt.parent.mkdir()
+    corrupt.write_text('{"rougeL": ')
+    code, _, err = run(*flags_of(sweep_data, tmp_path))
+    assert code == 1 and f'{corrupt}: not a result' in err and 'left as it is' in err
+    assert len(planned[0][0]) == 5 and corrupt.read_text() == '{"rougeL": '
+
+
+def test_a_cluster_without_its_tools_is_said_in_one_line(sweep_data, tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'submitit', None)
+    code, _, err = run(*flags_of(sweep_data, tmp_path, '--cluster', 'slurm'))
+    assert code == 1 and err == "error: --cluster slurm needs submitit: pip install -e '.[cluster]'\n"
+
+
+def test_help_lists_the_flags_of_the_sweep_and_of_a_cell(run):
+    code, out, _ = run('--help')
+    assert code == 0 and '--gpus=None' in out and '--checkpoint_every=200' in out and '--learning_rate=2e-05' in out
+    assert 'cells at a time on the CPU' in out and 'cappy_bigbench.py' in out
+
+
+class FakeSlurm:
+    """Slurm as the runner sees it: what is submitted, and states that a test sets."""
+
+    def __init__(self, monkeypatch):
+        self.states, self.arrays, self.on_poll = {}, [], []
+        monkeypatch.setattr(slurm, 'submit_array', self.submit)
+        monkeypatch.setattr(slurm, 'queue_states', self.queue)
+
+    def submit(self, jobs, folder, options):
+        ids = [f'{len(self.arrays) + 1}_{number}' for number in range(len(jobs))]
+        self.arrays.append([job.name for job in jobs])
+        self.states |= dict.fromkeys(ids, 'RUNNING')
+        return ids
+
+    def queue(self):
+        if self.on_poll and self.arrays:
+            self.on_poll.pop(0)()
+        return dict(self.states)
+
+
+def finished(paths):
+    paths.result.parent.mkdir(parents=True, exist_ok=True)
+    paths.result.write_text('{"rougeL": 0.5}')
+
+
+def slurm_events(tmp_path, fake, tasks, steps, **options):
+    jobs = [sweep.Job(results.ResultPaths(tmp_path, 'lm', task), ('x',)) for task in tasks]
+    events, fake.on_poll = [], list(steps)
+    note = lambda event, job, detail: event != 'tick' and events.append((event, job.paths.task, detail))  # noqa: E731
+    slurm.SlurmRunner(jobs, tmp_path, slurm.SlurmOptions(**options), note, poll_seconds=0.01).run()
+    return [(event, task) for event, task, _ in events], events
+
+
+def test_what_slurm_cuts_short_is_submitted_again_and_what_fails_or_is_cancelled_is_not(tmp_path, monkeypatch):
+    fake = FakeSlurm(monkeypatch)
+    log = results.ResultPaths(tmp_path, 'lm', 'bad').result.with_suffix('.log')
+
+    def first():
+        finished(results.ResultPaths(tmp_path, 'lm', 'good'))
+        log.write_text(f'{sweep.MARK}2026-01-01T00:00:00+00:00] failed: gens:3: no\n')
+        fake.states |= {'1_0': 'COMPLETED', '1_1': 'COMPLETED', '1_2': 'TIMEOUT', '1_4': 'CANCELLED'}
+        del fake.states['1_3']  # its node died long ago
+
+    def second():
+        for task in ('slow', 'lost'):
+            finished(results.ResultPaths(tmp_path, 'lm', task))
+        fake.states = {}
+
+    tasks = ('good', 'bad', 'slow', 'lost', 'cancelled')
+    kinds, events = slurm_events(tmp_path, fake, tasks, [lambda: None, first, lambda: None, lambda: None, second])
+    assert fake.arrays == [[f'lm/{task}' for task in tasks], ['lm/slow', 'lm/lost']]
+    assert [kind for kind in kinds if kind[0] != 'started'] == [
+        *(('done', 'good'), ('failed', 'bad'), ('again', 'slow'), ('again', 'lost'), ('failed', 'cancelled')),
+        *(('done', 'slow'), ('done', 'lost')),
+    ]
+    assert any('gens:3: no' in str(detail) for _, _, detail in events)
+    assert not list(tmp_path.rglob('*.job'))
+
+
+def test_cells_that_slurm_already_has_are_watched_and_not_submitted_twice(tmp_path, monkeypatch):
+    fake = FakeSlurm(monkeypatch)
+    fake.states = {'7_1': 'PENDING'}
+    for task, job_id in (('queued', '7_1'), ('gone', '7_2')):
+        paths = results.ResultPaths(tmp_path, 'lm', task)
+        paths.result.parent.mkdir(exist_ok=True)
+        paths.result.with_suffix('.job').write_text(json.dumps({'job': job_id}))
+
+    def end():
+        for task in ('queued', 'gone'):
+            finished(results.ResultPaths(tmp_path, 'lm', task))
+        fake.states = {}
+
+    kinds, _ = slurm_events(tmp_path, fake, ('queued', 'gone'), [lambda: None, end])
+    assert fake.arrays == [['lm/gone']]
+    assert sorted(kind for kind in kinds if kind[0] == 'done') == [('done', 'gone'), ('done', 'queued')]
+
+
+def test_a_cell_that_slurm_keeps_cutting_short_is_given_up_after_max_resubmits(tmp_path, monkeypatch):
+    fake = FakeSlurm(monkeypatch)
+
+    def cut():
+        fake.states = dict.fromkeys(fake.states, 'TIMEOUT')
+
+    kinds, _ = slurm_events(tmp_path, fake, ('a',), [cut] * 20, max_resubmits=2)
+    assert fake.arrays == [['lm/a']] * 3 and kinds[-1] == ('failed', 'a')
+
+
+@pytest.mark.slow
+def test_after_twenty_kills_of_real_sweeps_there_are_exactly_the_cells_results(sweep_data, tmp_path):
+    command = [sys.executable, SCRIPT, *flags_of(sweep_data, tmp_path / 'killed', '--workers', '2')]
+    command += ['--checkpoint_every', '5', '--train_size=2048']
+    index = command.index('--train_size')
+    del command[index : index + 2]
+    generator = random.Random(1)
+    n_done = []
+    for _ in range(20):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as runner:
+            time.sleep(generator.uniform(2, 12))
+            runner.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
+        done = [path for path in (tmp_path / 'killed').glob('*/*.json')]
+        for path in done:
+            assert 0 <= results.read_result(path)['rougeL'] <= 1
+        n_done.append(len(done))
+    assert n_done == sorted(n_done)
+    subprocess.run(command, check=True)
+    whole = [tmp_path / 'whole' if word == str(tmp_path / 'killed') else word for word in command]
+    subprocess.run(whole, check=True)
+    names = sorted(str(path.relative_to(tmp_path / 'whole')) for path in (tmp_path / 'whole').rglob('*.*'))
+    assert names == sorted(str(path.relative_to(tmp_path / 'killed')) for path in (tmp_path / 'killed').rglob('*.*'))
+    assert len([name for name in names if name.endswith('.json')]) == 6
+    for name in names:
+        if name.endswith(('.jsonl', '.csv')):
+            assert (tmp_path / 'killed' / name).read_text() == (tmp_path / 'whole' / name).read_text()
