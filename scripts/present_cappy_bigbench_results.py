@@ -3,6 +3,7 @@
     python scripts/present_cappy_bigbench_results.py --gen_model_name flan-t5-xxl
     python scripts/present_cappy_bigbench_results.py --gen_model_name flan-t5-xl,flan-t5-xxl --format table
     python scripts/present_cappy_bigbench_results.py --result_dir seed1,seed2,seed3 --format markdown --show comparisons
+    python scripts/present_cappy_bigbench_results.py --gen_model_name all --format table --plot gain.pdf
 
 Without --format: the JSON and the average that the reference prints (on bigbench_cappy_results/published: 0.236543
 0.276178 0.303802 0.332775 0.371678). With it, tables of rougeL x 100: a row for each cell with its interval (bootstrap
@@ -11,6 +12,7 @@ with over tasks (bootstrap over tasks, Wilcoxon's signed-rank test, Holm's corre
 to standard output, what is missing or broken to standard error.
 """
 
+import itertools
 import json
 import sys
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from cappy import cells, flags, tables
+from cappy import cells, curves, flags, plots, results, tables
 from cappy.cells import ADAPTED, PUBLISHED, Cell, CellExamples
 from cappy.errors import InputError
 from cappy.jsonl import listed, near_names
@@ -45,8 +47,15 @@ def main(
     n_resamples=2000,  # of each bootstrap
     seed=0,  # of the bootstraps
     n_workers: int | None = None,  # processes; default: one for each core
+    plot: str | None = None,  # also draw this file, .png, .svg or .pdf; needs matplotlib
+    picture: Literal['gain', 'heatmap', 'samples', 'scores', 'training'] = 'gain',  # what it shows
+    bigbench_gen_dir: str | None = None,  # the samples, for that of samples; default: where each result's were read
 ):
     """Print the results of a sweep."""
+    if plot:
+        plots.check(plot)
+    elif picture != 'gain':
+        raise InputError(f'--picture {picture}: --plot says which file it goes to')
     if n_resamples < 1:
         raise InputError(f'--n_resamples {n_resamples}: expected 1 or more')
     folders = [Path(name) for name in cells.split_names(result_dir, '--result_dir')]
@@ -61,15 +70,20 @@ def main(
     notes = [f'{fault}; counted as missing' for fault in faults] + remarks(
         grid, folders, names, set() if tasks else found
     )
+    sweep = Sweep(folders, generators, names, grid, n_resamples, seed)
+    if format != 'reference' or plot:
+        sweep.published = read_published(sweep, published_dir)
+        sweep.ways = choose_ways(sweep, against)
+        if intervals and (show != 'comparisons' and format != 'reference' or plot and picture == 'gain'):
+            notes += read_examples(sweep, n_workers)
     if format == 'reference':
         print_as_reference(grid, generators, names)
     else:
-        sweep = Sweep(folders, generators, names, grid, n_resamples, seed)
-        sweep.published = read_published(sweep, published_dir)
-        sweep.ways = choose_ways(sweep, against)
-        if intervals and show != 'comparisons':
-            notes += read_examples(sweep, n_workers)
         notes += print_tables(sweep, format, show)
+    if plot:
+        figure, more = draw(sweep, picture, against, bigbench_gen_dir, n_workers)
+        plots.save(figure, plot)
+        notes += [*more, f'{plot}: written']
     sys.stdout.flush()
     for note in notes:
         print(note, file=sys.stderr)
@@ -349,6 +363,103 @@ def comparison_columns(sweep, style):
         tables.Column('p_text', 'Wilcoxon p'),
         tables.Column('p_holm_text', "Holm's p"),
     ]
+
+
+def draw(sweep, picture, against, gens_dir, n_workers):
+    """(the picture, what should be said of it)."""
+    if picture == 'gain' or (picture == 'heatmap' and against):
+        way = next((way for way in sweep.ways if against or way not in (PUBLISHED, ORACLE)), PUBLISHED)
+        rows = gain_rows(sweep, way)
+        if not rows:
+            raise InputError(f'--picture {picture}: no cell has {way} to compare with; see --against')
+        if picture == 'gain':
+            return plots.gain_per_task(rows, way), []
+        values, label = {(row['generator'], row['task']): row['gain'] for row in rows}, f'gain over {way}'
+    elif picture == 'heatmap':
+        values, label = {(cell.generator, cell.task): cell.rougeL for cell in sweep.grid}, 'rougeL'
+    else:
+        return draw_files(sweep, picture, gens_dir, n_workers)
+    table = [[values.get((name, task)) for name in sweep.generators] for task in sweep.tasks]
+    table = np.array(table, np.float64)  # None becomes NaN
+    return plots.heat_map(sweep.generators, sweep.tasks, table, f'{label} x 100', centred=bool(against)), []
+
+
+def gain_rows(sweep, way):
+    """Ours minus a way of picking, of each cell where both are known, with its interval where there is one."""
+    rows = []
+    for cell in sweep.grid:
+        theirs = sweep.value(cell, way)
+        if None in (theirs, cell.rougeL):
+            continue
+        examples = sweep.examples.get((cell.generator, cell.task))
+        known = examples.differences.get(way) if examples else None
+        interval = {'low': known.low, 'high': known.high} if known else {}
+        rows.append({'generator': cell.generator, 'task': cell.task, 'gain': cell.rougeL - theirs} | interval)
+    return rows
+
+
+def draw_files(sweep, picture, gens_dir, n_workers):
+    """Pictures made from the cells' files in the first of the folders."""
+    known = [cell for cell in sweep.grid if cell.results[0]]
+    paths = [ResultPaths(sweep.folders[0], cell.generator, cell.task) for cell in known]
+    if picture == 'samples':
+        work = curves.sample_curves_of_cell
+        arguments = [(path, cell.results[0], gens_dir) for path, cell in zip(paths, known, strict=True)]
+    elif picture == 'scores':
+        work, arguments = curves.read_scores, [(path.candidates,) for path in paths]
+    else:
+        work, arguments = results.read_updates, [(path.updates,) for path in paths]
+    sizes = [path.candidates.stat().st_size if path.candidates.exists() else 0 for path in paths]
+    read = run_over_files(work, arguments, sizes, n_workers, progress='reading for the picture')
+    faults = [str(values) for values in read if isinstance(values, InputError)]
+    made = {path: values for path, values in zip(paths, read, strict=True) if not isinstance(values, InputError)}
+    if not made:
+        raise InputError(faults[0])
+    notes = [f'{fault}; not in the picture' for fault in faults]
+    if len(sweep.folders) > 1:
+        notes.append(f'the picture is of {sweep.folders[0]} alone')
+    figure, more = {'samples': draw_samples, 'scores': draw_scores, 'training': draw_training}[picture](made)
+    return figure, notes + more
+
+
+def draw_samples(made):
+    """A panel a generator, the mean of its tasks; made: curves.sample_curves_of_cell by ResultPaths."""
+    once = [path.task for path, (_, _, are_drawn) in made.items() if not are_drawn]
+    note = f'no file of samples of {listed(once)}, so each different one counts once; --bigbench_gen_dir says where'
+    panels = {name: mean_curves([values[:2] for values in of_cells]) for name, of_cells in by_generator(made).items()}
+    what = 'different samples of an instruction' if once else 'samples of an instruction'
+    return plots.sample_curves(panels, what), [note] if once else []
+
+
+def draw_scores(made):
+    """A panel a generator, the candidates of all its tasks; made: curves.read_scores by ResultPaths."""
+    panels = {}
+    for name, of_cells in by_generator(made).items():
+        scores, rougeL = zip(*of_cells, strict=True)
+        panels[name] = list(itertools.chain(*scores)), list(itertools.chain(*rougeL))
+    return plots.score_against_rougeL(panels), []
+
+
+def draw_training(made):
+    """A line a cell; made: results.read_updates by ResultPaths."""
+    return plots.training_curves({f'{path.generator}, {path.task}': updates for path, updates in made.items()}), []
+
+
+def by_generator(made):
+    """{generator: its cells' values}."""
+    grouped = {}
+    for path, values in made.items():
+        grouped.setdefault(path.generator, []).append(values)
+    return grouped
+
+
+def mean_curves(of_cells):
+    """Means over cells, at the sizes and of the ways that all of them have."""
+    sizes = [size for size in of_cells[0][0] if all(size in own for own, _ in of_cells)]
+    ways = [way for way in of_cells[0][1] if all(way in made for _, made in of_cells)]
+    return sizes, {
+        way: np.mean([[made[way][own.index(size)] for size in sizes] for own, made in of_cells], axis=0) for way in ways
+    }
 
 
 def two_decimals(key, header):

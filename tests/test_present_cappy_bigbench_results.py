@@ -368,6 +368,93 @@ def test_several_processes_give_what_one_does(sweep, flags_of, capsys, monkeypat
     assert as_json(capsys, *argv, '--n_workers', '2') == one
 
 
+def drawn(monkeypatch):
+    """The figures that the script saves, in place of files."""
+    figures = []
+    monkeypatch.setattr(script.plots, 'save', lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_the_picture_of_gains_shows_what_the_table_of_cells_does(sweep, flags_of, capsys, monkeypatch):
+    pytest.importorskip('matplotlib')
+    figures = drawn(monkeypatch)
+    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--plot', 'gain.pdf']
+    tables, err = as_json(capsys, *argv)
+    assert err == 'gain.pdf: written\n'
+    axes = figures[0].axes[0]
+    by_task = {row['task']: row for row in tables['cells']}
+    tasks = [label.get_text() for label in axes.get_yticklabels()]
+    assert sorted(tasks) == TASKS and 'first of beam4' in figures[0].get_supxlabel()
+    points = axes.containers[0].lines[0].get_xydata()
+    shown = {tasks[round(height)]: gain for gain, height in points}
+    assert shown == pytest.approx({task: 100 * by_task[task]['first of beam4 gain'] for task in TASKS})
+    whisker = axes.containers[0].lines[2][0].get_segments()[0][:, 0]
+    row = by_task[tasks[round(points[0][1])]]
+    assert whisker == pytest.approx([100 * row['first of beam4 gain_low'], 100 * row['first of beam4 gain_high']])
+
+
+def test_the_heat_map_shows_rougeL_or_the_gain_that_is_asked_for(sweep, flags_of, own_results, capsys, monkeypatch):
+    pytest.importorskip('matplotlib')
+    figures = drawn(monkeypatch)
+    (own_results / 'flan-t5-xl' / 'task_3.json').unlink()
+    argv = [
+        *flags_of,
+        '--result_dir',
+        own_results,
+        '--gen_model_name',
+        'all',
+        '--plot',
+        'h.svg',
+        '--picture',
+        'heatmap',
+    ]
+    for more in ([], ['--against', 'consensus']):
+        assert present(capsys, *argv, *more)[0] == 0
+    rougeL, gains = (figure.axes[0].images[0].get_array() for figure in figures)
+    assert rougeL.shape == (6, 2) and np.argwhere(rougeL.mask).tolist() == [[3, 0]]
+    picked = sweep[1]['flan-t5-xxl', 'task_4']
+    assert rougeL[4, 1] == pytest.approx(100 * picked[cells.ADAPTED].mean())
+    assert gains[4, 1] == pytest.approx(100 * (picked[cells.ADAPTED] - picked['consensus']).mean())
+
+
+def test_the_picture_of_samples_ends_in_what_the_cells_have(sweep, flags_of, capsys, monkeypatch):
+    pytest.importorskip('matplotlib')
+    figures = drawn(monkeypatch)
+    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--plot', 's.png', '--picture', 'samples']
+    code, _, err = present(capsys, *argv)
+    assert code == 0 and err.startswith('no file of samples of task_0, task_1, task_2')
+    lines = {line.get_label(): line.get_ydata()[-1] for line in figures[0].axes[0].lines}
+    ours = np.mean([sweep[1]['flan-t5-xxl', task][cells.ADAPTED].mean() for task in TASKS])
+    oracle = np.mean([sweep[1]['flan-t5-xxl', task]['oracle'].mean() for task in TASKS])
+    assert (lines['scorer'], lines['oracle']) == pytest.approx((100 * ours, 100 * oracle))
+
+
+def test_a_broken_file_is_named_and_left_out_of_the_picture(flags_of, own_results, capsys, monkeypatch):
+    pytest.importorskip('matplotlib')
+    figures = drawn(monkeypatch)
+    path = ResultPaths(own_results, 'flan-t5-xxl', 'task_1').candidates
+    path.write_text('{')
+    argv = [*flags_of, '--result_dir', own_results, '--plot', 's.png', '--picture', 'scores']
+    code, _, err = present(capsys, *argv)
+    assert code == 0 and err.startswith(f'{path}:1: not a line of candidates') and 'not in the picture\n' in err
+    others = [ResultPaths(own_results, 'flan-t5-xxl', task).candidates for task in TASKS if task != 'task_1']
+    n = sum(len(line['candidates']) for other in others for line in results.read_candidates(other))
+    tenths = figures[0].axes[0].lines[1]
+    assert len(tenths.get_xdata()) == 10
+    every = np.sort(
+        [one['score'] for other in others for line in results.read_candidates(other) for one in line['candidates']]
+    )
+    assert tenths.get_xdata()[0] == pytest.approx(every[: -(-n // 10)].mean(), abs=1e-6)
+
+
+def test_a_picture_that_cannot_be_made_is_said_before_anything_is_read(sweep, flags_of, capsys):
+    argv = [*flags_of, '--result_dir', sweep[0] / 'nothing', '--plot', 'plot.gif']
+    code, out, err = present(capsys, *argv)
+    assert (code, out) == (1, '') and err.startswith('error: plot.gif: the ending says what a picture is')
+    code, out, err = present(capsys, *flags_of, '--result_dir', sweep[0] / 'results', '--picture', 'scores')
+    assert (code, out, err) == (1, '', 'error: --picture scores: --plot says which file it goes to\n')
+
+
 def test_the_script_runs_as_a_command(sweep, flags_of, run_python):
     argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--format', 'table', '--tasks', 'task_4']
     process = run_python('scripts/present_cappy_bigbench_results.py', *argv)

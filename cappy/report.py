@@ -1,0 +1,208 @@
+"""One HTML page of a folder of results: what of each cell it shows, and how it is put together.
+
+The page is cappy/report.html with a summary of all cells, which is read at once, and for each cell a block of gzipped
+JSON in base64, which is decoded when a reader opens that cell. Texts of models are data in both, never markup, and the
+page's own policy lets no script run but its own.
+"""
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cappy import cells, curves
+from cappy.cells import ADAPTED
+from cappy.errors import InputError
+from cappy.results import ResultPaths, read_updates, write_atomically
+from cappy.rouge import RougeL
+
+TEMPLATE = Path(__file__).with_name('report.html')
+KEPT = ('settings', 'counts', 'seconds', 'versions', 'device')  # of a result, shown as they are
+MAX_UPDATES = 1000  # points of a training curve; more are thinned out
+
+
+@dataclass(slots=True)
+class CellPage:
+    """What the page has of a cell: its line of the summary, its block (None without files), what is broken."""
+
+    summary: dict
+    block: str | None = None
+    faults: list[str] = field(default_factory=list)
+
+
+def build_cell(
+    paths: ResultPaths, result: dict, gens_dir=None, max_examples=1000, n_resamples=2000, seed=0
+) -> CellPage:
+    """A cell's part of the page. Files that are broken or missing are named in its faults, and the rest is shown."""
+    page = CellPage({'generator': paths.generator, 'task': paths.task, 'rougeL': result['rougeL']})
+    page.summary['comparison'] = _comparison(result)
+    if 'comparison' not in result and not paths.candidates.exists():
+        return page  # a published figure, or the reference's own result, has no files beside it
+    data = {name: result.get(name) for name in KEPT}
+    attempt = _Attempts(page.faults)
+    data['training'] = attempt(_training, paths)
+    examples = attempt(cells.examples_of_cell, [paths], [result['rougeL']], n_resamples, seed)
+    if examples:
+        gains = {way: list(difference) for way, difference in examples.differences.items()}
+        page.summary |= {'n': examples.n_examples, 'low': examples.low, 'high': examples.high, 'gains': gains}
+    lines = attempt(curves.read_lines, paths.candidates) if examples or paths.candidates.exists() else None
+    if lines:
+        settings = result['settings'] if isinstance(result.get('settings'), dict) else {}
+        sources = attempt(curves.read_generator_file, paths, lines, settings, gens_dir)
+        data |= attempt(_charts, paths, lines, sources, settings, seed) or {}
+        data |= attempt(_browser, paths, lines, sources, max_examples) or {}
+    page.faults[:] = dict.fromkeys(page.faults)  # a file that is read twice has its fault twice
+    page.block = _pack(data, paths, page.faults)
+    page.summary = _without_nan(page.summary)
+    return page
+
+
+def write_page(path, title: str, summary: dict, pages: Sequence[CellPage]):
+    """Write the page. summary: what it says of the folder; the cells' lines are added to it.
+
+    Raises InputError where the file cannot be written.
+    """
+    made = summary | {
+        'title': title,
+        'cells': [
+            page.summary | {'block': None if page.block is None else number, 'faults': page.faults}
+            for number, page in enumerate(pages)
+        ],
+    }
+    before, after = _fill(TEMPLATE.read_text(encoding='utf-8'), title, made)
+    with write_atomically(path) as file:
+        file.write(before)
+        for number, page in enumerate(pages):
+            if page.block is not None:
+                file.write(f'<script type="text/plain" id="cell-{number}">{page.block}</script>\n')
+        file.write(after)
+
+
+class _Attempts:
+    """Calls that may meet a broken file: then None, and the fault is kept."""
+
+    def __init__(self, faults):
+        self.faults = faults
+
+    def __call__(self, work, *arguments):
+        try:
+            return work(*arguments)
+        except InputError as error:
+            self.faults.append(str(error))
+            return None
+
+
+def _comparison(result):
+    """Ways of picking with their values, of a result whose shape is not to be relied on."""
+    keys = ('rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high')
+    rows = result.get('comparison')
+    return [
+        {'name': row['name'], **{key: row[key] for key in keys if _is_number(row.get(key))}}
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and isinstance(row.get('name'), str) and _is_number(row.get('rougeL'))
+    ]
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _training(paths):
+    rows = read_updates(paths.updates)
+    step = math.ceil(len(rows) / MAX_UPDATES) or 1
+    return {key: [getattr(row, key) for row in rows[::step]] for key in ('update', 'loss', 'learning_rate')}
+
+
+def _charts(paths, lines, sources, settings, seed):
+    tokenizer = settings.get('rouge_tokenizer') or 'default'
+    samples = curves.samples_of(lines, sources, RougeL(tokenizer), paths.candidates)
+    sizes, made = curves.sample_curves(samples, seed=seed)
+    scores, rougeL = curves.scores_and_rougeL(lines, paths.candidates)
+    calibration = asdict(curves.calibrate(scores, rougeL))
+    return {
+        'curves': {'sizes': sizes, 'ways': made, 'are_drawn': sources is not None},
+        'calibration': calibration | {'bins': [list(one) for one in calibration['bins']]},
+    }
+
+
+def _browser(paths, lines, sources, max_examples):
+    """The examples of the browser: those with the largest difference to the first of the ways of picking."""
+    try:
+        picked = cells.picked_rougeL(lines)
+        ours, ways = picked.pop(ADAPTED), list(picked)
+        first = default_way(ways)
+        order = np.argsort(-np.abs(ours - picked[first]), kind='stable')[:max_examples]
+        decodings = list(
+            dict.fromkeys(name for line in lines for one in line['candidates'] for name in one['decodings'])
+        )
+        place = {name: number for number, name in enumerate(decodings)}
+        examples = [
+            _example(lines[number], sources[number] if sources else None, place)
+            | {'ours': round(float(ours[number]), 4), 'picked': [round(float(picked[way][number]), 4) for way in ways]}
+            for number in sorted(order)
+        ]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f'{paths.candidates}: not lines of candidates ({error})') from error
+    return {'examples': examples, 'n_examples': len(lines), 'ways': ways, 'first': first, 'decodings': decodings}
+
+
+def _example(line, source, place):
+    """One example; decodings by their place in the list of all, with the number of samples where it is known."""
+    drawn = Counter((sample.response, sample.decoding) for sample in source.samples) if source else {}
+    candidates = [
+        [
+            one['response'],
+            float(f'{one["score"]:.6g}'),
+            round(one['rougeL'], 4),
+            [[place[name], drawn.get((one['response'], name), 1)] for name in one['decodings']],
+        ]
+        for one in line['candidates']
+    ]
+    told = {'instruction': source.instruction, 'references': list(source.references)} if source else {}
+    return {'idx': line['example_idx'], 'pick': line['pick'], 'candidates': candidates, **told}
+
+
+def default_way(ways: Iterable[str]) -> str:
+    """What picks are compared with first: the beam's sample, else a single sample, a random one, or what there is."""
+    ways = list(ways)
+    known = [way for way in ways if way.startswith('first of beam')] + [
+        way for way in ways if way == 'random candidate'
+    ]
+    return (known + [way for way in ways if way.startswith('first of ')] + ways)[0]
+
+
+def _pack(data, paths, faults):
+    try:
+        text = json.dumps(data, separators=(',', ':'), allow_nan=False)
+    except ValueError:
+        faults.append(f'{paths.result} and the files beside it: a number that is not finite is shown as missing')
+        text = json.dumps(_without_nan(data), separators=(',', ':'))
+    return base64.b64encode(gzip.compress(text.encode('ascii'), 6, mtime=0)).decode('ascii')
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _fill(template, title, summary):
+    """The template's text before and after the cells' blocks."""
+    script = template.split('<script>', 1)[1].split('</script>', 1)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')
+    # No text inside may end the element that holds it, nor begin a comment.
+    text = json.dumps(summary, separators=(',', ':'), allow_nan=False).replace('<', '\\u003c')
+    before, after = template.split('{{cells}}')
+    for name, value in (('digest', digest), ('title', html.escape(title)), ('summary', text)):
+        before = before.replace('{{' + name + '}}', value, 1)
+    return before, after

@@ -1,0 +1,104 @@
+"""One HTML page of a folder of results, to be read in a browser without a network.
+
+    python scripts/report.py --result_dir bigbench_cappy_results --output report.html
+
+It shows all cells as a heat map and as a table that sorts and filters; of each cell its intervals, other ways of
+picking, published figures, curves, settings, and its examples with every candidate. Instructions, references and how
+often a sample was drawn come from the generators' files where they are there. What is broken is named in the page and
+on standard error.
+"""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cappy import cells, flags, report
+from cappy.cells import PUBLISHED
+from cappy.errors import InputError
+from cappy.jsonl import listed
+from cappy.results import ResultPaths
+from cappy.workers import run_over_files
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(
+    result_dir='bigbench_cappy_results',  # {generator}/{task}.json lie here
+    output='report.html',  # the page
+    bigbench_data_dir='bigbench_data',  # subset_names.json lies here: the tasks that may be missing
+    gen_model_name='all',  # generators, a,b,c; all: those that have a folder
+    tasks: str | None = None,  # a,b,c; default: those with a result, and the rest of their list
+    bigbench_gen_dir: str | None = None,  # the generators' files; default: where each result's were read
+    published_dir: str | None = None,  # the figures called published; default: those of this checkout
+    max_examples=1000,  # of a cell, those of the largest differences
+    n_resamples=2000,  # of each bootstrap
+    seed=0,  # of the bootstraps and the subsets of samples
+    n_workers: int | None = None,  # processes; default: one for each core
+):
+    """Write a page of the results of a sweep."""
+    for name, value in (('max_examples', max_examples), ('n_resamples', n_resamples)):
+        if value < 1:
+            raise InputError(f'--{name} {value}: expected 1 or more')
+    folder = Path(result_dir)
+    asked = None if gen_model_name == 'all' else gen_model_name
+    generators = cells.choose_generators(asked, [folder], '--gen_model_name')
+    names = choose_tasks(tasks, bigbench_data_dir, cells.found_tasks([folder], generators))
+    grid, faults = cells.read_cells([folder], generators, names)
+    known = [cell for cell in grid if cell.is_whole]
+    if not known:
+        raise InputError(faults[0] if faults else f'{folder}: no result of {listed(generators)}')
+    pages = build_pages(folder, known, bigbench_gen_dir, max_examples, n_resamples, seed, n_workers)
+    published = read_published(published_dir, folder, generators, names, faults)
+    for page in pages:
+        faults += page.faults
+        page.summary['published'] = published.get((page.summary['generator'], page.summary['task']))
+    summary = {'folder': str(folder), 'generators': generators, 'tasks': names, 'faults': faults}
+    summary['made'] = datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC')
+    summary['differing'] = cells.differing_settings(known)
+    report.write_page(output, f'Cappy: {folder.resolve().name}', summary, pages)
+    tell(output, known, grid, faults)
+
+
+def choose_tasks(asked, data_dir, found):
+    """The tasks asked for, or those with a result; with the others of the list where some of it are among them."""
+    if asked:
+        return cells.choose_tasks(asked, data_dir, found)
+    has_names = (Path(data_dir) / 'subset_names.json').exists()
+    listed_tasks = cells.read_task_names(data_dir) if has_names else []
+    if not found & set(listed_tasks):
+        listed_tasks = []
+    return [*listed_tasks, *sorted(found - set(listed_tasks))]
+
+
+def build_pages(folder, known, gens_dir, max_examples, n_resamples, seed, n_workers):
+    """report.CellPage of each cell."""
+    paths = [ResultPaths(folder, cell.generator, cell.task) for cell in known]
+    arguments = [
+        (path, cell.results[0], gens_dir, max_examples, n_resamples, seed)
+        for path, cell in zip(paths, known, strict=True)
+    ]
+    sizes = [path.candidates.stat().st_size if path.candidates.exists() else 0 for path in paths]
+    return run_over_files(report.build_cell, arguments, sizes, n_workers, progress='reading candidates')
+
+
+def read_published(published_dir, folder, generators, tasks, faults):
+    """{(generator, task): published rougeL}; nothing where the results are themselves the published ones."""
+    published_dir = Path(published_dir or ROOT / 'bigbench_cappy_results' / PUBLISHED)
+    if folder.resolve() == published_dir.resolve():
+        return {}
+    published, more = cells.read_cells([published_dir], generators, tasks)
+    faults += more
+    return {(cell.generator, cell.task): cell.rougeL for cell in published}
+
+
+def tell(output, known, grid, faults):
+    """What was written, and what is wrong with the files."""
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    missing = f', {len(grid) - len(known)} without a result' if len(known) < len(grid) else ''
+    size = Path(output).stat().st_size / 2**20
+    print(f'{output}: {len(known)} cells{missing}, {size:.1f} MiB')
+
+
+if __name__ == '__main__':
+    flags.run(main)

@@ -1,0 +1,128 @@
+"""cappy/plots.py: what the figures hold is what was given."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cappy import plots
+from cappy.errors import InputError
+from cappy.results import Update
+
+ROOT = Path(__file__).parents[1]
+pytest.importorskip('matplotlib')
+
+ROWS = [
+    {'generator': 'xl', 'task': 'a', 'gain': 0.03, 'low': 0.01, 'high': 0.06},
+    {'generator': 'xl', 'task': 'b', 'gain': -0.02, 'low': None, 'high': None},
+    {'generator': 'xxl', 'task': 'a', 'gain': 0.05, 'low': 0.04, 'high': 0.07},
+]
+
+
+def visible(figure):
+    return [axes for axes in figure.axes if axes.get_visible()]
+
+
+def test_gains_stand_at_their_tasks_with_their_intervals():
+    figure = plots.gain_per_task(ROWS, 'first of beam4')
+    xl, xxl = figure.axes
+    assert [label.get_text() for label in xl.get_yticklabels()] == ['b', 'a']  # by mean gain, the largest on top
+    assert (xl.get_title(), xxl.get_title()) == ('xl', 'xxl')
+    points, _, (whiskers,) = xl.containers[0]
+    assert points.get_xdata() == pytest.approx([3, -2]) and list(points.get_ydata()) == [1, 0]
+    whisker, none = (segment[:, 0].tolist() for segment in whiskers.get_segments())
+    assert whisker == pytest.approx([1, 6]) and none == pytest.approx([-2, -2])
+    points = xxl.containers[0].lines[0]
+    assert points.get_xdata() == pytest.approx([5]) and list(points.get_ydata()) == [1]
+    assert xl.get_xlim() == xxl.get_xlim()
+    assert figure.get_supxlabel() == 'gain in rougeL x 100 over first of beam4 (bars: 95% over examples)'
+    assert plots.gain_per_task(ROWS[1:2], 'published').get_supxlabel() == 'gain in rougeL x 100 over published'
+
+
+def test_the_heat_map_writes_each_value_and_says_what_is_missing():
+    figure = plots.heat_map(['xl', 'xxl'], ['a', 'b'], [[0.5, np.nan], [0.25, 0.375]], 'rougeL x 100')
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ['50.0', 'none', '25.0', '37.5']
+    shown = axes.images[0].get_array()
+    assert shown.compressed().tolist() == [50, 25, 37.5] and bool(shown.mask[0, 1])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ['xl', 'xxl']
+
+
+def test_the_heat_map_of_gains_has_nothing_gained_in_the_middle_of_its_colours():
+    image = plots.heat_map(['xl'], ['a', 'b'], [[0.01], [-0.04]], 'gain', centred=True).axes[0].images[0]
+    assert image.get_clim() == pytest.approx((-4, 4))
+
+
+def test_sample_curves_are_drawn_as_given_in_as_many_panels():
+    panels = {
+        'xl': ([1, 2, 4], {'scorer': [0.2, 0.3, 0.4], 'oracle': [0.2, 0.5, 0.6]}),
+        'xxl': ([1, 3], {'oracle': [0.1, 0.2]}),
+    }
+    first, second = visible(plots.sample_curves(panels))
+    assert (first.get_title(), second.get_title()) == ('xl', 'xxl')
+    scorer, oracle = first.lines
+    assert (scorer.get_xdata().tolist(), scorer.get_ydata().tolist()) == ([1, 2, 4], [20, 30, 40])
+    assert second.lines[0].get_ydata().tolist() == [10, 20]
+    # A way has the same look in every panel, and no two share marker, dashes or colour.
+    assert second.lines[0].get_color() == oracle.get_color() != scorer.get_color()
+    assert scorer.get_marker() != oracle.get_marker() and scorer.get_linestyle() != oracle.get_linestyle()
+
+
+def test_scores_against_rougeL_show_the_tenths_and_what_they_amount_to():
+    scores = [np.arange(10) / 10, np.arange(10) / 10 + 0.05]
+    rougeL = [np.arange(10) / 10, np.arange(10) / 10 + 0.05]
+    (axes,) = visible(plots.score_against_rougeL({'xl': (scores, rougeL)}))
+    diagonal, tenths = axes.lines
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert tenths.get_xdata() == pytest.approx(np.arange(10) / 10 + 0.025)
+    assert tenths.get_ydata() == pytest.approx(np.arange(10) / 10 + 0.025)
+    assert axes.collections[0].get_array().size > 0
+    assert axes.get_title() == 'xl\nrank correlation: all 1.00, within examples 1.00\ncalibration error: 0.000'
+
+
+def test_training_curves_show_losses_and_the_rates_applied():
+    updates = [Update(n, 8, 1e-5 * n, 1 / (n + 1), 1.0) for n in range(4)]
+    losses, rates = plots.training_curves({'xl, a': updates, 'xl, b': updates[:2]}).axes
+    assert losses.lines[0].get_ydata() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert rates.lines[0].get_ydata() == pytest.approx([0, 1e-5, 2e-5, 3e-5])
+    assert rates.lines[1].get_xdata() == pytest.approx([0, 1])
+    long = [Update(n, 8, 1e-5, float(n % 2), 1.0) for n in range(80)]
+    losses = plots.training_curves({'long': long}).axes[0]
+    assert losses.lines[0].get_ydata().tolist() == [row.loss for row in long]
+    assert losses.lines[1].get_ydata()[1:] == pytest.approx(np.full(79, 0.5))  # over two updates
+
+
+def test_a_running_mean_begins_with_what_there_is():
+    assert plots.running_mean([2.0, 4.0, 6.0, 8.0], 3) == pytest.approx([2, 3, 4, 6])
+
+
+@pytest.mark.parametrize(('ending', 'begins'), [('png', b'\x89PNG'), ('svg', b'<?xml'), ('pdf', b'%PDF')])
+def test_the_ending_says_what_is_written_and_the_same_figure_gives_the_same_bytes(ending, begins, tmp_path):
+    for name in ('one', 'two'):
+        plots.save(plots.gain_per_task(ROWS, 'published'), tmp_path / 'new' / f'{name}.{ending}')
+    one, two = ((tmp_path / 'new' / f'{name}.{ending}').read_bytes() for name in ('one', 'two'))
+    assert one.startswith(begins) and one == two
+    assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == [f'one.{ending}', f'two.{ending}']
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    figure = plots.heat_map(['a$x_$b'], ['t$\\frac$'], [[0.5]], 'rougeL')
+    plots.save(figure, tmp_path / 'plot.png')  # a formula of \frac alone cannot be drawn
+    assert figure.axes[0].get_yticklabels()[0].get_text() == r't\$\frac\$'
+
+
+def test_another_ending_and_a_folder_that_cannot_be_made_are_named(tmp_path):
+    with pytest.raises(InputError, match=r'plot.jpeg: the ending .* choose one of .png, .svg, .pdf'):
+        plots.check('plot.jpeg')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='plot.png: cannot be written'):
+        plots.save(plots.gain_per_task(ROWS, 'published'), tmp_path / 'file' / 'plot.png')
+
+
+def test_without_matplotlib_one_line_says_how_to_get_it():
+    code = "import sys; sys.modules['matplotlib'] = None; from cappy import plots; plots.check('plot.png')"
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    last = process.stderr.strip().splitlines()[-1]
+    assert last.endswith("matplotlib is not installed, which draws pictures: pip install -e '.[plots]'")
