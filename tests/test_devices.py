@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from cappy.candidates import read_task
 from cappy.checkpointing import Checkpoint
 from cappy.devices import get_devices, is_first_process
 from cappy.errors import InputError
+from cappy.rouge import RougeL
 from cappy.scorer import Cappy
 from cappy.training import TrainingSettings
 
@@ -140,6 +142,16 @@ def test_the_recorded_run_comes_out_the_same_on(jobs, tiny_cappy, name, mesh, de
     np.testing.assert_allclose(rates, schedule['lr_used_by_update_k'], rtol=1e-6)
     scored = json.loads((RECORDED / 'bigbench' / 'tiny_tense.scores.json').read_text())
     np.testing.assert_allclose(measured['scores'], [row['score'] for row in scored], rtol=0, atol=2e-5)
+    best = {}
+    for row, score in zip(scored, measured['scores'], strict=True):  # the first of equals stays
+        if row['example_idx'] not in best or score > best[row['example_idx']][0]:
+            best[row['example_idx']] = score, row['response']
+    recorded = json.loads((RECORDED / 'bigbench' / 'tiny_tense.result.json').read_text())
+    picks = [response for _, response in best.values()]
+    assert picks == [one['pred'] for one in recorded['per_example']]
+    examples = read_task(RECORDED / 'inputs' / 'bigbench_flan_gens', 'flan-t5-tiny', 'tiny_tense')['validation']
+    rougeL = [RougeL().score(e.references, pick) for pick, e in zip(picks, examples, strict=True)]
+    assert np.mean(rougeL) == pytest.approx(recorded['rougeL'], abs=1e-6)
 
     # The saved model, read back on this process's one device.
     some = scored[::40]
