@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from cappy import baselines, checkpoint, flags, results, tables
+from cappy import baselines, checkpoint, combining, flags, results, tables
 from cappy.candidates import read_task
 from cappy.clock import Clock
 from cappy.finetuning import build_finetuning_examples
@@ -56,6 +56,7 @@ def main(
     gradient_checkpointing=False,  # less memory, more time
     checkpoint_every=0,  # updates between checkpoints; a stopped run then goes on where it was
     compare_before=True,  # also score with the scorer as it was before adapting
+    combine: str | None = None,  # consensus, self_score or both: also pick by the scorer together with them
     save_dir: str | None = None,  # keep the adapted scorer in this folder
     overwrite=False,  # replace an existing result, checkpoint and save_dir
     n_processes: int | None = None,  # hosts, as redco's Deployer takes them; so the next four
@@ -70,11 +71,13 @@ def main(
     if paths.result.exists() and not overwrite:
         return show_existing(paths, settings)
     clock = Clock()
+    ways = combining.parse_ways(combine)
     task = read_task(
         bigbench_gen_dir, bigbench_gen_model, bigbench_subset_name, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key
     )
     rouge = RougeL(rouge_tokenizer)
-    examples = build_finetuning_examples(task['train'], train_size, seed, rouge, reference_labels)
+    together = combining.Together(task, ways, seed, rouge)
+    examples = build_finetuning_examples(together.train, train_size, seed, rouge, reference_labels)
     rougeL = baselines.candidates_rougeL(task['validation'], rouge)
     warn_of_unread_texts(rouge, task)
     clock.lap('data')
@@ -89,11 +92,12 @@ def main(
         clock.lap('adapt')
         scores, counts = score_candidates(scorer, task['validation'], 'scoring')
         clock.lap('score')
+        combined = combine_ways(scorer, together, scores)
         before = score_before(settings, devices, task['validation'])
         clock.lap('score_before')
-        picked = baselines.all_picks(task['validation'], rougeL, rouge, before, scores)
+        picked = baselines.all_picks(task['validation'], rougeL, rouge, before, scores, combined)
         rows = baselines.compare(picked, seed=seed)
-        result = describe(settings, task, examples, trained, counts, clock, devices, rows)
+        result = describe(settings, task, examples, trained, counts, clock, devices, rows, together)
         lines = candidates_lines(task['validation'], scores, rougeL, picked)
         save(scorer, paths, settings, result, lines, trained)
     if is_first_process():
@@ -199,6 +203,14 @@ def score_candidates(scorer, examples, progress):
     return np.split(scores, ends[:-1]), counts
 
 
+def combine_ways(scorer, together, scores):
+    """{row: [float64 [candidates] of each validation example]} of the scorer together with other ways."""
+    if not together.held_out:
+        return {}
+    held_scores, _ = score_candidates(scorer, together.held_out, 'scoring (held out)')
+    return together.combine(held_scores, scores)
+
+
 def score_before(settings, devices, examples):
     """Scores of the scorer as it was, read anew (training gives its weights up); None where they are not asked for."""
     if not settings['compare_before']:
@@ -206,7 +218,7 @@ def score_before(settings, devices, examples):
     return score_candidates(load_scorer(settings, devices), examples, 'scoring (before)')[0]
 
 
-def describe(settings, task, examples, trained, counts, clock, devices, rows):
+def describe(settings, task, examples, trained, counts, clock, devices, rows, together):
     """The result file's content (docs/design.md, Files)."""
     by_name = {row['name']: row for row in rows}
     return {
@@ -214,6 +226,7 @@ def describe(settings, task, examples, trained, counts, clock, devices, rows):
         'settings': settings,
         'counts': {
             'train_examples': len(task['train']),
+            'held_out_examples': len(together.held_out),
             'validation_examples': len(task['validation']),
             'finetuning_examples': len(set(examples)),
             'samples': sum(len(example.samples) for example in task['validation']),
@@ -228,6 +241,7 @@ def describe(settings, task, examples, trained, counts, clock, devices, rows):
             'pairs_left_out': settings['train_size'] - sum(update.pairs for update in trained.updates),
         },
         'comparison': rows,
+        'combined_weights': together.weights,
         'packing': trained.packing,
         'seconds': clock.seconds,
         'versions': results.environment(),

@@ -109,8 +109,8 @@ def consensus_rougeL(examples, rougeL, rouge: RougeL) -> np.ndarray:
     return np.array([values[consensus_pick(example, rouge)] for example, values in zip(examples, rougeL, strict=True)])
 
 
-def consensus_pick(example: Example, rouge: RougeL) -> int:
-    """Index of the candidate with the highest mean rougeL to the other samples of the example.
+def consensus(example: Example, rouge: RougeL) -> np.ndarray:
+    """float64 [C_i]: mean rougeL of each candidate to the other samples of the example; 0 where there is no other.
 
     A response sampled k times meets itself k - 1 times.
     """
@@ -119,7 +119,12 @@ def consensus_pick(example: Example, rouge: RougeL) -> int:
     # Row by row, so that candidates of equal tokens have sums equal to the last bit; rounded, since
     # the same terms in another order make another last bit.
     sums = (pairwise * counts).sum(axis=1) - pairwise.diagonal()
-    return int(np.argmax(np.round(sums, 9)))
+    return np.round(sums, 9) / max(counts.sum() - 1, 1)
+
+
+def consensus_pick(example: Example, rouge: RougeL) -> int:
+    """Index of the candidate with the highest mean rougeL to the other samples of the example."""
+    return int(np.argmax(consensus(example, rouge)))
 
 
 def scorer_rougeL(rougeL, scores) -> np.ndarray:
@@ -196,11 +201,12 @@ def compare(picked: dict[str, np.ndarray], confidence=0.95, n_resamples=N_RESAMP
     return rows
 
 
-def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None) -> dict[str, np.ndarray]:
+def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None, combined=None) -> dict[str, np.ndarray]:
     """rougeL [N] of every way of picking by its name, the random candidate's first and the oracle's last.
 
-    scores_before, scores_after: N arrays [C_i], the scorer's before and after adapting, or None. A way that does not
-    apply to every example (a decoding that some lack, log-likelihoods that are not there) is left out.
+    scores_before, scores_after: N arrays [C_i], the scorer's before and after adapting, or None. combined: such arrays
+    by name, of the scorer with other ways (`cappy.combining`). A way that does not apply to every example (a decoding
+    that some lack, log-likelihoods that are not there) is left out.
     """
     picked = {'random candidate': random_rougeL(examples, rougeL)}
     for decoding in dict.fromkeys(name for example in examples for name in example.decodings):
@@ -210,6 +216,7 @@ def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None) ->
     picked['consensus'] = consensus_rougeL(examples, rougeL, rouge)
     for when, scores in (('before', scores_before), ('after', scores_after)):
         picked[f'scorer {when} adapting'] = None if scores is None else scorer_rougeL(rougeL, scores)
+    picked |= {name: scorer_rougeL(rougeL, scores) for name, scores in (combined or {}).items()}
     picked['oracle'] = oracle_rougeL(rougeL)
     return {name: values for name, values in picked.items() if values is not None}
 
