@@ -14,7 +14,7 @@ RECORDED = ROOT / 'tests' / 'recorded'
 
 def example(number, *responses, likelihoods=None, references=('red',)):
     likelihoods = likelihoods or [-1.0] * len(responses)
-    samples = [Sample('sampling', text, mean, mean) for text, mean in zip(responses, likelihoods, strict=True)]
+    samples = [Sample(text, 'sampling', mean, mean) for text, mean in zip(responses, likelihoods, strict=True)]
     return Example('colours', number, f'Colour {number}?', tuple(references), tuple(samples))
 
 
