@@ -95,7 +95,8 @@ def read_task_names(data_dir) -> list[str]:
     try:
         names = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError as error:
-        raise InputError(f'{path}: no such file{near_entries(path)}; or name tasks with --tasks') from error
+        told = f'{path}: no such file{near_entries(path)}; scripts/get_bigbench_data.py writes it'
+        raise InputError(f'{told}, or name tasks with --tasks') from error
     except (OSError, ValueError) as error:
         raise InputError(f'{path}: cannot be read ({error})') from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

@@ -208,6 +208,21 @@ class ScoredPaths:
 
     candidates = updates = settings  # the files of which a killed process may have left a `write_atomically`
 
+    def check_continues(self, settings):
+        """Raise InputError where `partial` was begun with other settings than these, or with unknown ones."""
+        try:
+            begun_with = json.loads(self.settings.read_text(encoding='utf-8'))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f'{self.partial}: exists, but {self.settings.name}, which says what it was made with, cannot be read; '
+                '--overwrite begins anew'
+            ) from error
+        settings = json.loads(json.dumps(settings))  # tuples were written as lists
+        other = [key for key in settings if begun_with.get(key) != settings[key]]
+        if other:
+            told = ', '.join(f'{key} {begun_with.get(key)!r} (asked for: {settings[key]!r})' for key in other)
+            raise InputError(f'{self.partial}: was begun with {told}; --overwrite begins anew')
+
 
 class Done(NamedTuple):
     """What a file of scored rows holds (n_bytes with the header), and the rows of the input that come next."""

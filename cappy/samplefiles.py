@@ -100,7 +100,7 @@ def sampled_file(path, examples: Sequence[Example], settings: dict, overwrite=Fa
     with results.result_lock(paths):
         begun = paths.partial.exists() and not overwrite
         if begun:
-            _check_continues(paths, settings)
+            paths.check_continues(settings)
         done, n_bytes = _read_partial(paths.partial, examples) if begun else ({}, 0)
         try:
             file = open(paths.partial, 'r+b' if begun else 'wb')  # noqa: SIM115 - closed below, before it is removed
@@ -144,21 +144,6 @@ def _read_partial(path, examples):
         done[line['example_idx']] = samples
         n_bytes += len(raw)
     return done, n_bytes
-
-
-def _check_continues(paths, settings):
-    try:
-        begun_with = json.loads(paths.settings.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f'{paths.partial}: exists, but {paths.settings.name}, which says what it was made with, cannot be read; '
-            '--overwrite begins anew'
-        ) from error
-    settings = json.loads(json.dumps(settings))
-    other = [key for key in settings if begun_with.get(key) != settings[key]]
-    if other:
-        told = ', '.join(f'{key} {begun_with.get(key)!r} (asked for: {settings[key]!r})' for key in other)
-        raise InputError(f'{paths.partial}: was begun with {told}; --overwrite begins anew')
 
 
 def _counted(counts):

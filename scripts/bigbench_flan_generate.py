@@ -10,7 +10,6 @@ task, split, example_idx, decoding, number): not on batches, devices, or other t
 """
 
 import contextlib
-import json
 import logging
 import sys
 import time
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from cappy import flags
 from cappy.candidates import SPLITS, Sample
+from cappy.cells import read_task_names
 from cappy.errors import InputError
 from cappy.samplefiles import check_existing, read_instructions, sampled_file
 
@@ -108,27 +108,13 @@ def find_files(settings):
         raise InputError(f'--splits: expected {" or ".join(SPLITS)}, found {unknown[0]!r}')
     folder = Path(settings['data_dir'])
     files = {}
-    for task in listed('tasks', settings) if settings['tasks'] else read_names(folder):
+    for task in listed('tasks', settings) if settings['tasks'] else read_task_names(folder):
         for split in splits:
             path = folder / f'{task}_{split}.jsonl'
             if path.resolve() == result_path(settings, task, split).resolve():
                 raise InputError(f'{path}: would be written over itself; choose another --output_dir')
             files[task, split] = read_instructions(path, src_key=settings['src_key'])
     return files
-
-
-def read_names(folder):
-    """The tasks of subset_names.json."""
-    path = folder / 'subset_names.json'
-    try:
-        names = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError as error:
-        raise InputError(f'{path}: no such file; scripts/get_bigbench_data.py writes it, or give --tasks') from error
-    except (OSError, ValueError) as error:
-        raise InputError(f'{path}: cannot be read as JSON ({error})') from error
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f'{path}: expected a list of names')
-    return names
 
 
 def result_path(settings, task, split):

@@ -202,7 +202,7 @@ def open_partial(paths, pairs, settings):
             json.dump(deciding, file, indent=4)
         paths.partial.write_bytes(pairs.header)
     else:
-        check_continues(paths, deciding)
+        paths.check_continues(deciding)
     done = find_done(paths.partial, pairs, rows, settings['rank'])
     if done.n_rows:
         print(f'{paths.partial} holds {done.n_rows} rows; going on behind them', file=sys.stderr)
@@ -222,23 +222,6 @@ def close_partial(file, paths, n_header_bytes):
     if is_empty:
         paths.partial.unlink(missing_ok=True)
         paths.settings.unlink(missing_ok=True)
-
-
-def check_continues(paths, deciding):
-    """A partial file is continued with what it was begun with."""
-    try:
-        begun_with = json.loads(paths.settings.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f'{paths.partial}: exists, but {paths.settings.name}, which says what it was made with, cannot be read; '
-            '--overwrite begins anew'
-        ) from error
-    other = [key for key in deciding if begun_with.get(key) != deciding[key]]
-    if other:
-        told = ', '.join(f'{key} {begun_with.get(key)!r} (asked for: {deciding[key]!r})' for key in other)
-        raise InputError(
-            f'{paths.partial}: was begun with {told}; --overwrite begins anew, another --output keeps both'
-        )
 
 
 @contextlib.contextmanager
