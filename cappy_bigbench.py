@@ -22,6 +22,7 @@ from cappy import baselines, checkpoint, combining, flags, results, tables
 from cappy.candidates import read_task
 from cappy.clock import Clock
 from cappy.finetuning import build_finetuning_examples
+from cappy.processes import is_first_process, start_devices
 from cappy.rouge import RougeL
 
 logger = logging.getLogger('cappy_bigbench')
@@ -82,8 +83,6 @@ def main(
     warn_of_unread_texts(rouge, task)
     clock.lap('data')
 
-    from cappy.devices import start_devices  # jax takes a second, which errors in files need not wait for
-
     devices = start_devices(settings)
     with writing(paths, settings):
         scorer = load_scorer(settings, devices)
@@ -128,13 +127,6 @@ def warn_of_unread_texts(rouge, task):
             n_unread,
             len(groups),
         )
-
-
-def is_first_process():
-    """Whether this process writes and tells."""
-    from cappy import devices
-
-    return devices.is_first_process()
 
 
 @contextlib.contextmanager

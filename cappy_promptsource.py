@@ -22,6 +22,7 @@ from typing import Literal
 from cappy import choices, flags, results, tables
 from cappy.clock import Clock
 from cappy.errors import InputError
+from cappy.processes import is_first_process, start_devices
 
 logger = logging.getLogger('cappy_promptsource')
 
@@ -54,8 +55,6 @@ def main(
     clock = Clock()
     rows = choices.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
     clock.lap('data')
-
-    from cappy.devices import start_devices  # jax takes a second, which errors in files need not wait for
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(standard_output_kept())
@@ -127,13 +126,6 @@ def standard_output_kept():
     finally:
         os.dup2(ours, 1)
         os.close(ours)
-
-
-def is_first_process():
-    """Whether this process writes and tells."""
-    from cappy import devices
-
-    return devices.is_first_process()
 
 
 def writing(paths):

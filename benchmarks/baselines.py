@@ -31,6 +31,8 @@ from cappy.flags import run
 SCRIPT = Path(__file__).parents[1] / 'scripts' / 'present_bigbench_baselines.py'
 GENERATORS = [f'flan-t5-{size}' for size in ('small', 'base', 'large', 'xl', 'xxl')]
 DECODINGS = ['beam4', *(['sampling'] * 4), *(['temp0.9'] * 4), *(['topk40'] * 4), *(['topp0.95'] * 4)]
+WAYS = ['random candidate', *(f'first of {name}' for name in dict.fromkeys(DECODINGS))]
+WAYS += ['self-score sum', 'self-score mean', 'consensus', 'scorer before adapting', 'scorer after adapting', 'oracle']
 SMALLEST, LARGEST = 16, 4000
 
 
@@ -63,20 +65,31 @@ def with_decodings(example, generator):
     return replace(example, samples=tuple(samples))
 
 
-def write_files(folder, n_tasks, n_examples):
-    """All validation files and the list of tasks; files that are there stay."""
+def write_names(folder, n_tasks):
+    """The list of tasks, where scripts look for it; returns it."""
     tasks = [f'task_{number:02}' for number in range(n_tasks)]
     (folder / 'data').mkdir(parents=True, exist_ok=True)
     (folder / 'data' / 'subset_names.json').write_text(json.dumps(tasks))
+    return tasks
+
+
+def write_missing(write, arguments_by_path):
+    """write(*arguments) for each path that is not there, side by side."""
     with ProcessPoolExecutor() as pool:
-        jobs = []
-        for generator, name in enumerate(GENERATORS):
-            for number, (task, size) in enumerate(zip(tasks, task_sizes(n_tasks, n_examples), strict=True)):
-                path = folder / 'gens' / name / f'{task}_validation.jsonl'
-                if not path.exists():
-                    jobs.append(pool.submit(write_task, path, size, number, 1000 * generator + number))
+        jobs = [pool.submit(write, *some) for path, some in arguments_by_path.items() if not path.exists()]
         for job in jobs:
             job.result()
+
+
+def write_files(folder, n_tasks, n_examples):
+    """All validation files and the list of tasks; files that are there stay."""
+    arguments = {}
+    sizes = task_sizes(n_tasks, n_examples)
+    for number, (task, size) in enumerate(zip(write_names(folder, n_tasks), sizes, strict=True)):
+        for generator, name in enumerate(GENERATORS):
+            path = folder / 'gens' / name / f'{task}_validation.jsonl'
+            arguments[path] = path, size, number, 1000 * generator + number
+    write_missing(write_task, arguments)
 
 
 def spread_examples(paths, n_examples):

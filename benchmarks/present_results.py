@@ -9,23 +9,19 @@ alone), and with them (every file of candidates read, 2,000 resamples). Figures 
 """
 
 import contextlib
-import json
 import random
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from baselines import DECODINGS, GENERATORS, task_sizes
+from baselines import DECODINGS, GENERATORS, WAYS, task_sizes, write_missing, write_names
 from common import SYLLABLES, describe_machine, seconds_of
 
 from cappy.flags import run
 from cappy.results import ResultPaths, write_result
 
 SCRIPT = Path(__file__).parents[1] / 'scripts' / 'present_cappy_bigbench_results.py'
-WAYS = ['random candidate', *(f'first of {name}' for name in dict.fromkeys(DECODINGS))]
-WAYS += ['self-score sum', 'self-score mean', 'consensus', 'scorer before adapting', 'scorer after adapting', 'oracle']
 N_CANDIDATES = 12
 
 
@@ -61,18 +57,12 @@ def candidates_line(generator, texts, number):
 
 def write_cells(folder, n_tasks, n_examples):
     """All results; those that are there stay."""
-    tasks = [f'task_{number:02}' for number in range(n_tasks)]
-    (folder / 'data').mkdir(parents=True, exist_ok=True)
-    (folder / 'data' / 'subset_names.json').write_text(json.dumps(tasks))
-    with ProcessPoolExecutor() as pool:
-        jobs = []
+    arguments = {}
+    for task, size in zip(write_names(folder, n_tasks), task_sizes(n_tasks, n_examples), strict=True):
         for name in GENERATORS:
-            for task, size in zip(tasks, task_sizes(n_tasks, n_examples), strict=True):
-                paths = ResultPaths(folder / 'results', name, task)
-                if not paths.result.exists():
-                    jobs.append(pool.submit(write_cell, paths, size, f'{name} {task}'))
-        for job in jobs:
-            job.result()
+            paths = ResultPaths(folder / 'results', name, task)
+            arguments[paths.result] = paths, size, f'{name} {task}'
+    write_missing(write_cell, arguments)
 
 
 def main(

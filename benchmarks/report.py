@@ -15,11 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from baselines import DECODINGS, GENERATORS
+from baselines import DECODINGS, GENERATORS, WAYS, write_missing
 from common import SYLLABLES, describe_machine, seconds_of
 
 from cappy.candidates import Example, Sample, write_examples
@@ -27,8 +26,6 @@ from cappy.flags import run
 from cappy.results import ResultPaths, describe_candidates, write_result
 
 ROOT = Path(__file__).parents[1]
-WAYS = ['random candidate', *(f'first of {name}' for name in dict.fromkeys(DECODINGS))]
-WAYS += ['self-score sum', 'self-score mean', 'consensus', 'scorer before adapting', 'scorer after adapting', 'oracle']
 N_DIFFERENT, N_UPDATES = 12, 800
 
 
@@ -68,15 +65,11 @@ def make_example(generator, task, number):
 
 def write_cells(folder, n_tasks, n_examples):
     """All results; those that are there stay."""
-    with ProcessPoolExecutor() as pool:
-        jobs = [
-            pool.submit(write_cell, folder, name, f'task_{number:02}', n_examples)
-            for name in GENERATORS
-            for number in range(n_tasks)
-            if not ResultPaths(folder / 'results', name, f'task_{number:02}').result.exists()
-        ]
-        for job in jobs:
-            job.result()
+    arguments = {}
+    for name in GENERATORS:
+        for task in (f'task_{number:02}' for number in range(n_tasks)):
+            arguments[ResultPaths(folder / 'results', name, task).result] = folder, name, task, n_examples
+    write_missing(write_cell, arguments)
 
 
 def browse(page_file, folder):

@@ -12,6 +12,7 @@ from cappy.results import write_atomically
 
 SAMPLES_KEYS = ('flan_samples', 'samples')  # two names of the same thing; the first is written
 SPLITS = ('train', 'validation')
+REFERENCE_DECODINGS = ('beam4', 'sampling', 'temp0.9', 'topk40', 'topp0.95')  # in the order of its tables
 
 
 @dataclass(frozen=True, slots=True)

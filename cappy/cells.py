@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cappy import results
+from cappy.candidates import SPLITS
 from cappy.errors import InputError
 from cappy.jsonl import near_entries, near_names
 from cappy.results import ResultPaths
@@ -167,6 +168,16 @@ def found_tasks(folders, generators) -> set[str]:
         for generator in generators
         for path in (Path(folder) / generator).glob('*.json')
         if not path.name.startswith('.')
+    }
+
+
+def sampled_tasks(gens_dir, generators, splits=SPLITS) -> set[str]:
+    """Tasks of which one of the generators has a file of samples, of one of the splits."""
+    return {
+        path.name.removesuffix(f'_{split}.jsonl')
+        for generator in generators
+        for split in splits
+        for path in (Path(gens_dir) / generator).glob(f'*_{split}.jsonl')
     }
 
 

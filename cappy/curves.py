@@ -174,7 +174,7 @@ def consensus_of_subsets(pairwise, outcomes, sizes: tuple[int, ...], n_subsets, 
         for size, every in zip(sizes, groups, strict=True)
     ]
     subsets = np.concatenate(groups)
-    # Rounded as baselines.consensus_pick rounds, so that equal samples stay equal.
+    # Rounded as baselines.consensus rounds, so that equal samples stay equal.
     sums = np.where(subsets, np.round(subsets @ pairwise - pairwise.diagonal(), 9), -np.inf)
     lengths = [len(group) for group in groups]
     starts = np.cumsum([0, *lengths[:-1]])

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cappy.candidates import REFERENCE_DECODINGS
 from cappy.errors import InputError
 
 DEFAULT_TOP_K = 50  # transformers' GenerationConfig, where a decoding does not set its own
-REFERENCE_DECODINGS = ('beam4', 'sampling', 'temp0.9', 'topk40', 'topp0.95')
 BLOCK = 32  # words whose largest logit stands for them in the first stage of `top_k`
 SUM_BLOCK = 128  # words that are summed first where a cumulative sum runs over the vocabulary
 

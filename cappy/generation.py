@@ -206,7 +206,9 @@ class Generator:
         return drawn
 
     def _engine(self, loop):
-        return self._engines.setdefault(loop, Engine(loop, self.devices, self.dtype))
+        if loop not in self._engines:
+            self._engines[loop] = Engine(loop, self.devices, self.dtype)
+        return self._engines[loop]
 
     def _work(self, engine, sources, request_of, total):
         """Yields (place, [Drawn] of its samples) of all sources, classes of like lengths one after the other."""

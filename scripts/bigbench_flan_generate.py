@@ -20,12 +20,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from cappy import flags
-from cappy.candidates import SPLITS, Sample
+from cappy.candidates import REFERENCE_DECODINGS, SPLITS, Sample
 from cappy.cells import read_task_names
 from cappy.errors import InputError
+from cappy.processes import is_first_process, start_devices
 from cappy.samplefiles import check_existing, read_instructions, sampled_file
 
-REFERENCE_DECODINGS = 'beam4,sampling,temp0.9,topk40,topp0.95'
+ALL_DECODINGS = ','.join(REFERENCE_DECODINGS)
 
 # Flags that decide what is drawn; a file that was begun with others is not continued.
 DECIDING = ('model_name_or_path', 'n_sample_gens', 'max_src_len', 'max_tgt_len', 'jax_seed', 'decodings')
@@ -48,7 +49,7 @@ def main(
     jax_seed=42,  # of the samples
     tasks: str | None = None,  # one, or several with commas between; default: those of subset_names.json
     splits='train,validation',
-    decodings=REFERENCE_DECODINGS,  # beamN, sampling, tempX, topkN, toppX, with commas between
+    decodings=ALL_DECODINGS,  # beamN, sampling, tempX, topkN, toppX, with commas between
     default_top_k=True,  # sampling, temp and topp draw from the 50 likeliest words, as the reference's do
     log_likelihood: Literal['retokenized', 'sampled', 'none'] = 'retokenized',  # of validation samples: text or tokens
     generator: str | None = None,  # name of the folder; default: the last part of the model's name
@@ -125,13 +126,6 @@ def result_path(settings, task, split):
     return Path(settings['output_dir']) / generator / f'{task}_{split}.jsonl'
 
 
-def start_devices(settings):
-    """All devices, of all processes where there are several."""
-    from cappy import devices  # jax takes a second, which errors in files need not wait for
-
-    return devices.start_devices(settings)
-
-
 def choose_decodings(settings):
     """The decodings that the flags say."""
     from cappy.decodings import DEFAULT_TOP_K, parse_decoding
@@ -142,8 +136,6 @@ def choose_decodings(settings):
 
 def is_done(settings, task, split, examples):
     """Whether the file is there already, and whole; as the first process finds it."""
-    from cappy.devices import is_first_process
-
     path = result_path(settings, task, split)
     exists = is_first_process() and path.exists() and not settings['overwrite']
     if exists:
@@ -178,8 +170,6 @@ class Progress:
     """A bar of examples on the first process, with the tokens drawn in a second."""
 
     def __init__(self, n_examples, model):
-        from cappy.devices import is_first_process
-
         self.model, self.start = model, time.perf_counter()
         self.bar = tqdm(total=n_examples, unit='example', disable=not is_first_process())
 
@@ -234,8 +224,6 @@ def as_samples(responses):
 @contextlib.contextmanager
 def written(settings, task, split, examples):
     """(examples that have no samples yet, a function that keeps an example's samples)."""
-    from cappy.devices import is_first_process
-
     path = result_path(settings, task, split)
     with contextlib.ExitStack() as stack:
         file = None

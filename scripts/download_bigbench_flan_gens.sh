@@ -9,6 +9,7 @@
 # (pip install gdown). Such links die: scripts/bigbench_flan_generate.py draws samples anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/drive.sh
 
 FILE_ID=150v5Z9GSD7GU0f2Lr71BagsyC1ytkvI5
 FOLDER=bigbench_flan_gens
@@ -106,12 +107,10 @@ if files check "$FOLDER" > /dev/null 2>&1; then
     files check "$FOLDER"
     exit 0
 fi
-command -v gdown > /dev/null || fail 'gdown is not installed (pip install gdown)'
 partial=.$FOLDER.$$.partial
 trap 'rm -rf "$partial"' EXIT
 mkdir "$partial"
-gdown "$FILE_ID" -O "$partial/archive.zip" || fail "the Drive does not give the file (see above); try again in a day"
-[ -s "$partial/archive.zip" ] || fail 'nothing came from the Drive'
+fetch "$FILE_ID" "$partial/archive.zip"
 echo "$FOLDER:"
 files unpack "$partial/archive.zip" "$partial/generators" "$FOLDER" || fail 'what came from the Drive is not the samples (see above)'
 files check "$FOLDER" || fail "$FOLDER is not whole (see above)"

@@ -8,6 +8,7 @@
 # file from its sources instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/drive.sh
 
 FILE_ID=1OjmNOavE6hd4eOAEbW45Clp7Kz3N947T
 FILE=promptsource_test.jsonl
@@ -49,11 +50,9 @@ if [ -e "$FILE" ]; then
     check "$FILE" || fail "$FILE is not the test data (see above); remove it"
     exit 0
 fi
-command -v gdown > /dev/null || fail 'gdown is not installed (pip install gdown)'
 partial=.$FILE.$$.partial
 trap 'rm -f "$partial"' EXIT
-gdown "$FILE_ID" -O "$partial" || fail "the Drive does not give the file (see above); try again in a day"
-[ -s "$partial" ] || fail 'nothing came from the Drive'
+fetch "$FILE_ID" "$partial"
 checked=$(check "$partial") || fail 'what came from the Drive is not the test data (see above)'
 mv "$partial" "$FILE"
 echo "$FILE:"

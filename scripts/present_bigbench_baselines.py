@@ -18,12 +18,12 @@ import numpy as np
 
 from cappy import cells, flags, tables
 from cappy.baselines import TaskBaselines, measure_file
+from cappy.candidates import REFERENCE_DECODINGS
 from cappy.errors import InputError
 from cappy.jsonl import listed
 from cappy.workers import run_over_files
 
-SUFFIX = '_validation.jsonl'
-DECODINGS = ('beam4', 'sampling', 'temp0.9', 'topk40', 'topp0.95')  # the reference's, in its order
+SPLIT = ('validation',)
 LIKELIHOODS = {'self_score_sum': 'sum', 'self_score_mean': 'mean'}
 OURS = ('random', 'consensus', 'oracle')
 DISTINCT = 'distinct_samples'  # mean number of different samples of an instruction
@@ -45,7 +45,7 @@ def main(
     """Print the baselines that need no scorer."""
     gens_dir = Path(bigbench_gen_dir)
     generators = cells.choose_generators(gen_models, [gens_dir], '--gen_models')
-    names = cells.choose_tasks(tasks, bigbench_data_dir, found_tasks(gens_dir, generators))
+    names = cells.choose_tasks(tasks, bigbench_data_dir, cells.sampled_tasks(gens_dir, generators, SPLIT))
     measured = measure(gens_dir, generators, names, (src_key, tgt_key, refs_key, rouge_tokenizer), n_workers)
     if not any(isinstance(one, TaskBaselines) for one in measured.values()):
         raise InputError(nothing_to_show(gens_dir, generators, names, measured))
@@ -60,16 +60,9 @@ def main(
         print(line, file=sys.stderr)
 
 
-def found_tasks(gens_dir, generators):
-    """Tasks of which one of the generators has a file."""
-    return {
-        path.name.removesuffix(SUFFIX) for generator in generators for path in (gens_dir / generator).glob(f'*{SUFFIX}')
-    }
-
-
 def measure(gens_dir, generators, tasks, keys, n_workers):
     """{(generator, task): TaskBaselines, None where there is no file, or the InputError of a bad one}."""
-    paths = {(name, task): gens_dir / name / f'{task}{SUFFIX}' for name in generators for task in tasks}
+    paths = {(name, task): gens_dir / name / f'{task}_validation.jsonl' for name in generators for task in tasks}
     measured = dict.fromkeys(paths)
     paths = {cell: path for cell, path in paths.items() if path.exists()}
     sizes = [path.stat().st_size for path in paths.values()]
@@ -83,7 +76,7 @@ def nothing_to_show(gens_dir, generators, tasks, measured):
     faults = [str(one) for one in measured.values() if one is not None]
     if faults:
         return faults[0]
-    there = sorted(found_tasks(gens_dir, generators))
+    there = sorted(cells.sampled_tasks(gens_dir, generators, SPLIT))
     choose = f'; there are {listed(there)}: choose with --tasks' if there else ''
     return f'{gens_dir}: {listed(generators)} has no samples of {listed(tasks)}{choose}'
 
@@ -92,8 +85,8 @@ def ways_of(measured):
     """{row's name: name in TaskBaselines.rougeL} in the order of the table."""
     found = dict.fromkeys(way for one in measured if isinstance(one, TaskBaselines) for way in one.rougeL)
     decodings = [way.removeprefix('first of ') for way in found if way.startswith('first of ')]
-    ordered = [name for name in DECODINGS if name in decodings]
-    ordered += [name for name in decodings if name not in DECODINGS]
+    ordered = [name for name in REFERENCE_DECODINGS if name in decodings]
+    ordered += [name for name in decodings if name not in REFERENCE_DECODINGS]
     ways = {name: f'first of {name}' for name in ordered}
     ways |= {name: f'self-score {which}' for name, which in LIKELIHOODS.items()}
     return ways | {name: 'random candidate' if name == 'random' else name for name in OURS}

@@ -112,11 +112,7 @@ def choose_generators(settings, asked):
 
 def choose_tasks(settings, data_dir, asked, generators):
     """Those asked for, or all that the data folder names."""
-    folder = Path(settings['bigbench_gen_dir'])
-    ends = [f'_{split}.jsonl' for split in SPLITS]
-    files = [path for generator in generators for path in (folder / generator).iterdir()]
-    found = {path.name.removesuffix(end) for path in files for end in ends if path.name.endswith(end)}
-    return cells.choose_tasks(asked, data_dir, found)
+    return cells.choose_tasks(asked, data_dir, cells.sampled_tasks(settings['bigbench_gen_dir'], generators))
 
 
 class Seed(NamedTuple):

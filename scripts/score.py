@@ -19,9 +19,10 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from cappy import flags, results
+from cappy import flags, processes, results
 from cappy.errors import InputError
 from cappy.pairfiles import STANDARD, PairFile, Runs, ScoredPaths, best_first, find_done
+from cappy.processes import is_first_process
 
 logger = logging.getLogger('score')
 
@@ -114,12 +115,10 @@ def confirm_existing(paths, pairs, rank):
 
 
 def start_devices(settings):
-    """All devices, of all processes where there are several."""
-    from cappy import devices  # jax takes a second, which errors in files need not wait for
-
+    """processes.start_devices, where every process can read the input."""
     if settings['n_processes'] not in (None, 1) and settings['input_file'] == STANDARD:
         raise InputError('standard input reaches one process; give a file that all of them can read')
-    return devices.start_devices(settings)
+    return processes.start_devices(settings)
 
 
 def load_scorer(settings, devices):
@@ -159,8 +158,6 @@ def score_rows(scorer, rows, n_rows):
 @contextlib.contextmanager
 def writing(paths, pairs, settings):
     """(a function that writes bytes, number of rows done, rows to come); the output appears when the block ends."""
-    from cappy.devices import is_first_process
-
     with contextlib.ExitStack() as stack:
         if paths and is_first_process():
             stack.enter_context(results.result_lock(paths))

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cappy import flags
+
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded'
 
@@ -52,6 +54,31 @@ DROPOUT = {'hidden_dropout_prob': 0.1, 'attention_probs_dropout_prob': 0.1}
 
 WORDS = ('the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'two', 'red', 'birds', 'paint', 'sing', 'tell', 'me')
 WORDS += ('what', 'is', 'it', 'yes', 'no')
+
+
+def run_main(main, argv):
+    """A script's main in this process, as its command line runs it -> the exit code."""
+    try:
+        flags.run(main, [str(word) for word in argv])
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+def run_download(script, folder, gdown):
+    """Run a download script in a copy of the repository's layout.
+
+    gdown: the body of a shell script in its place, None: there is none. -> the ended process.
+    """
+    for name in ('scripts', 'bin'):
+        (folder / name).mkdir(exist_ok=True)
+    for name in (script, 'drive.sh'):
+        shutil.copy(ROOT / 'scripts' / name, folder / 'scripts' / name)
+    if gdown is not None:
+        (folder / 'bin' / 'gdown').write_text(f'#!/bin/sh\n{gdown}\n', encoding='utf-8')
+        (folder / 'bin' / 'gdown').chmod(0o755)
+    env = os.environ | {'PATH': f'{folder}/bin:/usr/bin:/bin', 'PYTHON': sys.executable}
+    return subprocess.run(['bash', f'scripts/{script}'], cwd=folder, env=env, capture_output=True, text=True)
 
 
 def word_pieces():

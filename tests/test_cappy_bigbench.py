@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_main
 
 import cappy_bigbench
-from cappy import devices, flags, results
+from cappy import devices, results
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded'
@@ -25,11 +26,7 @@ RECORDED_FLAGS = ['--train_size', '512', '--accumulate_grad_batches', '2', '--le
 
 def run(*argv):
     """The script in this process -> its exit code."""
-    try:
-        flags.run(cappy_bigbench.main, [str(word) for word in argv])
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
+    return run_main(cappy_bigbench.main, argv)
 
 
 def job(results_dir, task='tiny_tense', gens=GENS, model=MODEL):

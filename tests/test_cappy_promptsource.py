@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_main
 
 import cappy_promptsource
-from cappy import flags, results
+from cappy import results
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded' / 'promptsource'
@@ -18,11 +19,7 @@ ACCURACY = json.loads((RECORDED / 'accuracy.json').read_text())
 
 def run(*argv):
     """The script in this process -> its exit code."""
-    try:
-        flags.run(cappy_promptsource.main, [str(word) for word in argv])
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
+    return run_main(cappy_promptsource.main, argv)
 
 
 def job(*more, data=DATA, model=MODEL):

@@ -3,13 +3,13 @@
 import importlib.util
 import json
 import logging
-import os
 import stat
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import conftest
 import pytest
 
 from cappy.candidates import read_examples
@@ -314,16 +314,10 @@ def write_archive(path, members):
 
 
 def run_download(folder, gdown='cp drive "$3"'):
-    """Run the script in a copy of the repository's layout; gdown: the body of a shell script in its place, or None."""
-    for name in ('scripts', 'bin', 'bigbench_data'):
-        (folder / name).mkdir(exist_ok=True)
-    (folder / 'scripts' / DOWNLOAD).write_bytes((ROOT / 'scripts' / DOWNLOAD).read_bytes())
+    """conftest.run_download, with the list of tasks in its place."""
+    (folder / 'bigbench_data').mkdir(exist_ok=True)
     (folder / 'bigbench_data' / 'subset_names.json').write_text(json.dumps(NAMES))
-    if gdown is not None:
-        (folder / 'bin' / 'gdown').write_text(f'#!/bin/sh\n{gdown}\n', encoding='utf-8')
-        (folder / 'bin' / 'gdown').chmod(0o755)
-    env = os.environ | {'PATH': f'{folder}/bin:/usr/bin:/bin', 'PYTHON': sys.executable}
-    return subprocess.run(['bash', f'scripts/{DOWNLOAD}'], cwd=folder, env=env, capture_output=True, text=True)
+    return conftest.run_download(DOWNLOAD, folder, gdown)
 
 
 def nothing_is_left(folder):

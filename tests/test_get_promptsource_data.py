@@ -4,14 +4,13 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import run_download
 
 from cappy.errors import InputError
 
@@ -349,18 +348,6 @@ def test_crows_pairs_is_1508_pairs_under_six_templates_and_ten_rows_are_as_they_
     assert {number: hashlib.sha256(lines[number]).hexdigest() for number in READ_ROWS} == READ_ROWS
 
 
-def run_download(folder, gdown):
-    """Run the script in a copy of the repository's layout; gdown: the body of a shell script in its place, or None."""
-    (folder / 'scripts').mkdir(exist_ok=True)
-    (folder / 'bin').mkdir(exist_ok=True)
-    (folder / 'scripts' / DOWNLOAD).write_bytes((ROOT / 'scripts' / DOWNLOAD).read_bytes())
-    if gdown is not None:
-        (folder / 'bin' / 'gdown').write_text(f'#!/bin/sh\n{gdown}\n', encoding='utf-8')
-        (folder / 'bin' / 'gdown').chmod(0o755)
-    env = os.environ | {'PATH': f'{folder}/bin:/usr/bin:/bin', 'PYTHON': sys.executable}
-    return subprocess.run(['bash', f'scripts/{DOWNLOAD}'], cwd=folder, env=env, capture_output=True, text=True)
-
-
 def test_the_download_is_kept_once_it_is_seen_to_be_rows(tmp_path):
     row = {
         'dataset_name': 'cb',
@@ -372,11 +359,11 @@ def test_the_download_is_kept_once_it_is_seen_to_be_rows(tmp_path):
     }
     (tmp_path / 'drive').write_text(f'{json.dumps(row)}\n' * 2, encoding='utf-8')
     gdown = '[ $1 = 1OjmNOavE6hd4eOAEbW45Clp7Kz3N947T ] && cp drive "$3"'
-    done = run_download(tmp_path, gdown)
+    done = run_download(DOWNLOAD, tmp_path, gdown)
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout.splitlines() == ['promptsource_test.jsonl:', '  cb: 2 rows', '  2 rows of 1 data sets']
     assert (tmp_path / 'promptsource_test.jsonl').read_text().splitlines() == [json.dumps(row)] * 2
-    again = run_download(tmp_path, 'exit 9')
+    again = run_download(DOWNLOAD, tmp_path, 'exit 9')
     assert (again.returncode, again.stdout.splitlines()[0]) == (0, 'promptsource_test.jsonl exists:')
 
 
@@ -391,7 +378,7 @@ def test_the_download_is_kept_once_it_is_seen_to_be_rows(tmp_path):
     ],
 )
 def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(tmp_path, gdown, message):
-    done = run_download(tmp_path, gdown)
+    done = run_download(DOWNLOAD, tmp_path, gdown)
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.splitlines()[-1].endswith('python scripts/get_promptsource_data.py --help')

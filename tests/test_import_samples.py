@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import run_main
 
-from cappy import flags
 from cappy.candidates import Example, Sample, read_examples
 
 _path = Path(__file__).parents[1] / 'scripts' / 'import_samples.py'
@@ -25,11 +25,7 @@ def in_its_own_folder(tmp_path, monkeypatch):
 
 def run(*argv):
     """The script in this process -> its exit code."""
-    try:
-        flags.run(import_samples.main, [str(word) for word in argv])
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
+    return run_main(import_samples.main, argv)
 
 
 def refused(capsys, *argv):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_main
 from rouge_score.rouge_scorer import RougeScorer
 
-from cappy import flags, workers
+from cappy import workers
 
 ROOT = Path(__file__).parents[1]
 GENS = ROOT / 'tests' / 'recorded' / 'inputs' / 'bigbench_flan_gens'
@@ -25,12 +26,7 @@ ROWS = [*DECODINGS, 'self_score_sum', 'self_score_mean', 'random', 'consensus', 
 
 def present(capsys, *argv):
     """(exit code, standard output, standard error) of the script."""
-    code = 0
-    try:
-        flags.run(script.main, [str(word) for word in argv])
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
+    return run_main(script.main, argv), *capsys.readouterr()
 
 
 def table(capsys, *argv):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_main
 from scipy import stats
 
-from cappy import cells, flags, results, workers
+from cappy import cells, results, workers
 from cappy.baselines import all_picks, candidates_rougeL, compare
 from cappy.candidates import Example, Sample
 from cappy.results import ResultPaths
@@ -32,12 +33,7 @@ WORDS = list('abcdefgh')
 
 def present(capsys, *argv):
     """(exit code, standard output, standard error) of the script."""
-    code = 0
-    try:
-        flags.run(script.main, [str(word) for word in argv])
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
+    return run_main(script.main, argv), *capsys.readouterr()
 
 
 def as_json(capsys, *argv):

@@ -15,6 +15,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from conftest import run_main
 from openai_server import FakeServer, Reply, asked, choices, well_behaved
 
 from cappy import flags, llmserver
@@ -64,11 +65,7 @@ def argv(base_url, data, *more):
 
 def run(server, data, *more):
     """The script in this process -> its exit code."""
-    try:
-        flags.run(sample_openai.main, argv(getattr(server, 'base_url', server), data, *more))
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
+    return run_main(sample_openai.main, argv(getattr(server, 'base_url', server), data, *more))
 
 
 def refused(capsys, server, data, *more):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_main
 
-from cappy import Cappy, flags, results
+from cappy import Cappy, results
 from cappy.errors import InputError
 from cappy.pairfiles import PairFile, Runs, ScoredPaths, best_first, find_done
 
@@ -28,11 +29,7 @@ ODD = ['plain', '', 'a "quoted" word', 'two\nlines', 'tab\tand, comma', 'cafÃ© â
 
 def run(*argv):
     """The script in this process -> its exit code."""
-    try:
-        flags.run(score.main, [str(word) for word in argv])
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
+    return run_main(score.main, argv)
 
 
 @pytest.fixture(scope='module')
