@@ -60,7 +60,11 @@ class WithGradients:
         self.params, self.n_tokens = scorer.params, shape[0] * shape[1]
         settings = TrainingSettings()
         accumulate, _, _ = training_programs(
-            scorer.config, scorer.compute_dtype, scorer.devices, False, settings, settings.pairs_per_update(1)
+            scorer.config,
+            scorer.compute_dtype,
+            scorer.devices,
+            False,
+            settings.optimizer(settings.pairs_per_update(1), 1),
         )
         self.rows = scorer.devices.put_rows(random_rows(*shape, scorer.config))
         self.labels = jnp.ones((shape[0], 1), jnp.float32)

@@ -29,7 +29,7 @@ from transformers import AutoModelForSequenceClassification
 
 from cappy import Cappy, training
 from cappy.flags import run
-from cappy.packing import describe_packing, fill_rows
+from cappy.packing import describe_packing
 from cappy.tokens import encode_pairs
 
 GOING_ON = SimpleNamespace(signal=None)  # no stop is asked for
@@ -47,7 +47,7 @@ class Work:
         self.settings = training.TrainingSettings(
             learning_rate=2e-4, warmup_rate=0.0, per_device_batch_size=8, accumulate_grad_batches=pairs_per_update // 8
         )
-        self.rate = training.learning_rate_schedule(self.settings, len(pairs), 1)
+        self.optimizer = self.settings.optimizer(len(pairs), 1)
 
 
 class Ours:
@@ -65,16 +65,13 @@ class Ours:
                 work.order, work.encoded, np.arange(n_pairs), self.config, scorer.devices, tokens_per_device
             )
         self.run = training._Run(
-            self.config, scorer.compute_dtype, scorer.devices, False, work.settings, n_pairs, scorer.params
+            self.config, scorer.compute_dtype, scorer.devices, False, work.optimizer, work.settings.seed, scorer.params
         )
 
     def update(self, number):
         """One update -> the loss before it."""
         group, labels = self.work.order[number], self.work.labels
-        batches = (
-            (fill_rows(b, self.work.encoded, group, self.config), *training._targets(b, labels[group], len(group)))
-            for b in self.plans[number]
-        )
+        batches = training.micro_batches(self.plans[number], self.work.encoded, group, labels[group], self.config)
         return self.run.update(number, batches, GOING_ON)[0]
 
 
@@ -96,7 +93,7 @@ class PyTorch:
             part.backward()
             loss += part.item()
         for settings in self.optimizer.param_groups:
-            settings['lr'] = float(self.work.rate(number))
+            settings['lr'] = float(self.work.optimizer.schedule(number))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss

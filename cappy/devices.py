@@ -7,6 +7,7 @@ is ours then, all devices on the data axis, so that one device and many are the 
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import logging
 import os
@@ -120,12 +121,16 @@ def get_devices(
     host0_port=None,
     process_id=None,
     n_local_devices=None,
+    tensorboard_dir=None,
 ):
     """The devices of this process and, with n_processes, of the others: one Deployer for one set of settings.
 
-    n_processes, host0_address, host0_port, process_id, n_local_devices: as redco's Deployer takes them.
-    Raises InputError where n_model_shards does not divide the devices.
+    n_processes, host0_address, host0_port, process_id, n_local_devices: as redco's Deployer takes them;
+    tensorboard_dir: where its log_metrics writes, None: nowhere.
+    Raises InputError where n_model_shards does not divide the devices, or TensorBoard's writer is not installed.
     """
+    if tensorboard_dir is not None and not all(map(importlib.util.find_spec, ('tensorflow', 'tensorboard'))):
+        raise InputError('--tensorboard_dir: flax writes its files by tensorflow; pip install tensorflow tensorboard')
     from redco import Deployer  # two seconds of imports that reading files need not wait for
 
     _cache_compilations()
@@ -141,6 +146,8 @@ def get_devices(
                 host0_port=host0_port,
                 process_id=process_id,
                 n_local_devices=n_local_devices,
+                workdir=tensorboard_dir,
+                run_tensorboard=tensorboard_dir is not None,
             )
         except AssertionError as error:  # redco's only word for it
             raise InputError(
@@ -155,7 +162,7 @@ def get_devices(
 def start_devices(settings):
     """The devices that a script's flags ask for: those of them that `get_devices` takes, by name."""
     names = inspect.signature(get_devices).parameters
-    return get_devices(**{name: settings[name] for name in names})
+    return get_devices(**{name: settings[name] for name in names if name in settings})
 
 
 def is_first_process():

@@ -145,20 +145,14 @@ def row_length_choices(lengths, cost, grid=ROW_LENGTHS):
         best = np.minimum(best, share[:, add])
 
 
-def plan_groups(groups, lengths, cost, compile_cost, tokens_per_batch, n_data=1, compiled=frozenset()):
-    """Batches for groups of pairs, each group apart (an update, say), with the row lengths that are cheapest in all.
+def choose_row_lengths(of_groups, cost, compile_cost, tokens_per_batch, n_data=1, compiled=frozenset(), longest=0):
+    """The row lengths, ascending, that are cheapest in all for groups of pairs, each group planned apart.
 
-    groups: sequence of int arrays of places in `lengths`, int [n]; cost: RowCost; compile_cost: of one more shape, in
-    units of a token's dense work; tokens_per_batch, n_data: as `plan_batches` takes them; compiled: shapes (R, L) that
-    cost no compilation any more.
+    of_groups: for each group, int [n] tokens of its pairs; longest: tokens of a pair that may still come, 0: none will.
     Each set of `row_length_choices`, and the lengths compiled before, are tried on a few groups, empty rows and
-    compilations counted.
-    Returns a list of Batch for each group, numbering its pairs from 0.
+    compilations counted. The rest as `plan_groups` takes it.
     """
-    if not len(groups):
-        return []
-    of_groups = [lengths[group] for group in groups]
-    tried = of_groups[:: -(-len(groups) // N_TRIED)]
+    tried = of_groups[:: -(-len(of_groups) // N_TRIED)]
 
     def total(row_lengths):
         work, shapes = 0.0, set()
@@ -167,30 +161,50 @@ def plan_groups(groups, lengths, cost, compile_cost, tokens_per_batch, n_data=1,
                 for size, count in _cut(int(row.max()) + 1, row_length, tokens_per_batch, n_data):
                     work += count * (size * float(cost(row_length)) + BATCH_COST)
                     shapes.add((size, row_length))
-        return work * len(groups) / len(tried) + compile_cost * len(shapes - compiled)
+        return work * len(of_groups) / len(tried) + compile_cost * len(shapes - compiled)
 
-    together = np.concatenate(of_groups)
+    together = np.concatenate([*of_groups, [longest]] if longest else of_groups)
     # And one length that holds several pairs: few pairs would not pay for the compilations of many lengths.
     choices = row_length_choices(together, cost) + [(length,) for length in ROW_LENGTHS if length >= together.max()]
     before = tuple(sorted({row_length for _, row_length in compiled}))
     if before and before[-1] >= together.max():
         choices.append(before)
-    row_lengths = min(choices, key=total)
+    return min(choices, key=total)
+
+
+def plan_groups(groups, lengths, cost, compile_cost, tokens_per_batch, n_data=1, compiled=frozenset()):
+    """Batches for groups of pairs, each group apart (an update, say), with the row lengths that are cheapest in all.
+
+    groups: sequence of int arrays of places in `lengths`, int [n]; cost: RowCost; compile_cost: of one more shape, in
+    units of a token's dense work; tokens_per_batch, n_data: as `plan_batches` takes them; compiled: shapes (R, L) that
+    cost no compilation any more.
+    Returns a list of Batch for each group, numbering its pairs from 0.
+    """
+    if not len(groups):
+        return []
+    of_groups = [lengths[group] for group in groups]
+    row_lengths = choose_row_lengths(of_groups, cost, compile_cost, tokens_per_batch, n_data, compiled)
     plans = [plan_batches(some, row_lengths, cost, tokens_per_batch, n_data) for some in of_groups]
-    slots = {}
-    for batch in (batch for plan in plans for batch in plan):
-        slots[batch.row_length] = max(slots.get(batch.row_length, 1), batch.shape[2])
+    slots = slots_needed(plans)
     if any(batch.shape[2] != slots[batch.row_length] for plan in plans for batch in plan):
         plans = [plan_batches(some, row_lengths, cost, tokens_per_batch, n_data, slots) for some in of_groups]
     return plans
+
+
+def slots_needed(plans):
+    """{row length: C}: the most slots that a batch of that length has in lists of Batch."""
+    slots = {}
+    for batch in (batch for plan in plans for batch in plan):
+        slots[batch.row_length] = max(slots.get(batch.row_length, 1), batch.shape[2])
+    return slots
 
 
 def plan_batches(lengths, row_lengths, cost, tokens_per_batch, n_data=1, slots=None):
     """Cut pairs into batches of rows.
 
     lengths: int [n]; row_lengths: ascending, one holds the longest pair; tokens_per_batch: R * L at most, on each of
-    n_data devices, but always one row each; slots: {row length: C} to keep shapes alike between plans, None: as needed,
-    the next power of two.
+    n_data devices, but always one row each; slots: {row length: C} to keep shapes alike between plans; where there is
+    none, or it is too few, the next power of two of what is needed.
     Returns a list of Batch, long rows first, in which each pair 0..n-1 stands once. R is a multiple of n_data, one of
     two numbers for each row length.
     """
@@ -198,7 +212,7 @@ def plan_batches(lengths, row_lengths, cost, tokens_per_batch, n_data=1, slots=N
     for row_length, pairs, row, start in _placed(lengths, row_lengths, cost):
         cut = list(_cut(int(row.max()) + 1, row_length, tokens_per_batch, n_data))
         n_rows = sum(size * count for size, count in cut)
-        pair, start = _slotted(pairs, row, start, n_rows, slots and slots[row_length])
+        pair, start = _slotted(pairs, row, start, n_rows, slots.get(row_length, 1) if slots else 1)
         first = 0
         for size, count in cut:
             for _ in range(count):
@@ -218,11 +232,11 @@ def _placed(lengths, row_lengths, cost):
 
 
 def _slotted(pairs, row, start, n_rows, n_slots):
-    """[n] placements -> pair, start int32 [n_rows, C], slots in token order; n_slots: C, None: as needed."""
+    """[n] placements -> pair, start int32 [n_rows, C], slots in token order; n_slots: C at least."""
     order = np.lexsort((start, row))
     row = row[order]
     slot = np.arange(len(row)) - np.searchsorted(row, row)
-    table = np.full((n_rows, n_slots or 1 << int(slot.max()).bit_length()), -1, np.int32)
+    table = np.full((n_rows, max(n_slots, 1 << int(slot.max()).bit_length())), -1, np.int32)
     starts = np.zeros_like(table)
     table[row, slot], starts[row, slot] = pairs[order], start[order]
     return table, starts

@@ -206,7 +206,10 @@ class ScoredPaths:
         """Held while a process writes."""
         return self.result.with_name(f'{self.result.name}.lock')
 
-    candidates = updates = settings  # the files of which a killed process may have left a `write_atomically`
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that `write_atomically` makes."""
+        return self.result, self.settings
 
     def check_continues(self, settings):
         """Raise InputError where `partial` was begun with other settings than these, or with unknown ones."""

@@ -63,6 +63,11 @@ class ResultPaths:
         """Folder from which a stopped training goes on."""
         return self._with('.checkpoint')
 
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that `write_atomically` makes."""
+        return self.result, self.candidates, self.updates
+
 
 class Update(NamedTuple):
     """One optimizer step: learning_rate is the rate applied, loss the mean over its pairs before
@@ -177,21 +182,33 @@ def write_result(paths: ResultPaths, result: dict, candidates: Iterable[dict], u
     updates: rows as `Update`. Raises InputError where a number is not finite, or a file cannot be
     written.
     """
-    candidates, updates = list(candidates), [Update(*row) for row in updates]
+    candidates = list(candidates)
     _check_scores_are_finite(paths.candidates, candidates)
-    text = _to_json(paths.result, result, indent=4)
+    _to_json(paths.result, result)  # so that a number that is not finite is found before anything is written
     with write_atomically(paths.candidates) as file:
         for line in candidates:
             file.write(_to_json(paths.candidates, line) + '\n')
-    with write_atomically(paths.updates) as file:
+    write_updates(paths.updates, updates)
+    write_json(paths.result, result)
+
+
+def write_updates(path, updates: Iterable[Sequence]):
+    """Write rows as `Update` has them. Raises InputError where a number is not finite."""
+    with write_atomically(path) as file:
         writer = csv.writer(file, lineterminator='\n')
         writer.writerow(Update._fields)
         for row in updates:
+            row = Update(*row)
             numbers = [shortest_float32(value) for value in row[2:]]
             if not all(map(math.isfinite, numbers)):
-                raise InputError(f'{paths.updates}: update {row.update} is not finite: {numbers}')
+                raise InputError(f'{path}: update {row.update} is not finite: {numbers}')
             writer.writerow([int(row.update), int(row.pairs), *numbers])
-    with write_atomically(paths.result) as file:
+
+
+def write_json(path, value):
+    """Write a value as JSON, whole or not at all. Raises InputError where a number is not finite."""
+    text = _to_json(path, value, indent=4)
+    with write_atomically(path) as file:
         file.write(text + '\n')
 
 
@@ -356,7 +373,7 @@ def _remove_partial_files(paths):
     """What a killed process left half-written; the caller holds the lock, so nobody writes
     there.
     """
-    for path in (paths.result, paths.candidates, paths.updates):
+    for path in paths.written:
         for partial in path.parent.glob(f'.{glob.escape(path.name)}.*.partial'):
             with suppress(OSError):
                 partial.unlink()

@@ -15,6 +15,7 @@ from cappy import checkpoint, packing
 from cappy.devices import get_devices, is_first_process
 from cappy.encoder import EncoderConfig, expected_tensors, head_tensors, params_from_tensors, tensors_from_params
 from cappy.errors import InputError
+from cappy.pretraining import Feed, pretrain
 from cappy.scoring import default_dtype, score_pairs
 from cappy.tokens import encode_pairs, load_tokenizer
 from cappy.training import TrainingSettings, train
@@ -45,13 +46,22 @@ class Cappy:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_dir, *, devices=None, compute_dtype=None, max_length=None, tokens_per_device=None, seed=11111
+        cls,
+        name_or_dir,
+        *,
+        devices=None,
+        compute_dtype=None,
+        max_length=None,
+        tokens_per_device=None,
+        seed=11111,
+        from_scratch=False,
     ):
         """Read a scorer, or an encoder without a head, from a directory or a hub name.
 
         devices: as `devices.get_devices` gives them, None: all of this process's; compute_dtype: 'float32' or
         'bfloat16', None: what suits the device (weights stay float32); max_length: tokens of a pair, longer ones are
-        truncated, None: 512 or what the model has positions for; seed: of a fresh head.
+        truncated, None: 512 or what the model has positions for; seed: of fresh weights; from_scratch: take config and
+        tokenizer alone, and make all weights afresh.
         Raises InputError naming what is missing or does not fit.
         """
         path = checkpoint.find_model(name_or_dir)
@@ -65,7 +75,7 @@ class Cappy:
         dtype = COMPUTE_DTYPES[compute_dtype] if compute_dtype else default_dtype(devices.platform)
         tokenizer = load_tokenizer(path)
         _check_vocabulary(tokenizer, config, path)
-        params = devices.put_params(_read_params(path, config, seed))
+        params = devices.put_params(_fresh_params(config, seed) if from_scratch else _read_params(path, config, seed))
         scorer = cls(params, config, published, tokenizer, devices, dtype, max_length, str(name_or_dir))
         scorer.tokens_per_device = tokens_per_device
         return scorer
@@ -146,9 +156,8 @@ class Cappy:
         unique = {}
         which = np.array([unique.setdefault(triple[:2], len(unique)) for triple in triples])
         encoded = encode_pairs(self.tokenizer, *zip(*unique, strict=True), settings.max_length)
-        params, self.params = self.params, None  # training donates them
-        try:
-            trained = train(
+        trained = self._trained_by(
+            lambda params: train(
                 params,
                 encoded,
                 which,
@@ -161,13 +170,62 @@ class Cappy:
                 progress=progress,
                 **options,
             )
-        except BaseException:
-            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(params)):  # stopped before the first update
-                self.params = params
-            raise
+        )
         self.params = trained.params
         trained.packing['truncated_pairs'] = int(encoded.truncated.sum())
         return trained
+
+    def pretrain(self, stream, settings, *, tokens_per_device=None, fingerprint=None, on_update=None, **options):
+        """Train on a stream of labelled rows, in place (sections 3.1 and 3.2).
+
+        stream: pretrainfiles.Stream, its window_size the settings'; settings: pretraining.PretrainingSettings;
+        fingerprint: a dict of what else, besides these, must be the same for a checkpoint to be continued; on_update:
+        called with each Update while the scorer can score with the weights after it; options: gradient_checkpointing,
+        checkpoint, checkpoint_every, progress, as `training.run_updates` takes them.
+        Returns (list of Update, the Feed, which knows how full the rows were).
+        """
+        settings.check()
+        packing.check_lengths(settings.max_length, self.config, self.source)
+        if settings.n_updates(stream.n_rows) < 1:
+            raise InputError(
+                f'--global_batch_size {settings.global_batch_size}: more than the {stream.n_rows} rows of all passes; '
+                f'lower it'
+            )
+        platform, n_data = self.devices.platform, self.devices.n_data
+        feed = Feed(stream, self.tokenizer, settings, self.config, platform, n_data, tokens_per_device)
+
+        def told(update, params):
+            self.params = params
+            on_update(update)
+            self.params = None
+
+        self.params, updates = self._trained_by(
+            lambda params: pretrain(
+                params,
+                feed,
+                config=self.config,
+                devices=self.devices,
+                dtype=self.compute_dtype,
+                fingerprint={
+                    **dataclasses.asdict(settings),
+                    **(fingerprint or {}),
+                    'compute_dtype': jnp.dtype(self.compute_dtype).name,
+                },
+                on_update=told if on_update else None,
+                **options,
+            )
+        )
+        return updates, feed
+
+    def _trained_by(self, training):
+        """What `training` makes of the parameters, which it is given for good; they stay where it never began."""
+        params, self.params = self.params, None
+        try:
+            return training(params)
+        except BaseException:
+            unused = not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))  # stopped before the first update
+            self.params = params if unused else None
+            raise
 
     def save_pretrained(self, directory, *, model_card=None, overwrite=False):
         """Write a directory that PyTorch transformers, sentence-transformers' CrossEncoder and `from_pretrained` load.
@@ -220,17 +278,30 @@ def _read_params(path, config, seed):
         logger.warning(
             '%s has no head: %s are made afresh (seed %d); adapt it before use', path, ', '.join(fresh), seed
         )
-    generator = np.random.default_rng(seed)
-    for name in fresh:
-        is_bias = name.endswith('bias')
-        values = generator.normal(0, 0 if is_bias else config.initializer_range, expected[name])
-        tensors[name] = values.astype(np.float32)
+    tensors |= _fresh_tensors({name: expected[name] for name in fresh}, config, seed)
     if 'classifier.weight' in tensors and 'classifier.dense.weight' in expected:
         raise InputError(f'{path}: classifier.weight: a BERT head under a RoBERTa config')
     unused = checkpoint.expected_name_report(tensors, expected, path)
     if unused:
         logger.info("%s: %d tensors are not the scorer's: %s", path, len(unused), ', '.join(unused[:5]))
     return params_from_tensors(tensors, config)
+
+
+def _fresh_params(config, seed):
+    """The tree of parameters of a scorer that has learned nothing."""
+    return params_from_tensors(_fresh_tensors(expected_tensors(config), config, seed), config)
+
+
+def _fresh_tensors(shapes, config, seed):
+    """Tensors of the given {name: shape} as a model begins: normal weights, biases 0, norms' scales 1."""
+    generator, tensors = np.random.default_rng(seed), {}
+    for name, shape in shapes.items():
+        if name.endswith('LayerNorm.weight'):
+            tensors[name] = np.ones(shape, np.float32)
+        else:
+            deviation = 0 if name.endswith('bias') else config.initializer_range
+            tensors[name] = generator.normal(0, deviation, shape).astype(np.float32)
+    return tensors
 
 
 def _check_vocabulary(tokenizer, config, path):

@@ -1,4 +1,4 @@
-"""Finetuning: the reference's optimizer, order and rate, over packed rows, interruptible.
+"""Training over packed rows, interruptible; and finetuning by it: the reference's optimizer, order and rate.
 
 An update is defined by its pairs: its loss is the mean squared error over them, however they are cut into rows and
 micro-batches. P pairs of an update, R rows, C slots of a row.
@@ -19,6 +19,7 @@ import tqdm
 
 from cappy.encoder import Scorer
 from cappy.errors import InputError
+from cappy.optimizer import Optimizer
 from cappy.packing import describe_packing, fill_rows, plan_groups
 from cappy.results import Update
 from cappy.scoring import compile_cost, row_cost
@@ -55,6 +56,20 @@ class TrainingSettings:
         """Updates that train_size pairs fill; the rest is left out, as by the reference."""
         return train_size // self.pairs_per_update(n_data)
 
+    def optimizer(self, train_size, n_data):
+        """The Optimizer of train_size pairs.
+
+        'reference': linear warm-up and decay over as many steps as there are micro-batches, asked by the update's
+        number, so that the warm-up is accumulate_grad_batches times too long (reference, cappy_bigbench.py:152-161,
+        with redco 0.4.13, deployer.py:177). 'corrected': over the updates. Both start from 0, so the first update moves
+        nothing.
+        """
+        if self.lr_schedule == 'reference':
+            n_steps = train_size // (self.per_device_batch_size * n_data)
+        else:
+            n_steps = self.n_updates(train_size, n_data)
+        return Optimizer(self.learning_rate, int(n_steps * self.warmup_rate), n_steps, weight_decay=self.weight_decay)
+
     def check(self, train_size, n_data):
         """Raise InputError for settings that train nothing."""
         if self.lr_schedule not in LR_SCHEDULES:
@@ -78,24 +93,6 @@ class TrainingSettings:
             )
 
 
-def learning_rate_schedule(settings, train_size, n_data):
-    """Update number, from 0 -> the rate applied.
-
-    'reference': linear warm-up and decay over as many steps as there are micro-batches, asked by the update's number,
-    so that the warm-up is accumulate_grad_batches times too long (reference, cappy_bigbench.py:152-161, with redco
-    0.4.13, deployer.py:177). 'corrected': over the updates. Both start from 0, so the first update moves nothing.
-    """
-    if settings.lr_schedule == 'reference':
-        n_steps = train_size // (settings.per_device_batch_size * n_data)
-    else:
-        n_steps = settings.n_updates(train_size, n_data)
-    n_warmup = int(n_steps * settings.warmup_rate)
-    rate = settings.learning_rate
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, rate, n_warmup), optax.linear_schedule(rate, 0.0, n_steps - n_warmup)], [n_warmup]
-    )
-
-
 def reference_order(n, seed):
     """The permutation [n] in which the reference trains on its examples: redco's first key, jax's old bits."""
     with jax.threefry_partitionable(False), jax.default_device(jax.local_devices(backend='cpu')[0]):
@@ -116,19 +113,17 @@ def join_words(table, rest, prefix):
 
 
 @functools.lru_cache(maxsize=4)
-def training_programs(config, dtype, devices, rematerialise, settings, train_size):
-    """Two compiled programs.
+def training_programs(config, dtype, devices, rematerialise, optimizer):
+    """Two programs, to be compiled.
 
     accumulate(grads, loss, params, rows, labels, weights, key) -> grads, loss: adds a micro-batch; labels and weights
     float32 [R, C], weights 1 / P where a slot holds a pair; key uint32, the update's dropout.
-    apply(params, opt_state, grads) -> params, opt_state, zeroed grads, norm: one step of the optimizer.
-    Also returns the optimizer.
+    apply(params, opt_state, grads) -> params, opt_state, zeroed grads, norm: one step of the Optimizer; norm: of the
+    gradient, before any clipping. Also returns optax's form of the optimizer.
     """
     model = Scorer(config, dtype, rematerialise)
     has_dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout) > 0
-    optimizer = optax.adamw(
-        learning_rate_schedule(settings, train_size, devices.n_data), weight_decay=settings.weight_decay
-    )
+    transformation = optimizer.transformation
 
     def squared_error(rest, vectors, rows, labels, weights, key):
         scores = model.apply({'params': rest}, vectors, rows, key if has_dropout else None, method='score')
@@ -146,11 +141,11 @@ def training_programs(config, dtype, devices, rematerialise, settings, train_siz
         return join_words(table_sum, jax.tree.map(jnp.add, rest_sum, rest_grads), config.prefix), loss + more
 
     def apply(params, opt_state, grads):
-        moves, opt_state = optimizer.update(grads, opt_state, params)
+        moves, opt_state = transformation.update(grads, opt_state, params)
         norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(grads)))
         return optax.apply_updates(params, moves), opt_state, jax.tree.map(jnp.zeros_like, grads), norm
 
-    return accumulate, apply, optimizer
+    return accumulate, apply, transformation
 
 
 class StopRequest:
@@ -194,20 +189,14 @@ def train(
     dtype,
     settings,
     tokens_per_device=None,
-    gradient_checkpointing=False,
-    checkpoint=None,
-    checkpoint_every=0,
-    fingerprint='',
-    on_update=None,
     progress=True,
+    **options,
 ):
     """Finetune a scorer on pairs in order.
 
     params: on the devices; they are given up (donated). encoded: EncodedPairs; which: int [train_size], the pair of
-    each example; labels: float [train_size]. Examples are taken in `reference_order`.
-    checkpoint: a checkpointing.Checkpoint or None; with checkpoint_every N it is written after each N updates and, when
-    the process is asked to stop, before it does. fingerprint: what else must be the same for one to be continued.
-    on_update: called with (Update, params) after each, e.g. to evaluate.
+    each example; labels: float [train_size]. Examples are taken in `reference_order`. options: gradient_checkpointing,
+    checkpoint, checkpoint_every, fingerprint, on_update, as `run_updates` takes them.
     Returns Trained. Raises InputError where the loss is not finite, naming the update.
     """
     n_data = devices.n_data
@@ -215,23 +204,73 @@ def train(
     n_pairs, n_updates = settings.pairs_per_update(n_data), settings.n_updates(len(which), n_data)
     order = reference_order(len(which), settings.seed)[: n_updates * n_pairs].reshape(n_updates, n_pairs)
     plans, packing = _plan_updates(order, encoded, which, config, devices, tokens_per_device)
-    run = _Run(config, dtype, devices, gradient_checkpointing, settings, len(which), params)
-    rate = learning_rate_schedule(settings, len(which), n_data)
+
+    def feed(first):
+        for pairs, plan in zip(order[first:], plans[first:], strict=True):
+            yield micro_batches(plan, encoded, which[pairs], labels[pairs], config)
+
+    params, updates = run_updates(
+        params,
+        feed,
+        n_updates,
+        n_pairs,
+        config=config,
+        devices=devices,
+        dtype=dtype,
+        optimizer=settings.optimizer(len(which), n_data),
+        seed=settings.seed,
+        progress='adapting' if progress else None,
+        **options,
+    )
+    return Trained(params, updates, packing)
+
+
+def micro_batches(plan, encoded, which, labels, config):
+    """Yields (rows, labels, weights) of each Batch of an update's plan, as `training_programs` takes them.
+
+    which: int [P], where in `encoded` each pair of the update lies; labels: float [P].
+    """
+    for batch in plan:
+        yield fill_rows(batch, encoded, which, config), *_targets(batch, labels, len(which))
+
+
+def run_updates(
+    params,
+    feed,
+    n_updates,
+    n_pairs,
+    *,
+    config,
+    devices,
+    dtype,
+    optimizer,
+    seed,
+    gradient_checkpointing=False,
+    checkpoint=None,
+    checkpoint_every=0,
+    fingerprint='',
+    on_update=None,
+    progress=None,
+):
+    """Make n_updates of n_pairs each.
+
+    params: on the devices; they are given up (donated). feed: number of an update -> an iterable of, for that update
+    and each one after it, the micro-batches as `micro_batches` gives them. optimizer: Optimizer; seed: of dropout.
+    checkpoint: a checkpointing.Checkpoint or None; with checkpoint_every N it is written after each N updates and, when
+    the process is asked to stop, before it does. fingerprint: what else must be the same for one to be continued.
+    on_update: called with (Update, params) after each, e.g. to evaluate. progress: words for a progress bar, or None.
+    Returns (params, list of results.Update). Raises InputError where the loss is not finite, naming the update.
+    """
+    run = _Run(config, dtype, devices, gradient_checkpointing, optimizer, seed, params)
+    rate = optimizer.schedule
     updates = run.restore(checkpoint, fingerprint)
-    shown = progress and jax.process_index() == 0
+    shown = progress is not None and jax.process_index() == 0
     with (
         StopRequest() as stop,
-        tqdm.tqdm(total=n_updates, initial=len(updates), desc='adapting', unit='update', disable=not shown) as bar,
+        tqdm.tqdm(total=n_updates, initial=len(updates), desc=progress, unit='update', disable=not shown) as bar,
     ):
         n_saved, began = len(updates), time.perf_counter()
-        for number in range(len(updates), n_updates):
-            batches = (
-                (
-                    fill_rows(batch, encoded, which[order[number]], config),
-                    *_targets(batch, labels[order[number]], n_pairs),
-                )
-                for batch in plans[number]
-            )
+        for number, batches in zip(range(len(updates), n_updates), feed(len(updates)), strict=False):
             measured = run.update(number, batches, stop)
             if measured is None:
                 break
@@ -255,7 +294,7 @@ def train(
             if checkpoint_every:
                 run.save(checkpoint, fingerprint, updates)
             raise KeyboardInterrupt
-    return Trained(run.params, updates, packing)
+    return run.params, updates
 
 
 def _plan_updates(order, encoded, which, config, devices, tokens_per_device):
@@ -285,12 +324,12 @@ def _targets(batch, labels, n_pairs):
 class _Run:
     """The state of training on the devices: parameters, optimizer state and the sum of gradients."""
 
-    def __init__(self, config, dtype, devices, rematerialise, settings, train_size, params):
-        self.devices, self.seed = devices, settings.seed
-        accumulate, apply, optimizer = training_programs(config, dtype, devices, rematerialise, settings, train_size)
+    def __init__(self, config, dtype, devices, rematerialise, optimizer, seed, params):
+        self.devices, self.seed = devices, seed
+        accumulate, apply, transformation = training_programs(config, dtype, devices, rematerialise, optimizer)
         lay = devices.params_shardings(params)
         self.params = params
-        opt_state_shape = jax.eval_shape(optimizer.init, params)
+        opt_state_shape = jax.eval_shape(transformation.init, params)
         params_structure = jax.tree.structure(params)
         state_lay = jax.tree.map(
             lambda node: lay if jax.tree.structure(node) == params_structure else devices.replicated,
@@ -298,7 +337,7 @@ class _Run:
             is_leaf=lambda node: jax.tree.structure(node) == params_structure,
         )
         whole = devices.replicated
-        self.opt_state = jax.jit(optimizer.init, out_shardings=state_lay)(params)
+        self.opt_state = jax.jit(transformation.init, out_shardings=state_lay)(params)
         self.grads = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=lay)(params)
         self._accumulate = jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(lay, whole))
         self._apply = jax.jit(apply, donate_argnums=(0, 1, 2), out_shardings=(lay, state_lay, lay, whole))

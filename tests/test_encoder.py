@@ -170,7 +170,8 @@ def test_bfloat16_scores_are_close_to_float32(tiny_directories, name):
 
 @functools.cache
 def accumulation(config):
-    accumulate, _, _ = training_programs(config, jnp.float32, get_devices(), False, TrainingSettings(), 1024)
+    optimizer = TrainingSettings().optimizer(1024, 1)
+    accumulate, _, _ = training_programs(config, jnp.float32, get_devices(), False, optimizer)
     return jax.jit(accumulate)
 
 

@@ -21,7 +21,7 @@ from cappy.packing import Batch, fill_rows
 from cappy.rouge import RougeL
 from cappy.scorer import Cappy
 from cappy.tokens import encode_pairs
-from cappy.training import StopRequest, TrainingSettings, learning_rate_schedule, reference_order
+from cappy.training import StopRequest, TrainingSettings, reference_order
 
 TASKS = ('tiny_tense', 'tiny_arithmetic')
 # Eight pairs an update, six updates of 48 examples; warmed up after 3 of 12 micro-batches, or after 1 of 6 updates.
@@ -138,7 +138,7 @@ def test_the_order_is_the_recorded_one_whichever_random_bits_jax_prefers(recorde
 def test_schedules_equal_their_formulas():
     def rates(lr_schedule, **changes):
         settings = dataclasses.replace(SETTINGS, lr_schedule=lr_schedule, **changes)
-        return [float(learning_rate_schedule(settings, 50, 1)(k)) for k in range(6)]
+        return [float(settings.optimizer(50, 1).schedule(k)) for k in range(6)]
 
     third, ninth, fifth = 1e-3 / 3, 1e-3 / 9, 1e-3 / 5
     # 50 examples are 12 micro-batches of 4, and 6 updates of 8: the rest counts in neither.
@@ -152,7 +152,7 @@ def test_schedules_equal_their_formulas():
 def test_the_papers_settings_never_leave_the_reference_warm_up():
     settings = TrainingSettings()
     assert (settings.pairs_per_update(1), settings.n_updates(102400, 1)) == (128, 800)
-    last = float(learning_rate_schedule(settings, 102400, 1)(799))
+    last = float(settings.optimizer(102400, 1).schedule(799))
     assert last == pytest.approx(2e-5 * 799 / 1280, rel=1e-6)
 
 

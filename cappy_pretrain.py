@@ -1,0 +1,366 @@
+"""Pretraining: make a scorer from an encoder and rows of (instruction, response, label) (sections 3.1 and 3.2).
+
+    python scripts/get_pretrain_data.py --hub bigscience/P3
+    python cappy_pretrain.py --model_name_or_path roberta-large
+
+The paper's Cappy is RoBERTa-large after 160 million rows. The reference has no script for it and its rows were never
+released; the ones here are built in the paper's way. What this gives for MiniLM and 55,000 real instances on two CPU
+cores, and what the paper's run would cost, stands in docs/pretraining.md.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cappy import flags, heldout, results, tables
+from cappy.clock import Clock
+from cappy.pretrainfiles import HELD_OUT, Stream, check_shards, data_digest, find_shards
+from cappy.processes import is_first_process, start_devices
+
+logger = logging.getLogger('cappy_pretrain')
+
+
+def main(
+    data_dir='pretrain_data',  # train-*.jsonl and heldout.jsonl, as scripts/get_pretrain_data.py writes them
+    model_name_or_path='roberta-large',  # hub name or folder of an encoder or a scorer to begin with
+    output_dir='pretrained_scorer',  # best/ and last/ (scorers), result.json, train.csv, evaluations.jsonl
+    from_scratch=False,  # take the model's config and tokenizer only
+    n_epochs=1,  # passes over the rows
+    global_batch_size=1024,  # pairs of an update, whatever the devices
+    learning_rate=1e-6,
+    warmup_rate=0.1,  # share of the updates
+    lr_schedule: Literal['linear', 'cosine'] = 'linear',  # how the rate falls to 0 after the warm-up
+    weight_decay=0.01,  # of matrices and embeddings; biases and norms have none
+    clip_norm=1.0,  # longer gradients are scaled to this; 0: none are
+    max_length=512,  # tokens of a pair; longer ones are truncated
+    seed=11111,
+    eval_every=500,  # updates between evaluations on held-out templates; 0: only before and after
+    best_by: Literal['squared_error', 'accuracy', 'rank_correlation'] = 'squared_error',  # of best/
+    checkpoint_every=500,  # updates between checkpoints; a stopped run goes on from the last one
+    n_model_shards=1,  # devices over which each weight is split
+    compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
+    tokens_per_device: int | None = None,  # of a training micro-batch; default: what suits the device
+    gradient_checkpointing=False,  # less memory, more time
+    tensorboard_dir: str | None = None,  # also write losses and evaluations there, by redco's Deployer
+    overwrite=False,  # replace an existing result and checkpoint
+    n_processes: int | None = None,  # hosts, as redco's Deployer takes them; so the next four
+    host0_address: str | None = None,
+    host0_port: int | None = None,
+    process_id: int | None = None,
+    n_local_devices: int | None = None,
+):
+    """Pretrain a scorer."""
+    settings = dict(locals())
+    paths = PretrainingPaths(Path(output_dir))
+    if paths.result.exists() and not overwrite:
+        return show_existing(paths)
+    clock = Clock()
+    held_out = read_held_out(data_dir)
+    stream = read_stream(settings)
+    clock.lap('data')
+
+    devices = start_devices(settings)
+    with writing(paths, settings):
+        scorer = load_scorer(settings, devices)
+        clock.lap('load')
+        evaluations = Evaluations(scorer, held_out, paths, settings, stream)
+        before = evaluations.begin()
+        clock.lap('evaluate_before')
+        updates, feed = pretrain(scorer, stream, settings, paths, evaluations)
+        clock.lap('pretrain')
+        result = describe(settings, stream, held_out, before, evaluations, updates, feed, clock, devices)
+        save(scorer, paths, settings, result, updates)
+    if is_first_process():
+        report(result, paths)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingPaths:
+    """The files of a pretraining."""
+
+    folder: Path
+
+    @property
+    def result(self):
+        return self.folder / 'result.json'
+
+    @property
+    def updates(self):
+        return self.folder / 'train.csv'
+
+    @property
+    def evaluations(self):
+        return self.folder / 'evaluations.jsonl'
+
+    @property
+    def best(self):
+        return self.folder / 'best'
+
+    @property
+    def last(self):
+        return self.folder / 'last'
+
+    @property
+    def checkpoint(self):
+        return self.folder / 'checkpoint'
+
+    @property
+    def lock(self):
+        return self.folder / 'lock'
+
+    @property
+    def written(self):
+        return self.result, self.updates, self.evaluations
+
+
+def show_existing(paths):
+    """Say that the result is there."""
+    print(f'Result already exists in {paths.result}. Skipped. --overwrite replaces it.')
+    report(json.loads(paths.result.read_text(encoding='utf-8')), paths)
+
+
+def read_held_out(data_dir):
+    """The held-out rows of a folder, None where it has none."""
+    path = Path(data_dir) / HELD_OUT
+    if path.exists():
+        return heldout.read_held_out(path)
+    logger.warning('%s: not there; nothing is evaluated, and the last weights are the best', path)
+    return None
+
+
+def read_stream(settings):
+    """The rows to train on, each looked at once."""
+    pretraining_settings(settings).check()
+    shards = check_shards(find_shards(settings['data_dir']))
+    return Stream(tuple(shards), settings['n_epochs'], pretraining_settings(settings).window_size, settings['seed'])
+
+
+def pretraining_settings(settings):
+    """Those of the flags that decide the result, given the rows."""
+    from cappy.pretraining import PretrainingSettings
+
+    return PretrainingSettings(
+        **{field.name: settings[field.name] for field in dataclasses.fields(PretrainingSettings)}
+    )
+
+
+@contextlib.contextmanager
+def writing(paths, settings):
+    """The first process holds the folder's lock, and removes what is to be replaced."""
+    if not is_first_process():
+        yield
+        return
+    with results.result_lock(paths):
+        if settings['overwrite']:
+            saved_state(paths).remove()
+            paths.evaluations.unlink(missing_ok=True)
+        yield
+
+
+def saved_state(paths):
+    """The checkpoint of a stopped run."""
+    from cappy.checkpointing import Checkpoint
+
+    return Checkpoint(paths.checkpoint)
+
+
+def load_scorer(settings, devices):
+    """The scorer to train."""
+    from cappy import Cappy
+
+    return Cappy.from_pretrained(
+        settings['model_name_or_path'],
+        devices=devices,
+        compute_dtype=settings['compute_dtype'],
+        max_length=settings['max_length'],
+        seed=settings['seed'],
+        from_scratch=settings['from_scratch'],
+    )
+
+
+class Evaluations:
+    """Judges the scorer on held-out templates as training goes on, and keeps the best weights.
+
+    A line of evaluations.jsonl: {"update": how many were made, "train_loss": mean over those since the line before,
+    measures}. A run that goes on from a checkpoint writes lines after it anew.
+    """
+
+    def __init__(self, scorer, held_out, paths, settings, stream):
+        self.scorer, self.held_out, self.paths, self.settings = scorer, held_out, paths, settings
+        self.n_updates = pretraining_settings(settings).n_updates(stream.n_rows)
+        self.losses, self.last = [], None
+
+    def begin(self):
+        """The Judgement of the scorer as it is; the first line, where there is no checkpoint to go on from."""
+        judgement = self.judge('evaluating (before)')
+        if not saved_state(self.paths).exists():
+            self._record(0, judgement)
+        return judgement
+
+    def __call__(self, update):
+        """After an update; the scorer has the weights after it."""
+        n_made, every = update.update + 1, self.settings['eval_every']
+        self.losses.append(update.loss)
+        self._log({'loss': update.loss, 'learning_rate': update.learning_rate, 'grad_norm': update.grad_norm}, n_made)
+        if n_made == self.n_updates or (every and n_made % every == 0):
+            self.last = self.judge(None)
+            self._record(n_made, self.last)
+            self.losses.clear()
+
+    def lines(self):
+        """What is written so far."""
+        if not self.paths.evaluations.exists():
+            return []
+        return [json.loads(line) for line in self.paths.evaluations.read_text(encoding='utf-8').splitlines()]
+
+    def best(self, lines=None):
+        """The best line, the first of equals; None where nothing was measured."""
+        name = self.settings['best_by']
+        measured = [line for line in (self.lines() if lines is None else lines) if line.get(name) is not None]
+        sign = 1 if name == 'squared_error' else -1
+        return min(measured, key=lambda line: sign * line[name], default=None)
+
+    def judge(self, progress):
+        """The Judgement of the scorer as it is now; None where nothing is held out."""
+        if self.held_out is None:
+            return None
+        pairs = [row[:2] for row in self.held_out.rows]
+        return heldout.judge(self.held_out, self.scorer.score(pairs, progress=progress))
+
+    def _record(self, n_made, judgement):
+        line = {'update': n_made, 'train_loss': float(np.mean(self.losses)) if self.losses else None}
+        if judgement is not None:
+            line |= {name: judgement.mean(name) for name in heldout.MEASURES}
+        lines = [before for before in self.lines() if before['update'] < n_made] + [line]
+        if n_made and (judgement is None or self.best(lines) is line):
+            self.scorer.save_pretrained(self.paths.best, model_card=model_card(self.settings, line), overwrite=True)
+        if is_first_process():
+            with results.write_atomically(self.paths.evaluations) as file:
+                file.writelines(json.dumps(line) + '\n' for line in lines)
+        told = ', '.join(f'{name} {line[name]:.4f}' for name in heldout.MEASURES if line.get(name) is not None)
+        logger.info('after %d updates: %s', n_made, told)
+        self._log({f'held out {name}': line[name] for name in heldout.MEASURES if line.get(name) is not None}, n_made)
+
+    def _log(self, metrics, step):
+        self.scorer.devices.deployer.log_metrics(metrics, step)
+
+
+def pretrain(scorer, stream, settings, paths, evaluations):
+    """Train; -> (updates, pretraining.Feed)."""
+    return scorer.pretrain(
+        stream,
+        pretraining_settings(settings),
+        tokens_per_device=settings['tokens_per_device'],
+        gradient_checkpointing=settings['gradient_checkpointing'],
+        checkpoint=saved_state(paths),
+        checkpoint_every=settings['checkpoint_every'],
+        fingerprint={
+            'rows of data_dir': data_digest(stream.shards),
+            'model_name_or_path': settings['model_name_or_path'],
+            'from_scratch': settings['from_scratch'],
+        },
+        on_update=evaluations,
+        progress='pretraining',
+    )
+
+
+def describe(settings, stream, held_out, before, evaluations, updates, feed, clock, devices):
+    """The content of result.json."""
+    n_pairs = sum(update.pairs for update in updates)
+    after = evaluations.last or evaluations.judge(None)  # where a stopped run had made its last update already
+    judged = held_out is not None
+    return {
+        'best': evaluations.best(),
+        'settings': settings,
+        'counts': {
+            'shards': len(stream.shards),
+            'rows': stream.n_rows // stream.n_epochs,
+            'updates': len(updates),
+            'pairs_trained_on': n_pairs,
+            'pairs_left_out': stream.n_rows - n_pairs,
+            'truncated_share': feed.n_truncated / feed.n_pairs if feed.n_pairs else None,
+            'held_out_rows': len(held_out.rows) if judged else 0,
+            'held_out_instances': len(held_out.starts) - 1 if judged else 0,
+        },
+        'comparison': heldout.compare(held_out, before, after, settings['seed']) if judged else [],
+        'by_template': heldout.by_template(held_out, before, after) if judged else [],
+        'evaluations': evaluations.lines(),
+        'packing': feed.packing,
+        'seconds': clock.seconds,
+        'versions': results.environment(),
+        'device': devices.description,
+    }
+
+
+def save(scorer, paths, settings, result, updates):
+    """The last weights, the course of training and the result; then the checkpoint may go."""
+    scorer.save_pretrained(paths.last, model_card=model_card(settings, result['evaluations'][-1]), overwrite=True)
+    if is_first_process():
+        results.write_updates(paths.updates, updates)
+        results.write_json(paths.result, result)
+        saved_state(paths).remove()
+
+
+def report(result, paths):
+    """What the user reads at the end."""
+    counts = result['counts']
+    print(f'{counts["pairs_trained_on"]} pairs in {counts["updates"]} updates, {counts["pairs_left_out"]} left out.\n')
+    if result['comparison']:
+        print(comparison_table(result['comparison']))
+        best = result['best']
+        name = result['settings']['best_by']
+        print(f'\nHeld out: {counts["held_out_instances"]} instances. Best {name} {best[name]:.4f} ', end='')
+        print(f'after {best["update"]} updates: {paths.best if best["update"] else "the weights before"}')
+    print(f'Last weights: {paths.last}')
+
+
+def comparison_table(rows, style='table'):
+    """Before and after on held-out templates."""
+    shown = [
+        {
+            'measure': row['measure'].replace('_', ' '),
+            'instances': row['instances'],
+            'chance': f'{row["chance"]:.3f}' if 'chance' in row else '',
+            'before': _with_interval(row['before'], row['before_interval']),
+            'after': _with_interval(row['after'], row['after_interval']),
+            'gain': _with_interval(row['gain'], row['gain_interval']),
+        }
+        for row in rows
+    ]
+    return tables.format_table(shown, ['measure', 'instances', 'chance', 'before', 'after', 'gain'], style)
+
+
+def _with_interval(value, interval):
+    low, high = interval
+    return f'{value:.3f} ({low:.3f} to {high:.3f})'
+
+
+def model_card(settings, line):
+    """README.md of a saved scorer."""
+    base = f'`{settings["model_name_or_path"]}`' + (', weights from scratch' if settings['from_scratch'] else '')
+    measured = ''.join(f'- Held out, {n.replace("_", " ")}: {line[n]:.4f}\n' for n in heldout.MEASURES if line.get(n))
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+---
+# A pretrained scorer
+
+Says how correct a response to an instruction is (about 0 to 1, unbounded). Made by `cappy_pretrain.py`.
+
+- Base: {base}
+- Updates: {line['update']} of {settings['global_batch_size']} pairs, rate {settings['learning_rate']}
+  ({settings['lr_schedule']} after a warm-up), seed {settings['seed']}, at most {settings['max_length']} tokens a pair
+{measured}
+`sentence-transformers`: `CrossEncoder(folder).predict(pairs)` gives these scores as they are; in `transformers` they
+are the logits of `AutoModelForSequenceClassification`.
+"""
+
+
+if __name__ == '__main__':
+    logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.WARNING)
+    flags.run(main)
