@@ -135,9 +135,12 @@ def read_held_out(data_dir):
 
 def read_stream(settings):
     """The rows to train on, each looked at once."""
-    pretraining_settings(settings).check()
-    shards = check_shards(find_shards(settings['data_dir']))
-    return Stream(tuple(shards), settings['n_epochs'], pretraining_settings(settings).window_size, settings['seed'])
+    chosen = pretraining_settings(settings)
+    shards = find_shards(settings['data_dir'])
+    chosen.check(sum(path.stat().st_size for path in shards))  # no more rows than bytes: wrong flags are found at once
+    stream = Stream(tuple(check_shards(shards)), chosen.n_epochs, chosen.window_size, chosen.seed)
+    chosen.check(stream.n_rows)
+    return stream
 
 
 def pretraining_settings(settings):
@@ -193,24 +196,23 @@ class Evaluations:
     def __init__(self, scorer, held_out, paths, settings, stream):
         self.scorer, self.held_out, self.paths, self.settings = scorer, held_out, paths, settings
         self.n_updates = pretraining_settings(settings).n_updates(stream.n_rows)
-        self.losses, self.last = [], None
+        self.updates, self.last = saved_state(paths).updates(), None
 
     def begin(self):
         """The Judgement of the scorer as it is; the first line, where there is no checkpoint to go on from."""
         judgement = self.judge('evaluating (before)')
-        if not saved_state(self.paths).exists():
+        if not self.updates:
             self._record(0, judgement)
         return judgement
 
     def __call__(self, update):
         """After an update; the scorer has the weights after it."""
         n_made, every = update.update + 1, self.settings['eval_every']
-        self.losses.append(update.loss)
+        self.updates.append(update)
         self._log({'loss': update.loss, 'learning_rate': update.learning_rate, 'grad_norm': update.grad_norm}, n_made)
         if n_made == self.n_updates or (every and n_made % every == 0):
             self.last = self.judge(None)
             self._record(n_made, self.last)
-            self.losses.clear()
 
     def lines(self):
         """What is written so far."""
@@ -233,13 +235,16 @@ class Evaluations:
         return heldout.judge(self.held_out, self.scorer.score(pairs, progress=progress))
 
     def _record(self, n_made, judgement):
-        line = {'update': n_made, 'train_loss': float(np.mean(self.losses)) if self.losses else None}
+        lines = [line for line in self.lines() if line['update'] < n_made]
+        losses = [update.loss for update in self.updates[lines[-1]['update'] if lines else 0 :]]
+        line = {'update': n_made, 'train_loss': float(np.mean(losses)) if losses else None}
         if judgement is not None:
             line |= {name: judgement.mean(name) for name in heldout.MEASURES}
-        lines = [before for before in self.lines() if before['update'] < n_made] + [line]
+        lines.append(line)
         if n_made and (judgement is None or self.best(lines) is line):
             self.scorer.save_pretrained(self.paths.best, model_card=model_card(self.settings, line), overwrite=True)
         if is_first_process():
+            results.write_updates(self.paths.updates, self.updates)
             with results.write_atomically(self.paths.evaluations) as file:
                 file.writelines(json.dumps(line) + '\n' for line in lines)
         told = ', '.join(f'{name} {line[name]:.4f}' for name in heldout.MEASURES if line.get(name) is not None)

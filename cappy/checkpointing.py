@@ -48,15 +48,25 @@ class Checkpoint:
 
         Raises InputError where the file is damaged, or was made under another fingerprint, naming what differs.
         """
+        with self._opened() as (file, updates):
+            self._check(json.loads(file.metadata()['fingerprint']), fingerprint)
+            leaves = [_laid_like(file.get_tensor(name), leaf) for name, leaf in _named(like)]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), updates
+
+    def updates(self):
+        """The list of Update alone, empty where there is no file. Raises InputError where it is damaged."""
+        if not self.exists():
+            return []
+        with self._opened() as (_, updates):
+            return updates
+
+    @contextlib.contextmanager
+    def _opened(self):
         try:
             with safe_open(self.path, framework='numpy') as file:
-                metadata = file.metadata()
-                self._check(json.loads(metadata['fingerprint']), fingerprint)
-                updates = [Update(*row) for row in json.loads(metadata['updates'])]
-                leaves = [_laid_like(file.get_tensor(name), leaf) for name, leaf in _named(like)]
+                yield file, [Update(*row) for row in json.loads(file.metadata()['updates'])]
         except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f'{self.path}: damaged ({error}); delete it to begin anew') from error
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), updates
 
     def _check(self, found, wanted):
         differing = [key for key in wanted if found.get(key) != wanted[key]]

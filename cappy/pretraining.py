@@ -60,8 +60,8 @@ class PretrainingSettings:
             clip_norm=self.clip_norm or None,
         )
 
-    def check(self):
-        """Raise InputError for settings that train nothing."""
+    def check(self, n_rows):
+        """Raise InputError for settings that train nothing on n_rows of all epochs."""
         if self.lr_schedule not in DECAYS:
             raise InputError(f'--lr_schedule: found {self.lr_schedule!r}; choose one of {", ".join(DECAYS)}')
         for name in ('global_batch_size', 'n_epochs', 'max_length'):
@@ -74,6 +74,10 @@ class PretrainingSettings:
             raise InputError(f'--warmup_rate: found {self.warmup_rate}; give a share from 0 to 1')
         if not self.learning_rate > 0:
             raise InputError(f'--learning_rate: found {self.learning_rate}; give more than 0')
+        if self.n_updates(n_rows) < 1:
+            raise InputError(
+                f'--global_batch_size {self.global_batch_size}: more than the {n_rows} rows of all passes; lower it'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

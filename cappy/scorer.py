@@ -184,13 +184,8 @@ class Cappy:
         checkpoint, checkpoint_every, progress, as `training.run_updates` takes them.
         Returns (list of Update, the Feed, which knows how full the rows were).
         """
-        settings.check()
+        settings.check(stream.n_rows)
         packing.check_lengths(settings.max_length, self.config, self.source)
-        if settings.n_updates(stream.n_rows) < 1:
-            raise InputError(
-                f'--global_batch_size {settings.global_batch_size}: more than the {stream.n_rows} rows of all passes; '
-                f'lower it'
-            )
         platform, n_data = self.devices.platform, self.devices.n_data
         feed = Feed(stream, self.tokenizer, settings, self.config, platform, n_data, tokens_per_device)
 

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from cappy import heldout
+from cappy.errors import InputError
+from cappy.pretrainfiles import LabelledRow
+
+
+def rows(*instances):
+    """Instances as (template, source, labels)."""
+    made = []
+    for number, (template, source, labels) in enumerate(instances):
+        made += [LabelledRow(f'i{number}', f'r{k}', label, template, source) for k, label in enumerate(labels)]
+    return made
+
+
+HELD_OUT = heldout.group_instances(
+    rows(
+        ('a', 'choice', [0.0, 1.0, 0.0]),
+        ('a', 'choice', [1.0, 0.0]),
+        ('b', 'other', [1.0, 0.25, 0.5]),
+        ('b', 'reference', [1.0]),
+        ('b', 'truncated', [1.0, 0.0]),
+        ('c', '', [0.0, 1.0]),
+    )
+)
+SCORES = [0.2, 0.9, 0.1, 0.4, 0.4, 0.9, 0.3, 0.2, 0.5, 0.7, 0.7, 0.6, 0.1]
+
+
+def test_instances_are_rows_that_follow_each_other_with_one_template_and_instruction():
+    assert HELD_OUT.starts.tolist() == [0, 3, 5, 8, 9, 11, 13]
+    assert HELD_OUT.templates == ['a', 'a', 'b', 'b', 'b', 'c']
+
+
+def test_a_choice_has_one_right_answer_and_comes_from_choices_or_says_nothing_of_it():
+    assert HELD_OUT.is_choice.tolist() == [True, True, False, False, False, True]
+    assert HELD_OUT.is_ranked.tolist() == [False, False, True, False, True, False]
+    np.testing.assert_allclose(HELD_OUT.chance, [1 / 3, 1 / 2, np.nan, np.nan, np.nan, 1 / 2])
+
+
+def test_two_right_answers_are_no_choice():
+    held_out = heldout.group_instances(rows(('a', 'choice', [1.0, 1.0, 0.0])))
+    assert not held_out.is_choice.any()
+
+
+def test_measures_equal_their_definitions():
+    judgement = heldout.judge(HELD_OUT, SCORES)
+    # The first of equal scores is the pick, so the second instance is right.
+    np.testing.assert_array_equal(judgement.accuracy, [1, 1, np.nan, np.nan, np.nan, 0])
+    expected = stats.spearmanr([0.9, 0.3, 0.2], [1.0, 0.25, 0.5]).statistic
+    np.testing.assert_allclose(judgement.rank_correlation, [np.nan, np.nan, expected, np.nan, 0, np.nan])
+    errors = np.square(np.array(SCORES) - HELD_OUT.labels)
+    by_hand = [errors[a:b].mean() for a, b in zip(HELD_OUT.starts, HELD_OUT.starts[1:], strict=False)]
+    np.testing.assert_allclose(judgement.squared_error, by_hand)
+    assert judgement.mean('accuracy') == pytest.approx(2 / 3)
+
+
+def test_a_measure_that_no_instance_has_is_none():
+    held_out = heldout.group_instances(rows(('a', 'reference', [1.0])))
+    judgement = heldout.judge(held_out, [0.5])
+    assert judgement.mean('accuracy') is None
+    assert [row['measure'] for row in heldout.compare(held_out, judgement, judgement)] == ['squared_error']
+
+
+def test_the_comparison_tells_gain_and_chance_with_intervals_that_hold_them():
+    before, after = heldout.judge(HELD_OUT, [0.5] * 13), heldout.judge(HELD_OUT, SCORES)
+    table = {row['measure']: row for row in heldout.compare(HELD_OUT, before, after)}
+    accuracy = table['accuracy']
+    assert accuracy['instances'] == 3
+    assert accuracy['before'] == pytest.approx(1 / 3)  # the first choice of each
+    assert accuracy['gain'] == pytest.approx(accuracy['after'] - accuracy['before'])
+    assert accuracy['chance'] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3)
+    assert accuracy['above_chance'] == pytest.approx(accuracy['after'] - accuracy['chance'])
+    for row in table.values():
+        for name in ('before', 'after', 'gain'):
+            low, high = row[f'{name}_interval']
+            assert low <= row[name] <= high
+
+
+def test_templates_are_told_apart():
+    before, after = heldout.judge(HELD_OUT, [0.5] * 13), heldout.judge(HELD_OUT, SCORES)
+    a, b, c = heldout.by_template(HELD_OUT, before, after)
+    assert (a['template'], a['instances'], a['accuracy_before'], a['accuracy_after']) == ('a', 2, 0.5, 1.0)
+    assert a['chance'] == pytest.approx(5 / 12)
+    assert 'rank_correlation_after' not in a and 'accuracy_after' not in b and 'chance' not in b
+    assert c['accuracy_after'] == 0
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / 'heldout.jsonl').write_text('')
+    with pytest.raises(InputError, match=r'heldout\.jsonl: holds no rows'):
+        heldout.read_held_out(tmp_path / 'heldout.jsonl')
