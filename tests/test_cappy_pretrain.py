@@ -201,7 +201,7 @@ def test_weights_from_scratch_need_a_config_and_a_tokenizer_alone(data, tiny_dir
 )
 def test_a_users_mistake_is_one_line(data, tiny_directories, tmp_path, capsys, flags, told):
     argv = {'--data_dir': data, '--model_name_or_path': tiny_directories['roberta'], '--output_dir': tmp_path / 'run'}
-    argv |= dict(zip(flags[::2], flags[1::2], strict=True))
+    argv |= {'--global_batch_size': 8} | dict(zip(flags[::2], flags[1::2], strict=True))
     assert run_main(cappy_pretrain.main, [word for pair in argv.items() for word in pair]) == 1
     assert told in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / 'run' / 'result.json').exists()
