@@ -1,0 +1,101 @@
+"""What a scorer's beginning does to adapting: rougeL of the pick after so many updates, from several models and seeds.
+
+    python benchmarks/adapting.py --models MINILM,pretrained_scorer/best
+
+Each run is what `cappy_bigbench.py --reference_labels skip --lr_schedule corrected` does on E2E NLG, picks of the
+validation split measured as it goes on. A line of JSON a measurement goes to `output`; a run that is there already is
+not made again.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cappy import Cappy, baselines, tables
+from cappy.candidates import read_task
+from cappy.finetuning import build_finetuning_examples
+from cappy.flags import run
+from cappy.rouge import RougeL
+from cappy.statistics import spread
+from cappy.training import TrainingSettings
+
+
+def main(
+    models='',  # folders or hub names, with commas between
+    gens_dir='bigbench_flan_gens',
+    gen_model='e2e-systems',
+    task='e2e_nlg',
+    seeds='1,2,3',
+    measured_after='0,25,50,100',  # updates; the last is the end
+    pairs_per_update=32,
+    learning_rate=2e-4,
+    max_length=128,  # tokens
+    output='adapting.jsonl',
+):
+    """Adapt each model with each seed, and print a table of means."""
+    after = [int(number) for number in measured_after.split(',')]
+    examples = read_task(gens_dir, gen_model, task)
+    rouge = RougeL()
+    rougeL = baselines.candidates_rougeL(examples['validation'], rouge)
+    done = [json.loads(line) for line in Path(output).read_text().splitlines()] if Path(output).exists() else []
+    for seed in map(int, seeds.split(',')):
+        settings = TrainingSettings(
+            learning_rate=learning_rate,
+            lr_schedule='corrected',
+            per_device_batch_size=pairs_per_update,
+            accumulate_grad_batches=1,
+            max_length=max_length,
+            seed=seed,
+        )
+        train = build_finetuning_examples(examples['train'], after[-1] * pairs_per_update, seed, rouge, 'skip')
+        for model in models.split(','):
+            if any((line['model'], line['seed']) == (model, seed) for line in done):
+                continue
+            for n_updates, values in measured(model, settings, train, examples['validation'], rougeL, after):
+                done.append({'model': model, 'seed': seed, 'updates': n_updates, 'rougeL': values})
+                print(model, seed, n_updates, f'{100 * np.mean(values):.2f}', flush=True)
+            with open(output, 'a', encoding='utf-8') as file:
+                mine = [line for line in done if (line['model'], line['seed']) == (model, seed)]
+                file.writelines(json.dumps(line) + '\n' for line in mine)
+    print(table(done))
+
+
+def measured(model, settings, train, validation, rougeL, after):
+    """Yields (updates made, rougeL of each example's pick) of one run."""
+    scorer = Cappy.from_pretrained(model, max_length=settings.max_length, seed=settings.seed)
+    pairs = [(example.instruction, text) for example in validation for text in example.candidates]
+    ends = np.cumsum([len(example.candidates) for example in validation])[:-1]
+    found = []
+
+    def measure(n_updates):
+        picks = [int(np.argmax(scores)) for scores in np.split(scorer.score(pairs), ends)]
+        found.append((n_updates, [float(of[pick]) for of, pick in zip(rougeL, picks, strict=True)]))
+
+    def on_update(update, params):
+        if update.update + 1 in after:
+            scorer.params = params
+            measure(update.update + 1)
+            scorer.params = None
+
+    if 0 in after:
+        measure(0)
+    scorer.adapt(train, settings, on_update=on_update)
+    return found
+
+
+def table(lines):
+    """Mean rougeL x 100 of the seeds and their standard deviation, by model and updates."""
+    keys = dict.fromkeys((line['model'], line['updates']) for line in lines)
+    rows = []
+    for model, updates in sorted(keys):
+        of_seeds = spread(
+            [100 * np.mean(line['rougeL']) for line in lines if (line['model'], line['updates']) == (model, updates)]
+        )
+        deviation = '' if of_seeds.std is None else f'{of_seeds.std:.1f}'
+        rows.append({'model': model, 'updates': updates, 'rougeL': f'{of_seeds.mean:.1f}', 'deviation': deviation})
+    return tables.format_table(rows, ['model', 'updates', 'rougeL', 'deviation'])
+
+
+if __name__ == '__main__':
+    run(main)
