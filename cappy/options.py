@@ -1,0 +1,213 @@
+"""Choices: those that an instruction lists itself, and those of a template whose responses are a small closed set.
+
+Instruction data often comes without its choices. They are taken only where they are sure: the right response must be
+among them. Nothing here knows of labels or files.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+MAX_CHOICES = 50  # of a closed set; TREC's fine labels are 47
+N_PER_CHOICE = 20  # instances for each choice of a closed set
+MIN_LISTED = 0.9  # share of a template's instances that must list their response among others
+_MOST_LINES = 500  # instances whose lines are compared to find those that all have
+
+_ITEM = re.compile(
+    r'[ \t]*(?P<bullet>[-*\u2022][ \t]+)?(?:\(?(?P<label>[A-Z]|[1-9]\d?)[.):][ \t]+)?(?P<text>\S.*?)[ \t\r]*'
+)
+_QUOTED = re.compile(r'"[^"\n]{1,200}"(?:\s*(?:,\s*(?:and|or)?|and|or)\s*"[^"\n]{1,200}")+')
+_MARKED = re.compile(
+    r'(?:choices|options|categories|possible answers|answer choices)[ \t]*(?:are[ \t]*[-:]?|[-:])[ \t]*'
+    r'(?P<items>\S[^\n()]*)',
+    re.IGNORECASE,
+)
+_COMMAS = re.compile(r'\s*,\s*(?:or\s+)?|\s+or\s+')
+_CLAUSE_END = re.compile(r'[?!;:()\n]|\.(?:\s|$)|\s-\s')
+_ARTICLE = re.compile(r'^(?:an?|the)\s+')
+# What may stand before the first of the choices of a clause.
+_BEFORE = re.compile(
+    'about|are|as|between|by|categories|category|choices|either|from|is|of|options|regarding|to', re.IGNORECASE
+)
+
+
+class ListedChoices(NamedTuple):
+    """Choices of one instruction; kind: 'lines', 'letters', 'quotes' or 'commas', how they are written."""
+
+    kind: str
+    choices: tuple[str, ...]
+
+
+def find_listed(instruction, response) -> ListedChoices | None:
+    """The choices that an instruction lists, if the response is one of several.
+
+    Looked for in this order: the last block of lines that begin with a bullet or with A., A:, (A), 1. (blank lines
+    between them allowed), by their texts or by their letters; texts in double quotes joined by a comma, `and` or `or`;
+    what follows `choices are`, `options:` and the like on a line, with commas or `or` between.
+    """
+    return _in_lines(instruction, response) or _in_quotes(instruction, response) or _in_commas(instruction, response)
+
+
+class TemplateChoices:
+    """How the choices of a template's instances are found, decided from a sample of its instances.
+
+    kind: 'listed', each instance lists its own: so where at least MIN_LISTED of them do (of comma lists, only those of
+    the most frequent length are counted, since a choice may hold a comma itself). Else 'closed', all have the set
+    `choices`: so where the distinct responses are 2 to MAX_CHOICES, there are N_PER_CHOICE instances for each, and each
+    is seen twice. Names and titles repeat too, when several instances are about one text, but then a few times each:
+    the 13 titles of 200 questions about 13 films are no choices. A text that all instances share may list further
+    choices ('World News, Sports, Business, or Science and Technology?'); if all responses seen are in such a list, the
+    set is the list. 'single', one response only, and no list with it: nothing can be learned from the template.
+    Else 'open': the responses are texts.
+    """
+
+    def __init__(self, instructions: Sequence[str], responses: Sequence[str]):
+        """instructions, responses: of a sample of instances, at least one, stripped and not empty."""
+        listed = [find_listed(*pair) for pair in zip(instructions, responses, strict=True)]
+        lengths = Counter(len(found.choices) for found in listed if found and found.kind == 'commas')
+        self.comma_length = lengths.most_common(1)[0][0] if lengths else 0
+        self.choices = ()
+        if sum(map(self._is_sound, listed)) >= MIN_LISTED * len(listed):
+            self.kind = 'listed'
+            return
+        counts = Counter(responses)
+        n, rarest = len(responses), min(counts.values())
+        if len(counts) == 1 and n > 1:
+            self.choices = find_shared(instructions, tuple(counts)) or ()
+            self.kind = 'closed' if self.choices else 'single'
+        elif 2 <= len(counts) <= MAX_CHOICES and n >= N_PER_CHOICE * len(counts) and rarest > 1:
+            observed = tuple(sorted(counts))
+            self.choices = find_shared(instructions, observed) or observed
+            self.kind = 'closed'
+        else:
+            self.kind = 'open'
+
+    def choices_of(self, instruction, responses: Sequence[str]) -> tuple[str, ...]:
+        """The choices of an instance, its responses among them; empty where they cannot be told."""
+        choices = self.choices
+        if self.kind == 'listed':
+            found = find_listed(instruction, responses[0])
+            choices = found.choices if self._is_sound(found) else ()
+        return choices if all(response in choices for response in responses) else ()
+
+    def _is_sound(self, found):
+        return found is not None and (found.kind != 'commas' or len(found.choices) == self.comma_length)
+
+
+def find_shared(instructions: Sequence[str], observed: Sequence[str]) -> tuple[str, ...] | None:
+    """The choices listed in the text that all instructions share, if all observed responses are among them.
+
+    Case and articles may differ: observed responses keep their spelling, and where they begin with a capital so do the
+    others.
+    """
+    wanted = {_plain(response): response for response in observed}
+    best = None
+    for text in _shared_texts(instructions):
+        for clause in _CLAUSE_END.split(text):
+            items = _items_of_clause(clause, wanted)
+            if items and wanted.keys() <= set(items) and (best is None or len(items) > len(best)):
+                best = items
+    if best is None:
+        return None
+    is_capital = all(response[0].isupper() for response in observed)
+    return tuple(wanted.get(item) or (item[0].upper() + item[1:] if is_capital else item) for item in best)
+
+
+def _in_lines(instruction, response):
+    for block in reversed(_blocks(instruction)):
+        texts = tuple(dict.fromkeys(text for _, text in block))
+        if len(texts) > 1 and response in texts:
+            return ListedChoices('lines', texts)
+        labels = tuple(label for label, _ in block)
+        if len(labels) > 1 and response in labels and _is_sequence(labels):
+            return ListedChoices('letters', labels)
+    return None
+
+
+def _blocks(instruction):
+    """Lists of (label or None, text), of the lines with a bullet or a label that follow each other."""
+    blocks, open_block = [], None
+    for line in instruction.split('\n'):
+        if not line.strip():
+            continue
+        item = _ITEM.fullmatch(line)
+        if item is None or not (item['bullet'] or item['label']):
+            open_block = None
+            continue
+        if open_block is None:
+            open_block = []
+            blocks.append(open_block)
+        open_block.append((item['label'], item['text']))
+    return blocks
+
+
+def _is_sequence(labels):
+    """A, B, C or 1, 2, 3."""
+    expected = [chr(ord('A') + i) for i in range(len(labels))], [str(i + 1) for i in range(len(labels))]
+    return list(labels) in expected
+
+
+def _in_quotes(instruction, response):
+    for found in _QUOTED.finditer(instruction):
+        items = tuple(dict.fromkeys(re.findall(r'"([^"\n]*)"', found[0])))
+        if len(items) > 1 and response in items:
+            return ListedChoices('quotes', items)
+    return None
+
+
+def _in_commas(instruction, response):
+    for found in _MARKED.finditer(instruction):
+        items = tuple(dict.fromkeys(filter(None, _COMMAS.split(found['items'].strip(' .:?')))))
+        if len(items) > 1 and response in items:
+            return ListedChoices('commas', items)
+    return None
+
+
+def _shared_texts(instructions):
+    """What all instructions have in common: their beginning, their end, and whole lines."""
+    texts = [os.path.commonprefix(instructions), os.path.commonprefix([text[::-1] for text in instructions])[::-1]]
+    lines = dict.fromkeys(instructions[0].split('\n'))
+    for text in instructions[:_MOST_LINES]:
+        here = set(text.split('\n'))
+        lines = {line: None for line in lines if line in here}
+    return [*texts, *lines]
+
+
+def _items_of_clause(clause, wanted):
+    """The items of a list in plain form, at least two, or None; wanted: plain texts that help to find its ends."""
+    parts = [part for part in _COMMAS.split(clause.strip(' "')) if part.strip()]
+    joins = [found[0] for found in _COMMAS.finditer(clause.strip(' "'))]
+    ors = [i for i, join in enumerate(joins) if re.search(r'\bor\b', join)]
+    if len(parts) != len(joins) + 1 or not (ors or len(parts) > 2):
+        return None
+    is_whole = True  # whether the last item ends where the list ends
+    if ors:
+        is_whole = ors[-1] + 2 == len(parts) or ',' in joins[ors[-1] + 1]
+        parts = parts[: ors[-1] + 2]
+    first, *middle, last = (_plain(part) for part in parts)
+    first = next((text for text in wanted if first.endswith(f' {text}')), first)
+    if last not in wanted:
+        last = next((text for text in wanted if last.startswith(f'{text} ')), last)
+    first, last = _trim_first(first, [*middle, last], wanted), last if is_whole else None
+    items = tuple(dict.fromkeys([first, *middle, last])) if last else ()
+    return items if len(items) > 1 and all(items) else None
+
+
+def _trim_first(first, others, wanted):
+    """The first item without the words of the sentence before it."""
+    if first in wanted:
+        return first
+    words = first.split()
+    begin = max((i + 1 for i, word in enumerate(words) if _BEFORE.fullmatch(word)), default=0)
+    words = words[begin:]
+    lengths = [len(other.split()) for other in others]
+    if len(words) > max(lengths):
+        words = words[-min(lengths) :]
+    return _plain(' '.join(words))
+
+
+def _plain(text):
+    """Lower case, without quotes and article."""
+    return _ARTICLE.sub('', text.strip(' "\'').casefold())
