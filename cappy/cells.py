@@ -5,6 +5,7 @@ The reference is scripts/present_cappy_bigbench_results.py of github.com/tanyuqi
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from cappy.statistics import Difference, paired_bootstrap
 
 ADAPTED = 'scorer after adapting'  # the way of picking that a result is about
 PUBLISHED = 'published'  # the folder of published figures among the generators, and their name in a comparison
+SEED_FOLDER = re.compile(r'seed\d+')  # where a sweep of several seeds puts the results of each
 # Settings that may differ between cells of one table: they name the cell, or do not touch the result.
 HARMLESS_SETTINGS = (
     'bigbench_gen_dir',
@@ -90,6 +92,16 @@ def split_names(text: str, flag: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def choose_folders(text: str, flag='--result_dir') -> list[Path]:
+    """The results folders `a,b,c`, one a seed; of one that holds nothing but folders seed1, seed2, .. these."""
+    folders = [Path(name) for name in split_names(text, flag)]
+    if len(folders) == 1 and folders[0].is_dir():
+        inside = [entry for entry in _subfolders(folders[0]) if entry.name != PUBLISHED]
+        if inside and all(SEED_FOLDER.fullmatch(entry.name) for entry in inside):
+            return sorted(inside, key=lambda entry: int(entry.name.removeprefix('seed')))
+    return folders
+
+
 def read_task_names(data_dir) -> list[str]:
     """The tasks of {data_dir}/subset_names.json, in its order."""
     path = Path(data_dir) / 'subset_names.json'
@@ -130,8 +142,8 @@ def choose_generators(asked: str | None, folders: Sequence[Path], flag: str) -> 
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f'{folder}: no such folder{near_entries(folder)}')
-    found = {entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir()}
-    found = {name for name in found if not name.startswith('.') and name != PUBLISHED}
+    found = {entry.name for folder in folders for entry in _subfolders(folder)}
+    found = {name for name in found if name != PUBLISHED and not SEED_FOLDER.fullmatch(name)}
     if asked is None:
         if not found:
             raise InputError(f'{folders[0]}: has no folder of a generator')
@@ -277,6 +289,10 @@ def _comparison(result):
 
 def _compared(result, name):
     return None if result is None else _comparison(result).get(name)
+
+
+def _subfolders(folder):
+    return [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.')]
 
 
 def _by_size(name):

@@ -9,6 +9,7 @@ import base64
 import gzip
 import hashlib
 import html
+import itertools
 import json
 import math
 from collections import Counter
@@ -23,6 +24,7 @@ from cappy.cells import ADAPTED
 from cappy.errors import InputError
 from cappy.results import ResultPaths, read_updates, write_atomically
 from cappy.rouge import RougeL
+from cappy.statistics import spread
 
 TEMPLATE = Path(__file__).with_name('report.html')
 KEPT = ('settings', 'counts', 'seconds', 'versions', 'device')  # of a result, shown as they are
@@ -31,38 +33,57 @@ MAX_UPDATES = 1000  # points of a training curve; more are thinned out
 
 @dataclass(slots=True)
 class CellPage:
-    """What the page has of a cell: its line of the summary, its block (None without files), what is broken."""
+    """What the page has of a cell: its line of the summary, a block a seed (None without files), what is broken."""
 
     summary: dict
-    block: str | None = None
+    blocks: list[str | None] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
 def build_cell(
-    paths: ResultPaths, result: dict, gens_dir=None, max_examples=1000, n_resamples=2000, seed=0
+    paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=None, max_examples=1000, n_resamples=2000, seed=0
 ) -> CellPage:
-    """A cell's part of the page. Files that are broken or missing are named in its faults, and the rest is shown."""
-    page = CellPage({'generator': paths.generator, 'task': paths.task, 'rougeL': result['rougeL']})
-    page.summary['comparison'] = _comparison(result)
-    if 'comparison' not in result and not paths.candidates.exists():
-        return page  # a published figure, or the reference's own result, has no files beside it
-    data = {name: result.get(name) for name in KEPT}
+    """A cell's part of the page. Files that are broken or missing are named in its faults, and the rest is shown.
+
+    paths, results: the cell in each of the results folders (seeds, say). Numbers are means over them, and intervals are
+    of these means; each folder has its own block.
+    """
+    values = [result['rougeL'] for result in results]
+    page = CellPage({'generator': paths[0].generator, 'task': paths[0].task, 'rougeL': float(np.mean(values))})
+    page.summary['comparison'] = _mean_comparison([_comparison(result) for result in results])
+    if len(results) > 1:
+        page.summary['seeds'] = {'values': values, **spread(values)._asdict()}
     attempt = _Attempts(page.faults)
-    data['training'] = attempt(_training, paths)
-    examples = attempt(cells.examples_of_cell, [paths], [result['rougeL']], n_resamples, seed)
+    has_files = [path.candidates.exists() or 'comparison' in one for path, one in zip(paths, results, strict=True)]
+    # A published figure, or the reference's own result, has no files beside it.
+    examples = attempt(cells.examples_of_cell, paths, values, n_resamples, seed) if all(has_files) else None
     if examples:
         gains = {way: list(difference) for way, difference in examples.differences.items()}
-        page.summary |= {'n': examples.n_examples, 'low': examples.low, 'high': examples.high, 'gains': gains}
-    lines = attempt(curves.read_lines, paths.candidates) if examples or paths.candidates.exists() else None
+        interval = {'low': examples.low, 'high': examples.high}
+        page.summary |= {'n': examples.n_examples, 'gains': gains, **interval}
+        for row in page.summary['comparison']:
+            if row['name'] == ADAPTED and len(results) > 1:
+                row |= interval
+    page.blocks = [
+        _build_block(path, result, gens_dir, max_examples, seed, attempt) if has else None
+        for path, result, has in zip(paths, results, has_files, strict=True)
+    ]
+    page.faults[:] = dict.fromkeys(page.faults)  # a file that is read twice has its fault twice
+    page.summary = _without_nan(page.summary)
+    return page
+
+
+def _build_block(paths, result, gens_dir, max_examples, seed, attempt):
+    """What is read when a reader opens the cell."""
+    data = {name: result.get(name) for name in KEPT}
+    data['training'] = attempt(_training, paths)
+    lines = attempt(curves.read_lines, paths.candidates)
     if lines:
         settings = result['settings'] if isinstance(result.get('settings'), dict) else {}
         sources = attempt(curves.read_generator_file, paths, lines, settings, gens_dir)
         data |= attempt(_charts, paths, lines, sources, settings, seed) or {}
         data |= attempt(_browser, paths, lines, sources, max_examples) or {}
-    page.faults[:] = dict.fromkeys(page.faults)  # a file that is read twice has its fault twice
-    page.block = _pack(data, paths, page.faults)
-    page.summary = _without_nan(page.summary)
-    return page
+    return _pack(data, paths, attempt.faults)
 
 
 def write_page(path, title: str, summary: dict, pages: Sequence[CellPage]):
@@ -70,19 +91,17 @@ def write_page(path, title: str, summary: dict, pages: Sequence[CellPage]):
 
     Raises InputError where the file cannot be written.
     """
-    made = summary | {
-        'title': title,
-        'cells': [
-            page.summary | {'block': None if page.block is None else number, 'faults': page.faults}
-            for number, page in enumerate(pages)
-        ],
-    }
+    numbers, blocks = itertools.count(), {}
+    made = summary | {'title': title, 'cells': []}
+    for page in pages:
+        places = [None if block is None else next(numbers) for block in page.blocks]
+        blocks |= {place: block for place, block in zip(places, page.blocks, strict=True) if block is not None}
+        made['cells'].append(page.summary | {'blocks': places, 'faults': page.faults})
     before, after = _fill(TEMPLATE.read_text(encoding='utf-8'), title, made)
     with write_atomically(path) as file:
         file.write(before)
-        for number, page in enumerate(pages):
-            if page.block is not None:
-                file.write(f'<script type="text/plain" id="cell-{number}">{page.block}</script>\n')
+        for number, block in blocks.items():
+            file.write(f'<script type="text/plain" id="cell-{number}">{block}</script>\n')
         file.write(after)
 
 
@@ -109,6 +128,21 @@ def _comparison(result):
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, dict) and isinstance(row.get('name'), str) and _is_number(row.get('rougeL'))
     ]
+
+
+def _mean_comparison(of_folders):
+    """The ways that all folders have, rougeL and the gap averaged; an interval stays where all have the same."""
+    kept = []
+    for row in of_folders[0]:
+        same = [one for rows in of_folders for one in rows if one['name'] == row['name']]
+        if len(same) < len(of_folders):
+            continue
+        values = {key: [one.get(key) for one in same] for key in row}
+        means = {
+            key: float(np.mean(values[key])) for key in ('rougeL', 'gap_closed') if None not in values.get(key, [None])
+        }
+        kept.append({key: row[key] for key in row if values[key].count(row[key]) == len(same)} | means)
+    return kept
 
 
 def _is_number(value):

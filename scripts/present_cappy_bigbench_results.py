@@ -2,7 +2,7 @@
 
     python scripts/present_cappy_bigbench_results.py --gen_model_name flan-t5-xxl
     python scripts/present_cappy_bigbench_results.py --gen_model_name flan-t5-xl,flan-t5-xxl --format table
-    python scripts/present_cappy_bigbench_results.py --result_dir seed1,seed2,seed3 --format markdown --show comparisons
+    python scripts/present_cappy_bigbench_results.py --result_dir R/seed1,R/seed2 --format markdown --show comparisons
     python scripts/present_cappy_bigbench_results.py --gen_model_name all --format table --plot gain.pdf
 
 Without --format: the JSON and the average that the reference prints (on bigbench_cappy_results/published: 0.236543
@@ -36,7 +36,7 @@ USUAL = (PUBLISHED, 'first of beam4', 'self-score sum', 'consensus', ORACLE)  # 
 
 def main(
     bigbench_data_dir='bigbench_data',  # subset_names.json lies here
-    result_dir='bigbench_cappy_results',  # {generator}/{task}.json lie here; a,b,c: a folder for each seed
+    result_dir='bigbench_cappy_results',  # {generator}/{task}.json, or seed1, .. with these; a,b,c: a folder a seed
     gen_model_name='flan-t5-xxl',  # a,b,c for several; all: those that have a folder
     tasks: str | None = None,  # a,b,c; default: all of subset_names.json
     format: Literal['reference', 'table', 'markdown', 'latex', 'csv', 'json'] = 'reference',
@@ -58,7 +58,7 @@ def main(
         raise InputError(f'--picture {picture}: --plot says which file it goes to')
     if n_resamples < 1:
         raise InputError(f'--n_resamples {n_resamples}: expected 1 or more')
-    folders = [Path(name) for name in cells.split_names(result_dir, '--result_dir')]
+    folders = cells.choose_folders(result_dir)
     generators = cells.choose_generators(
         None if gen_model_name == 'all' else gen_model_name, folders, '--gen_model_name'
     )

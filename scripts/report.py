@@ -1,11 +1,12 @@
 """One HTML page of a folder of results, to be read in a browser without a network.
 
     python scripts/report.py --result_dir bigbench_cappy_results --output report.html
+    python scripts/report.py --result_dir R/seed1,R/seed2,R/seed3
 
 It shows all cells as a heat map and as a table that sorts and filters; of each cell its intervals, other ways of
-picking, published figures, curves, settings, and its examples with every candidate. Instructions, references and how
-often a sample was drawn come from the generators' files where they are there. What is broken is named in the page and
-on standard error.
+picking, published figures, curves, settings, and its examples with every candidate. Of several seeds it shows means and
+spreads, and the curves and examples of each. Instructions, references and how often a sample was drawn come from the
+generators' files where they are there. What is broken is named in the page and on standard error.
 """
 
 import sys
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(
-    result_dir='bigbench_cappy_results',  # {generator}/{task}.json lie here
+    result_dir='bigbench_cappy_results',  # {generator}/{task}.json, or seed1, .. with these; a,b,c: a folder a seed
     output='report.html',  # the page
     bigbench_data_dir='bigbench_data',  # subset_names.json lies here: the tasks that may be missing
     gen_model_name='all',  # generators, a,b,c; all: those that have a folder
@@ -39,24 +40,34 @@ def main(
     for name, value in (('max_examples', max_examples), ('n_resamples', n_resamples)):
         if value < 1:
             raise InputError(f'--{name} {value}: expected 1 or more')
-    folder = Path(result_dir)
-    asked = None if gen_model_name == 'all' else gen_model_name
-    generators = cells.choose_generators(asked, [folder], '--gen_model_name')
-    names = choose_tasks(tasks, bigbench_data_dir, cells.found_tasks([folder], generators))
-    grid, faults = cells.read_cells([folder], generators, names)
+    folders = cells.choose_folders(result_dir)
+    generators = cells.choose_generators(
+        None if gen_model_name == 'all' else gen_model_name, folders, '--gen_model_name'
+    )
+    names = choose_tasks(tasks, bigbench_data_dir, cells.found_tasks(folders, generators))
+    grid, faults = cells.read_cells(folders, generators, names)
     known = [cell for cell in grid if cell.is_whole]
     if not known:
-        raise InputError(faults[0] if faults else f'{folder}: no result of {listed(generators)}')
-    pages = build_pages(folder, known, bigbench_gen_dir, max_examples, n_resamples, seed, n_workers)
-    published = read_published(published_dir, folder, generators, names, faults)
+        raise InputError(faults[0] if faults else f'{listed(map(str, folders))}: no result of {listed(generators)}')
+    faults += lacking_seeds(folders, grid)
+    pages = build_pages(folders, known, bigbench_gen_dir, max_examples, n_resamples, seed, n_workers)
+    published = read_published(published_dir, folders, generators, names, faults)
     for page in pages:
         faults += page.faults
         page.summary['published'] = published.get((page.summary['generator'], page.summary['task']))
-    summary = {'folder': str(folder), 'generators': generators, 'tasks': names, 'faults': faults}
+    summary = {'folders': list(map(str, folders)), 'generators': generators, 'tasks': names, 'faults': faults}
     summary['made'] = datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC')
     summary['differing'] = cells.differing_settings(known)
-    report.write_page(output, f'Cappy: {folder.resolve().name}', summary, pages)
+    report.write_page(output, f'Cappy: {name_of(folders)}', summary, pages)
     tell(output, known, grid, faults)
+
+
+def name_of(folders):
+    """The folder's name, or that of the folder of several seeds."""
+    above = {folder.resolve().parent.name for folder in folders}
+    if len(folders) > 1 and len(above) == 1:
+        return f'{above.pop()}, {len(folders)} seeds'
+    return ', '.join(folder.resolve().name for folder in folders)
 
 
 def choose_tasks(asked, data_dir, found):
@@ -70,21 +81,31 @@ def choose_tasks(asked, data_dir, found):
     return [*listed_tasks, *sorted(found - set(listed_tasks))]
 
 
-def build_pages(folder, known, gens_dir, max_examples, n_resamples, seed, n_workers):
-    """report.CellPage of each cell."""
-    paths = [ResultPaths(folder, cell.generator, cell.task) for cell in known]
-    arguments = [
-        (path, cell.results[0], gens_dir, max_examples, n_resamples, seed)
-        for path, cell in zip(paths, known, strict=True)
+def lacking_seeds(folders, grid):
+    """Of cells that some of the folders have: which of them lacks it, a line each; they are not shown."""
+    paths = [
+        ResultPaths(folder, cell.generator, cell.task).result
+        for cell in grid
+        if any(cell.results)
+        for folder in folders
     ]
-    sizes = [path.candidates.stat().st_size if path.candidates.exists() else 0 for path in paths]
+    return [f'{path}: missing, so this cell is not shown' for path in paths if not path.exists()]
+
+
+def build_pages(folders, known, gens_dir, max_examples, n_resamples, seed, n_workers):
+    """report.CellPage of each cell."""
+    arguments, sizes = [], []
+    for cell in known:
+        paths = [ResultPaths(folder, cell.generator, cell.task) for folder in folders]
+        arguments.append((paths, cell.results, gens_dir, max_examples, n_resamples, seed))
+        sizes.append(sum(path.candidates.stat().st_size for path in paths if path.candidates.exists()))
     return run_over_files(report.build_cell, arguments, sizes, n_workers, progress='reading candidates')
 
 
-def read_published(published_dir, folder, generators, tasks, faults):
+def read_published(published_dir, folders, generators, tasks, faults):
     """{(generator, task): published rougeL}; nothing where the results are themselves the published ones."""
     published_dir = Path(published_dir or ROOT / 'bigbench_cappy_results' / PUBLISHED)
-    if folder.resolve() == published_dir.resolve():
+    if any(folder.resolve() == published_dir.resolve() for folder in folders):
         return {}
     published, more = cells.read_cells([published_dir], generators, tasks)
     faults += more

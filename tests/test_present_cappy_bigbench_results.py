@@ -262,6 +262,7 @@ def test_seeds_in_several_folders_give_mean_and_spread(sweep, flags_of, capsys, 
     argv = [*flags_of, '--result_dir', folders, '--tasks', 'task_0,task_1']
     tables, err = as_json(capsys, *argv)
     assert err == ''  # other seeds in other folders are no mixture
+    assert as_json(capsys, *argv[:-3], tmp_path, *argv[-2:])[0] == tables  # of their folder
     ours = np.array([[picked[seed, task][cells.ADAPTED].mean() for task in TASKS[:2]] for seed in (1, 2, 3)])
     row, _, average = tables['cells']
     assert (row['rougeL'], row['std']) == pytest.approx((ours[:, 0].mean(), ours[:, 0].std(ddof=1)))

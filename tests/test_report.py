@@ -26,8 +26,8 @@ GENERATORS, TASKS, N_EXAMPLES = ('flan-t5-small', 'flan-t5-xl'), ('birds', 'cats
 HOSTILE = '<img src=x onerror="window.harmed=1"></script><script>window.harmed=2</script><!-- &amp; \u202e \ud800'
 
 
-def make_cell(folder, generator, task, is_hostile=False):
-    """A cell with all its files, and its generator's; -> rougeL by way of picking."""
+def make_cell(folder, generator, task, is_hostile=False, seed=1, results='results'):
+    """A cell with all its files, and its generator's; -> rougeL by way of picking. seed: of the scorer's errors."""
     draw = np.random.default_rng([len(generator), TASKS.index(task)])
     rouge, examples = RougeL(), []
     for number in range(N_EXAMPLES):
@@ -40,6 +40,7 @@ def make_cell(folder, generator, task, is_hostile=False):
         instruction = HOSTILE[:-2] if is_hostile and number == 0 else f'say {words[0]}' + ' please' * 80 * (number == 1)
         examples.append(Example(task, number, instruction, (words[0], 'f f'), samples))
     rougeL = baselines.candidates_rougeL(examples, rouge)
+    draw = np.random.default_rng([len(generator), TASKS.index(task), seed])
     scores = [(values + draw.normal(0, 0.2, len(values))).astype(np.float32) for values in rougeL]
     picked = baselines.all_picks(examples, rougeL, rouge, None, scores)
     lines = [
@@ -49,12 +50,12 @@ def make_cell(folder, generator, task, is_hostile=False):
     write_examples(folder / 'gens' / generator / f'{task}_validation.jsonl', examples)
     result = {
         'rougeL': float(picked[cells.ADAPTED].mean()),
-        'settings': {'seed': 1, 'bigbench_gen_dir': str(folder / 'gens')},
+        'settings': {'seed': seed, 'bigbench_gen_dir': str(folder / 'gens')},
         'comparison': baselines.compare(picked, n_resamples=50),
         'device': 'a <b>device</b>',
     }
     updates = [Update(n, 8, 2e-5 * (1 - n / 60), 0.5 / (n + 1), 1.0) for n in range(60)]
-    write_result(ResultPaths(folder / 'results', generator, task), result, lines, updates)
+    write_result(ResultPaths(folder / results, generator, task), result, lines, updates)
     return picked
 
 
@@ -78,7 +79,8 @@ def sweep(tmp_path_factory):
 
 def write_page(capsys, folder, output, *more):
     """(exit code, standard output, standard error) of the script."""
-    argv = ['--result_dir', folder / 'results', '--published_dir', folder / 'published', '--output', output]
+    argv = [] if '--result_dir' in more else ['--result_dir', folder / 'results']
+    argv += ['--published_dir', folder / 'published', '--output', output]
     argv += ['--bigbench_data_dir', folder / 'none', '--n_resamples', '50', *more]
     code = 0
     try:
@@ -89,14 +91,17 @@ def write_page(capsys, folder, output, *more):
 
 
 def read_page(path):
-    """(summary, {(generator, task): block}) of a page."""
+    """(summary, {(generator, task): block}) of a page; (generator, task, place of the seed) where there are several."""
     text = Path(path).read_text(encoding='utf-8')
     summary = json.loads(re.search(r'<script type="application/json" id="summary">(.*?)</script>', text, re.S)[1])
     blocks = dict(re.findall(r'<script type="text/plain" id="cell-(\d+)">([A-Za-z0-9+/=]*)</script>', text))
     data = {
-        (cell['generator'], cell['task']): json.loads(gzip.decompress(base64.b64decode(blocks[str(cell['block'])])))
+        (cell['generator'], cell['task'], place)[: 2 + (len(cell['blocks']) > 1)]: json.loads(
+            gzip.decompress(base64.b64decode(blocks[str(number)]))
+        )
         for cell in summary['cells']
-        if cell['block'] is not None
+        for place, number in enumerate(cell['blocks'])
+        if number is not None
     }
     return summary, data
 
@@ -129,6 +134,56 @@ def test_the_page_holds_what_the_files_say(sweep, capsys, tmp_path):
         f'{folder}/results/flan-t5-xl/birds.train.csv:1',
     ]
     assert summary['faults'] == err.splitlines()
+
+
+@pytest.fixture(scope='module')
+def seeds(tmp_path_factory):
+    """(folder with the results of three seeds of two cells; {(task, seed): rougeL by way})."""
+    folder = tmp_path_factory.mktemp('seeds')
+    picked = {
+        (task, seed): make_cell(folder, 'flan-t5-xl', task, seed=seed, results=f'results/seed{seed}')
+        for task in TASKS[:2]
+        for seed in (1, 2, 3)
+    }
+    return folder, picked
+
+
+def test_of_several_seeds_the_page_has_means_spreads_and_a_block_each(seeds, capsys, tmp_path):
+    folder, picked = seeds
+    code, out, err = write_page(capsys, folder, tmp_path / 'page.html')
+    summary, data = read_page(tmp_path / 'page.html')
+    assert (code, err) == (0, '') and out.startswith(f'{tmp_path}/page.html: 2 cells, ')
+    assert summary['title'] == 'Cappy: results, 3 seeds' and summary['differing'] == {}
+    assert summary['folders'] == [f'{folder}/results/seed{seed}' for seed in (1, 2, 3)]
+    for cell in summary['cells']:
+        by_seed = [picked[cell['task'], seed] for seed in (1, 2, 3)]
+        ours = np.array([by_way[cells.ADAPTED].mean() for by_way in by_seed])
+        assert cell['rougeL'] == pytest.approx(ours.mean()) and cell['seeds']['values'] == pytest.approx(ours)
+        assert cell['seeds']['std'] == pytest.approx(ours.std(ddof=1)) and ours.std() > 0
+        of_examples = np.mean([by_way[cells.ADAPTED] for by_way in by_seed], axis=0)
+        interval = pytest.approx(bootstrap_interval(of_examples, n_resamples=50))
+        rows = {row['name']: row for row in cell['comparison']}
+        assert (cell['low'], cell['high']) == (rows[cells.ADAPTED]['low'], rows[cells.ADAPTED]['high']) == interval
+        assert rows[cells.ADAPTED]['rougeL'] == pytest.approx(ours.mean()) and 'gap_low' not in rows[cells.ADAPTED]
+        assert rows['oracle']['rougeL'] == pytest.approx(by_seed[0]['oracle'].mean()) and 'low' in rows['oracle']
+        for place, by_way in enumerate(by_seed):
+            examples = data['flan-t5-xl', cell['task'], place]['examples']
+            assert [one['ours'] for one in examples] == by_way[cells.ADAPTED].round(4).tolist()
+
+
+def test_a_cell_that_one_seed_lacks_is_not_shown_and_said(seeds, capsys, tmp_path):
+    folder, _ = seeds
+    make_cell(tmp_path, 'flan-t5-xl', 'birds', results='seed1')
+    broken = ResultPaths(tmp_path / 'seed1', 'flan-t5-xl', 'cats').result
+    broken.write_text('{"rougeL": ')
+    given = f'{tmp_path}/seed1,{folder}/results/seed2,{folder}/results/seed3'
+    code, out, err = write_page(capsys, folder, tmp_path / 'page.html', '--result_dir', given)
+    assert code == 0 and '1 cells, 1 without a result' in out
+    assert err.startswith(f'{broken}: not a result') and len(err.splitlines()) == 1
+    broken.unlink()
+    _, _, err = write_page(capsys, folder, tmp_path / 'page.html', '--result_dir', given)
+    assert err == f'{broken}: missing, so this cell is not shown\n'
+    assert read_page(tmp_path / 'page.html')[0]['faults'] == err.splitlines()
 
 
 def test_every_candidate_is_there_with_its_decodings_and_how_often_it_was_drawn(sweep, capsys, tmp_path):
@@ -375,3 +430,27 @@ def test_a_page_that_is_cut_off_says_so_in_place_of_the_cell(sweep, browser, cap
     browser.open(tmp_path / 'cut.html', fragment='#/flan-t5-xl/cats')
     browser.wait('document.querySelector("#cell [role=alert]")')
     assert texts(browser, '#cell [role=alert]')[0].startswith('This cell cannot be shown: ')
+
+
+def test_the_browser_shows_spreads_and_the_examples_of_the_seed_that_is_chosen(seeds, browser, capsys, tmp_path):
+    folder, picked = seeds
+    write_page(capsys, folder, tmp_path / 'page.html')
+    browser.messages.clear()
+    browser.open(tmp_path / 'page.html')
+    ours = {seed: picked['birds', seed][cells.ADAPTED].mean() for seed in (1, 2, 3)}
+    std = f'{100 * np.std(list(ours.values()), ddof=1):.1f}'
+    label = browser.run('document.querySelector("#grid tbody a").getAttribute("aria-label")')
+    assert label == f'birds, flan-t5-xl: rougeL {100 * np.mean(list(ours.values())):.1f} ± {std}'
+    assert texts(browser, '#cells tbody tr:first-child td:nth-child(5)') == [std]
+    assert all('mean of 3 seeds' in text for text in texts(browser, 'caption'))
+    open_cell(browser, '#/flan-t5-xl/birds')
+    told = next(text for text in texts(browser, '#cell p') if text.startswith('Mean of 3 seeds'))
+    assert all(f'{100 * value:.1f} (seed{seed})' in told for seed, value in ours.items())
+    for seed in (1, 3):
+        give(browser, '#cell select', str(seed - 1), 'change')
+        by = picked['birds', seed][cells.ADAPTED].round(4) - picked['birds', seed]['first of beam4'].round(4)
+        tally = ', '.join(
+            f'{(np.sign(by) == sign).sum()} {name}' for sign, name in ((1, 'wins'), (-1, 'losses'), (0, 'ties'))
+        )
+        browser.wait(f'document.querySelector("#cell [role=status]")?.textContent.includes({json.dumps(tally)})')
+    assert browser.messages == []
