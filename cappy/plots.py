@@ -8,6 +8,7 @@ imported where it is needed.
 import io
 import math
 import os
+import textwrap
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -92,7 +93,8 @@ def heat_map(generators: Sequence[str], tasks: Sequence[str], values, label: str
     values: fractions, float64 [tasks, generators]. centred: 0 is the middle of the colours, as suits gains.
     """
     values = 100 * np.asarray(values, np.float64)
-    figure, ((axes,),) = _panels(1, 1, height=1.3 + 0.2 * len(tasks), width=min(WIDTH, 3.3 + 0.65 * len(generators)))
+    height = 1.3 + 0.2 * len(tasks)
+    figure, ((axes,),) = _panels(1, 1, height, width=min(WIDTH, 3.3 + 0.65 * len(generators)))
     largest = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 1
     limits = {'vmin': -largest, 'vmax': largest} if centred else {}
     axes.set_facecolor('0.9')
@@ -104,8 +106,10 @@ def heat_map(generators: Sequence[str], tasks: Sequence[str], values, label: str
         axes.text(column, row, text, ha='center', va='center', fontsize=6, color=colour)
     axes.set_xticks(range(len(generators)), [_plain(name) for name in generators], rotation=35, ha='right', fontsize=7)
     axes.set_yticks(range(len(tasks)), [_plain(task) for task in tasks], fontsize=7)
-    scale = figure.colorbar(image, ax=axes, shrink=min(1, 8 / len(tasks) + 0.2))
-    scale.set_label(_plain(label), fontsize=8)
+    shrink = min(1, 8 / len(tasks) + 0.2)
+    scale = figure.colorbar(image, ax=axes, shrink=shrink)
+    n_letters = int(shrink * (height - 0.6) / 0.06)  # inches beside the scale, and of a letter
+    scale.set_label(_plain(textwrap.fill(label, max(12, n_letters))), fontsize=8)
     scale.ax.tick_params(labelsize=7)
     return figure
 
@@ -126,7 +130,7 @@ def sample_curves(panels: Mapping[str, tuple], what='samples of an instruction')
         axes.minorticks_off()
         axes.grid(linewidth=0.3)
         _label(axes, name, what, 'rougeL x 100')
-    grid[0][0].legend(fontsize=7)
+    _legend_below(figure)
     return figure
 
 
@@ -137,9 +141,11 @@ def score_against_rougeL(panels: Mapping[str, tuple]):
     point is a tenth of them; on the dashed line scores are rougeL.
     """
     figure, grid = _panels(len(panels), min(2, len(panels)))
+    of_all = np.concatenate([values for scores, _ in panels.values() for values in scores])
+    extent = (min(0, of_all.min()), max(1, of_all.max()), 0, 1)  # else each panel has fields of another size
+    look = {'gridsize': 30, 'cmap': 'Greys', 'bins': 'log', 'linewidths': 0, 'alpha': 0.55, 'extent': extent}
     for axes, (name, (scores, rougeL)) in zip(_flat(grid), panels.items(), strict=False):
         made = calibrate(scores, rougeL)
-        look = {'gridsize': 30, 'cmap': 'Greys', 'bins': 'log', 'linewidths': 0, 'alpha': 0.55}
         axes.hexbin(np.concatenate(scores), np.concatenate(rougeL), **look)
         axes.plot([0, 1], [0, 1], color='black', ls='--', linewidth=1, label='score = rougeL')
         points = np.array([(one.score, one.rougeL) for one in made.bins])
@@ -153,7 +159,7 @@ def score_against_rougeL(panels: Mapping[str, tuple]):
         title = f'{name}\nrank correlation: {told or "none"}\ncalibration error: {made.error:.3f}'
         _label(axes, title, 'score', 'rougeL')
         axes.title.set_fontsize(7)
-    grid[0][0].legend(fontsize=7, loc='upper left')
+    _legend_below(figure)
     return figure
 
 
@@ -177,7 +183,7 @@ def training_curves(runs: Mapping[str, Sequence[Update]]):
     rates.ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
     rates.yaxis.get_offset_text().set_fontsize(7)
     if not many:
-        losses.legend(fontsize=7)
+        _legend_below(figure, losses)
     return figure
 
 
@@ -202,6 +208,17 @@ def _panels(n, n_columns, height=None, width=WIDTH, share=False):
         axes.tick_params(labelsize=7)
         axes.spines[['top', 'right']].set_visible(False)
     return figure, grid
+
+
+def _legend_below(figure, *of_axes):
+    """The names of all lines, once each, beneath the panels, where they hide nothing."""
+    named = {}
+    for axes in of_axes or figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    longest = max(map(len, named), default=1)
+    n_columns = max(1, min(len(named), int(WIDTH / (0.6 + 0.06 * longest))))  # inches of a sample and of a letter
+    figure.legend(named.values(), named.keys(), loc='outside lower center', ncols=n_columns, fontsize=7, frameon=False)
 
 
 def _readable_on(colour):

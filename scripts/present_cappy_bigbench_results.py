@@ -373,7 +373,7 @@ def draw(sweep, picture, against, gens_dir, n_workers):
         if not rows:
             raise InputError(f'--picture {picture}: no cell has {way} to compare with; see --against')
         if picture == 'gain':
-            return plots.gain_per_task(rows, way), []
+            return plots.gain_per_task(rows, f'{way}{over_seeds(sweep)}'), []
         values, label = {(row['generator'], row['task']): row['gain'] for row in rows}, f'gain over {way}'
     elif picture == 'heatmap':
         values, label = {(cell.generator, cell.task): cell.rougeL for cell in sweep.grid}, 'rougeL'
@@ -381,7 +381,13 @@ def draw(sweep, picture, against, gens_dir, n_workers):
         return draw_files(sweep, picture, gens_dir, n_workers)
     table = [[values.get((name, task)) for name in sweep.generators] for task in sweep.tasks]
     table = np.array(table, np.float64)  # None becomes NaN
-    return plots.heat_map(sweep.generators, sweep.tasks, table, f'{label} x 100', centred=bool(against)), []
+    label = f'{label} x 100{over_seeds(sweep)}'
+    return plots.heat_map(sweep.generators, sweep.tasks, table, label, centred=bool(against)), []
+
+
+def over_seeds(sweep):
+    """What a picture says of values that are means."""
+    return f', mean of {len(sweep.folders)} seeds' if len(sweep.folders) > 1 else ''
 
 
 def gain_rows(sweep, way):

@@ -94,6 +94,24 @@ def test_training_curves_show_losses_and_the_rates_applied():
     assert losses.lines[1].get_ydata()[1:] == pytest.approx(np.full(79, 0.5))  # over two updates
 
 
+def test_every_line_is_named_beneath_the_panels_also_one_that_the_first_panel_lacks():
+    panels = {'xl': ([1, 2], {'oracle': [0.2, 0.3]}), 'xxl': ([1, 2], {'scorer': [0.2, 0.3], 'oracle': [0.2, 0.4]})}
+    figure = plots.sample_curves(panels)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['oracle', 'scorer']
+    figure.draw_without_rendering()
+    lowest = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert legend.get_window_extent().y1 < lowest
+
+
+def test_long_names_on_a_picture_of_few_tasks_are_not_cut_off():
+    label = 'gain over scorer with consensus and self-score x 100, mean of 3 seeds'
+    figure = plots.heat_map(['flan-t5-xl'], ['a_task_with_a_long_name', 'b'], [[0.5], [0.25]], label, centred=True)
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert 0 <= drawn.x0 and drawn.x1 <= width and 0 <= drawn.y0 and drawn.y1 <= height
+
+
 def test_a_running_mean_begins_with_what_there_is():
     assert plots.running_mean([2.0, 4.0, 6.0, 8.0], 3) == pytest.approx([2, 3, 4, 6])
 
