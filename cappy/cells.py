@@ -17,7 +17,7 @@ from cappy.candidates import SPLITS
 from cappy.errors import InputError
 from cappy.jsonl import near_entries, near_names
 from cappy.results import ResultPaths
-from cappy.statistics import Difference, paired_bootstrap
+from cappy.statistics import Difference, paired_intervals
 
 ADAPTED = 'scorer after adapting'  # the way of picking that a result is about
 PUBLISHED = 'published'  # the folder of published figures among the generators, and their name in a comparison
@@ -76,12 +76,15 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class CellExamples:
-    """What a cell's examples say: the interval of its rougeL and its difference to other ways of picking, by name."""
+    """What a cell's examples say: the interval of its rougeL, its differences to other ways of picking, by name, and
+    the intervals of these.
+    """
 
     n_examples: int
     low: float
     high: float
     differences: dict[str, Difference]
+    intervals: dict[str, tuple[float, float]]
 
 
 def split_names(text: str, flag: str) -> list[str]:
@@ -247,8 +250,9 @@ def examples_of_cell(paths: Sequence[ResultPaths], rougeL: Sequence[float], n_re
     names = [name for name in by_folder[0][1] if all(name in picked for _, picked in by_folder)]
     values = {name: np.mean([picked[name] for _, picked in by_folder], axis=0) for name in names}
     ours = values.pop(ADAPTED)
-    (low, high), differences = paired_bootstrap(ours, list(values.values()), n_resamples=n_resamples, seed=seed)
-    return CellExamples(len(ours), low, high, dict(zip(values, differences, strict=True)))
+    (low, high), *of_others = paired_intervals(ours, list(values.values()), n_resamples=n_resamples, seed=seed)
+    differences, intervals = (dict(zip(values, of_ways, strict=True)) for of_ways in of_others)
+    return CellExamples(len(ours), low, high, differences, intervals)
 
 
 def picked_rougeL(lines: Sequence[dict]) -> dict[str, np.ndarray]:

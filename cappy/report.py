@@ -59,11 +59,10 @@ def build_cell(
     examples = attempt(cells.examples_of_cell, paths, values, n_resamples, seed) if all(has_files) else None
     if examples:
         gains = {way: list(difference) for way, difference in examples.differences.items()}
-        interval = {'low': examples.low, 'high': examples.high}
-        page.summary |= {'n': examples.n_examples, 'gains': gains, **interval}
-        for row in page.summary['comparison']:
-            if row['name'] == ADAPTED and len(results) > 1:
-                row |= interval
+        page.summary |= {'n': examples.n_examples, 'low': examples.low, 'high': examples.high, 'gains': gains}
+        intervals = {ADAPTED: (examples.low, examples.high), **examples.intervals}
+        for row in page.summary['comparison'] if len(results) > 1 else ():
+            row |= dict(zip(('low', 'high'), intervals.get(row['name'], ()), strict=False))
     page.blocks = [
         _build_block(path, result, gens_dir, max_examples, seed, attempt) if has else None
         for path, result, has in zip(paths, results, has_files, strict=True)
@@ -131,17 +130,16 @@ def _comparison(result):
 
 
 def _mean_comparison(of_folders):
-    """The ways that all folders have, rougeL and the gap averaged; an interval stays where all have the same."""
+    """The ways that all folders have, rougeL and the gap averaged; of several folders without their intervals."""
+    if len(of_folders) == 1:
+        return of_folders[0]
     kept = []
     for row in of_folders[0]:
         same = [one for rows in of_folders for one in rows if one['name'] == row['name']]
         if len(same) < len(of_folders):
             continue
-        values = {key: [one.get(key) for one in same] for key in row}
-        means = {
-            key: float(np.mean(values[key])) for key in ('rougeL', 'gap_closed') if None not in values.get(key, [None])
-        }
-        kept.append({key: row[key] for key in row if values[key].count(row[key]) == len(same)} | means)
+        keys = [key for key in ('rougeL', 'gap_closed') if all(key in one for one in same)]
+        kept.append({'name': row['name'], **{key: float(np.mean([one[key] for one in same])) for key in keys}})
     return kept
 
 

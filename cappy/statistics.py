@@ -69,13 +69,20 @@ def paired_bootstrap(
 
     ours: float64 [N]; others: float64 [M, N].
     """
+    return paired_intervals(ours, others, confidence, n_resamples, seed)[:2]
+
+
+def paired_intervals(
+    ours, others, confidence=0.95, n_resamples=N_RESAMPLES, seed=0
+) -> tuple[tuple[float, float], list[Difference], list[tuple[float, float]]]:
+    """What `paired_bootstrap` gives, and the interval of the mean of each of the others."""
     ours, others = np.asarray(ours, np.float64), np.asarray(others, np.float64).reshape(len(others), len(ours))
     means, *other_means = bootstrap_means([ours, *others], n_resamples, seed)
     differences = [
         Difference(float(np.mean(ours - theirs)), *percentiles(means - their_means, confidence))
         for theirs, their_means in zip(others, other_means, strict=True)
     ]
-    return percentiles(means, confidence), differences
+    return percentiles(means, confidence), differences, [percentiles(own, confidence) for own in other_means]
 
 
 def signed_rank_p(ours, theirs) -> float | None:
