@@ -1,7 +1,9 @@
 """JSON lines: read a line at a time, and what error messages say of them."""
 
+import gzip
 import json
 import re
+import zlib
 from difflib import get_close_matches
 
 from cappy.errors import InputError
@@ -11,9 +13,9 @@ _SURROGATE_ESCAPE = re.compile(rb'\\u[dD][89a-fA-F]')
 
 
 def numbered_lines(path):
-    """Yield (line number from 1, bytes) of each line that is not blank; path: a Path."""
+    """Yield (line number from 1, bytes) of each line that is not blank; path: a Path, gzip where it ends in .gz."""
     try:
-        with open(path, 'rb') as file:
+        with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
             for number, raw in enumerate(file, start=1):
                 if number == 1:
                     raw = raw.removeprefix(b'\xef\xbb\xbf')  # some editors begin UTF-8 with a mark
@@ -21,6 +23,8 @@ def numbered_lines(path):
                     yield number, raw
     except FileNotFoundError as error:
         raise InputError(f'{path}: no such file{near_entries(path)}') from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f'{path}: its gzip data is broken or cut off ({error}); fetch the file again') from error
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
 

@@ -1,331 +1,239 @@
-"""Data for `cappy_pretrain.py`: rows of (instruction, response, label) from instruction data, as in section 3.1.
+"""Data to pretrain a scorer on: pairs of instruction and response with a label from 0 to 1, from instruction data.
 
-    python scripts/get_pretrain_data.py --sources instances.jsonl.gz
-    python scripts/get_pretrain_data.py --hub bigscience/P3
+    python scripts/get_pretrain_data.py --sources t0.jsonl.gz
+    python scripts/get_pretrain_data.py --hub bigscience/P3 --instances_per_template 1000
+    python scripts/get_pretrain_data.py --sources mine.jsonl --samples bigbench_flan_gens/flan-t5-xl --heldout 'mine_b*'
 
-Where an instance asks for a choice, the right one is labelled 1 and wrong ones 0. Elsewhere the reference is labelled 1,
-and by rougeL against it: responses of other instances, samples of a language model (`--samples`), and the reference
-truncated, repeated, reordered or with a name exchanged. Whole data sets are held out, by the names of their templates.
-See docs/pretraining.md.
+As Tan et al. (2023, section 3.1) label: where an instance has choices, the right one 1 and wrong ones 0; elsewhere the
+reference 1, and other instances' responses and an LM's samples by their rougeL against the references. To these come
+references that were truncated, repeated, reordered or had their names swapped, which need no LM, labelled by rougeL as
+well. How choices are found where the data does not give them: `cappy.options.TemplateChoices`.
 """
 
-import gzip
-import json
-import random
-import shutil
-import tempfile
+import itertools
+import logging
 from collections import Counter
-from contextlib import ExitStack
-from fnmatch import fnmatch
-from itertools import chain, groupby
 from pathlib import Path
-from typing import NamedTuple
+from random import Random
 
 import tqdm
 
-from cappy import cells, flags, results, tables
-from cappy.alterations import ALTERATIONS
-from cappy.candidates import read_task
+from cappy import flags
 from cappy.errors import InputError
-from cappy.jsonl import parse_object, shown
+from cappy.instances import check_sources, match_names, read_lines, windows
 from cappy.options import TemplateChoices
-from cappy.pretrainfiles import HELD_OUT
-from cappy.rouge import RougeL
+from cappy.pretrainrows import SOURCES, RowMaker
+from cappy.results import environment
+from cappy.rouge import TOKENIZERS, RougeL
+from cappy.shards import check_output, shard_writer
+from cappy.tables import Column, format_table
 
-HELD_OUT_DEFAULT = 'ag_news_*,common_gen_*,commonsense_qa_*,glue_mrpc_*,quartz_*,samsum_*,social_i_qa_*'
-ROWS_OF = ('choice', 'reference', 'other', *ALTERATIONS, 'sample')
-SPLITS = (('train', False), ('held out', True))
-LEFT_OUT = {
-    'empty': 'empty response',
-    'long': 'longer than max_characters',
-    'one_response': 'one response only, and no list of choices to oppose to it',
-    'unlisted': "instruction without its template's list of choices",
-    'again': 'instruction that stands in the other split too',
-    'beyond': 'beyond heldout_instances',
-}
+# Whole data sets of P3's T0 training mixture, 34 of its 283 templates: multiple choice with the choices listed,
+# paraphrase, ratings, summaries, questions to make up.
+HELD_OUT = 'app_reviews_*,commonsense_qa_*,dream_*,glue_mrpc_*,samsum_*,social_i_qa_*'
+N_BINS = 10  # of the histogram of labels
+
+logger = logging.getLogger(__name__)
 
 
 def main(
-    sources='',  # files of {"template", "instruction", "response"}, .jsonl or .jsonl.gz, with commas between
-    hub: str | None = None,  # bigscience/P3, or a data set (or folder) laid out as it is
-    samples: str | None = None,  # a folder of candidate files: {generator}/{task}_train.jsonl
+    sources: str | None = None,  # jsonl(.gz) files of template, instruction, response, choices?; commas between
     output_dir='pretrain_data',
-    templates='*',  # shell patterns with commas between: of the hub's templates, which to read
-    heldout=HELD_OUT_DEFAULT,  # shell patterns of the templates that are not trained on; '' for none
-    heldout_instances=40,  # of each held-out template
-    instances_per_template=10000,  # that are read from the hub, and at most held in memory
-    max_characters=0,  # instances whose instruction and response are longer are left out; 0: none are
-    max_wrong_choices=3,  # of a training instance; held-out ones keep all
-    n_others=2,  # responses of other instances, for an instance without choices
-    n_altered=2,  # altered references
-    n_shards=8,
-    seed=11111,
-    overwrite=False,
+    heldout: str | None = None,  # templates kept apart: shell patterns, commas between, or none;
+    # default: app_reviews, commonsense_qa, dream, glue_mrpc, samsum, social_i_qa of P3
+    templates='*',  # which to take: shell patterns, commas between
+    instances_per_template: int | None = None,  # lines of a template that are read; default: all
+    heldout_instances=40,  # of a held-out template
+    max_wrong_choices=3,  # of a choice instance to train on; held-out ones keep all
+    n_others=3,  # other instances' responses for a generative instance
+    n_altered=3,  # altered references for a generative instance, each in another way
+    max_samples=8,  # of an LM for an instance
+    window=5000,  # lines of a template that are in memory together
+    n_shards=8,  # one is in memory at a time when they are shuffled
+    seed=0,
+    rouge_tokenizer='default',  # unicode: words of every script, where the paper's rougeL reads a-z and 0-9 only
+    overwrite=False,  # replace data in output_dir
 ):
-    """Build shards of labelled rows, and rows of held-out templates."""
+    """Build pretraining data: train-*.jsonl, heldout.jsonl and counts.json in output_dir."""
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
     settings = dict(locals())
-    check(settings)
-    output = Path(output_dir)
-    if output.exists() and not overwrite:
-        raise InputError(f'{output}: exists; --overwrite replaces it, another --output_dir keeps both')
-    maker = RowMaker(settings)
-    with writing(output) as folder:
-        with ExitStack() as files:
-            shards = [
-                files.enter_context(open(folder / f'train-{i:05d}-of-{n_shards:05d}.jsonl', 'w', encoding='utf-8'))
-                for i in range(n_shards)
-            ]
-            held_out = files.enter_context(open(folder / HELD_OUT, 'w', encoding='utf-8'))
-            scatter = random.Random(f'{seed} shards')
-            for is_held_out, rows in maker.instances(windows(settings)):
-                for row in rows:
-                    (held_out if is_held_out else scatter.choice(shards)).write(to_line(*row))
-        maker.check_held_out_patterns()
-        for number, path in enumerate(sorted(folder.glob('train-*.jsonl'))):
-            shuffle_lines(path, random.Random(f'{seed} {number}'))
-        results.write_json(folder / 'counts.json', maker.described())
-    print(maker.table())
+    check_flags(settings)
+    paths = [Path(path.strip()) for path in sources.split(',')]
+    n_lines = check_sources(paths)
+    chosen = match_names(n_lines, split(templates), '--templates')
+    held_out = held_out_names(chosen, heldout)
+    maker = RowMaker(RougeL(rouge_tokenizer), seed, max_wrong_choices, n_others, n_altered, max_samples)
+    counts = Counts(held_out)
+    lines = (line for line in read_lines(paths) if line.template in counts.taken(chosen))
+    with shard_writer(output_dir, n_shards, seed) as writer:
+        with tqdm.tqdm(total=sum(n_lines[name] for name in chosen), unit='line') as bar:
+            for one in windows(lines, window, instances_per_template):
+                make_rows(one, maker, writer, counts, settings)
+                bar.update(one.n_lines)
+        counts.remove(writer.shuffle())
+        writer.write_counts({'settings': settings, **counts.as_json(), 'environment': environment()})
+    counts.show(output_dir)
 
 
-def check(settings):
-    """Raise InputError for flags that give no data."""
-    if not (settings['sources'] or settings['hub'] or settings['samples']):
-        raise InputError('--sources, --hub, --samples: none is given; name at least one')
-    for name in ('n_shards', 'instances_per_template', 'heldout_instances'):
-        if settings[name] < 1:
-            raise InputError(f'--{name}: found {settings[name]}; give 1 or more')
-    for name in ('max_wrong_choices', 'n_others', 'n_altered', 'max_characters', 'seed'):
+def check_flags(settings):
+    """Numbers, and where the data goes."""
+    if not settings['sources']:
+        raise InputError('--sources: give a jsonl file of templates, instructions and responses')
+    for name in ('instances_per_template', 'heldout_instances', 'max_wrong_choices', 'window', 'n_shards'):
+        if settings[name] is not None and settings[name] < 1:
+            raise InputError(f'--{name}: expected 1 or more, found {settings[name]}')
+    for name in ('n_others', 'n_altered', 'max_samples'):
         if settings[name] < 0:
-            raise InputError(f'--{name}: found {settings[name]}; give 0 or more')
+            raise InputError(f'--{name}: expected 0 or more, found {settings[name]}')
+    if settings['rouge_tokenizer'] not in TOKENIZERS:
+        raise InputError(f'--rouge_tokenizer: found {settings["rouge_tokenizer"]!r}; {" or ".join(TOKENIZERS)}')
+    check_output(settings['output_dir'], settings['overwrite'])
 
 
-def listed(text):
-    """The words between commas."""
-    return [word.strip() for word in text.split(',') if word.strip()]
+def split(text):
+    """What stands between commas."""
+    return [part.strip() for part in text.split(',') if part.strip()]
 
 
-class writing:
-    """A folder that takes its place when the block ends, and vanishes if it fails."""
-
-    def __init__(self, output):
-        self.output = output
-
-    def __enter__(self):
-        try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=f'.{self.output.name}.', dir=self.output.parent))
-        except OSError as error:
-            raise InputError(f'{self.output}: cannot be written ({error.strerror})') from error
-        return self.folder
-
-    def __exit__(self, kind, error, trace):
-        try:
-            if kind is None:
-                if self.output.exists():
-                    shutil.rmtree(self.output)
-                self.folder.rename(self.output)
-            elif isinstance(error, OSError):
-                raise InputError(f'{self.output}: cannot be written ({error.strerror}); free some space') from error
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+def held_out_names(names, patterns):
+    """The set of templates that are kept apart. The default's patterns need not all fit, the user's must."""
+    if patterns is not None and patterns.lower() == 'none':
+        return frozenset()
+    found = match_names(names, split(patterns or HELD_OUT), '--heldout', all_must_match=patterns is not None)
+    if not found:
+        raise InputError(f'--heldout: none of {HELD_OUT} is here; name some of the templates, or give none')
+    if len(found) == len(names):
+        raise InputError('--heldout: fits all templates, so that none is left to train on')
+    return frozenset(found)
 
 
-def windows(settings):
-    """Yields (template, list of Instance or of candidates.Example): a template's instances, as many as memory may hold.
-
-    Raises InputError where a template's instances do not follow each other.
-    """
-    files = chain.from_iterable(map(read_instances, listed(settings['sources'])))
-    most = settings['instances_per_template']
-    streamed = ()
-    ended = set()
-    for template, group in groupby(chain(files, streamed), key=lambda instance: instance.template):
-        if template in ended:
-            raise InputError(f'--sources: template {template} stands in several places; sort the lines by template')
-        ended.add(template)
-        yield template, [instance for _, instance in zip(range(most), group, strict=False)]
-    if settings['samples']:
-        folder = Path(settings['samples'])
-        for generator in sorted(entry.name for entry in folder.iterdir() if entry.is_dir()):
-            for task in cells.sampled_tasks(folder, generator):
-                yield f'{generator}/{task}', read_task(folder, generator, task)['train']
-
-
-class Instance(NamedTuple):
-    """choices: those that the source itself gives; () where it gives none."""
-
-    template: str
-    instruction: str
-    response: str
-    choices: tuple[str, ...] = ()
+def make_rows(window, maker, writer, counts, settings):
+    """The rows of a window's instances, to train on or, for a sample of the first window, held out."""
+    counts.begin(window)
+    instances = window.instances
+    if not instances:
+        return
+    if window.is_first:
+        counts.choices = TemplateChoices(
+            [instance.instruction for instance in instances], [instance.references[0] for instance in instances]
+        )
+    is_held_out = window.template in counts.held_out
+    chosen = range(len(instances))
+    if is_held_out:
+        random = Random(f'{settings["seed"]}:{window.template}:held out')
+        n_wanted = settings['heldout_instances'] if window.is_first else 0
+        chosen = sorted(random.sample(chosen, min(n_wanted, len(instances))))
+        counts.leave_out('beyond --heldout_instances', len(instances) - len(chosen))
+    for i in chosen:
+        rows = rows_of_instance(instances, i, maker, counts, is_held_out)
+        if rows:
+            counts.add(rows)
+            (writer.add_held_out if is_held_out else writer.add_train)(rows)
 
 
-def read_instances(path):
-    """Yields the instances of a file, .jsonl or .jsonl.gz. Raises InputError naming file, line and field."""
-    path = Path(path)
-    with gzip.open(path, 'rb') if path.suffix == '.gz' else open(path, 'rb') as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                fields = parse_object(raw)
-                for key in ('template', 'instruction', 'response'):
-                    if not isinstance(fields.get(key), str):
-                        raise InputError(f'{key}: expected text, found {shown(fields.get(key))}')
-            except InputError as error:
-                raise InputError(f'{path}:{number}: {error}') from error
-            yield Instance(fields['template'], fields['instruction'], fields['response'].strip())
+def rows_of_instance(instances, i, maker, counts, is_held_out):
+    """The rows of one instance; none where its choices cannot be told."""
+    instance, found = instances[i], counts.choices
+    choices = instance.choices or found.choices_of(instance.instruction, instance.references)
+    if len(choices) > 1:
+        return maker.choice_rows(instance, choices, all_choices=is_held_out)
+    if found.kind == 'open':
+        return maker.text_rows(instances, i)
+    counts.leave_out('one response, no choices' if found.kind == 'single' else 'response not among the choices', 1)
+    return []
 
 
-def to_line(template, source, instruction, response, label):
-    """A row of pretraining data as a line."""
-    row = {'template': template, 'source': source, 'instruction': instruction, 'response': response, 'label': label}
-    return json.dumps(row, ensure_ascii=False) + '\n'
+class Counts:
+    """What became rows and what did not, by template."""
 
+    def __init__(self, held_out):
+        self.held_out = held_out
+        self.templates = {}
+        self.choices = None  # TemplateChoices of the template that is worked on
+        self._now = None
 
-class RowMaker:
-    """Turns instances into rows and counts them.
+    def taken(self, chosen):
+        """The templates that are taken, as a set."""
+        return set(chosen)
 
-    What is drawn for an instance hangs on the seed, its template and its number, not on what was read before.
-    """
+    def begin(self, window):
+        """A window of a template comes next."""
+        if window.is_first:
+            self.choices = None
+            self._now = self.templates[window.template] = {
+                'split': 'held out' if window.template in self.held_out else 'train',
+                'lines': 0,
+                'instances': 0,
+                'rows': Counter(),
+                'labels': Counter(),
+                'left_out': Counter(),
+            }
+        self._now['lines'] += window.n_lines
+        self.leave_out('empty response', window.n_empty)
 
-    def __init__(self, settings):
-        self.settings = settings
-        self.patterns = listed(settings['heldout'])
-        self.rouge = RougeL()
-        self.counts = {False: Counter(), True: Counter()}  # of rows, by source; True: held out
-        self.n_instances = {False: Counter(), True: Counter()}  # by template
-        self.left_out, self.labels = Counter(), Counter()
-        self.names, self.kinds = [], {}
-        self.instructions = {False: set(), True: set()}  # hashes
+    def leave_out(self, reason, n):
+        """So many lines or instances of the present template become no rows."""
+        if n:
+            self._now['left_out'][reason] += n
 
-    def instances(self, windows):
-        """Yields (is held out, [(template, source, instruction, response, label)]) of each instance."""
-        for template, window in tqdm.tqdm(windows, desc='labelling', unit='template'):
-            self.names.append(template)
-            is_held_out = any(fnmatch(template, pattern) for pattern in self.patterns)
-            made = self._of_instances if isinstance(window[0], Instance) else self._of_samples
-            for instruction, rows in made(template, window, is_held_out):
-                if hash(instruction) in self.instructions[not is_held_out]:
-                    self.left_out['again'] += 1
-                    continue
-                if is_held_out and self.n_instances[True][template] == self.settings['heldout_instances']:
-                    self.left_out['beyond'] += 1
-                    continue
-                self.instructions[is_held_out].add(hash(instruction))
-                self.n_instances[is_held_out][template] += 1
-                for source, _, label in rows:
-                    self.counts[is_held_out][source] += 1
-                    if not is_held_out:
-                        self.labels[min(int(label * 10), 9)] += 1
-                yield is_held_out, [(template, source, instruction, text, label) for source, text, label in rows]
+    def add(self, rows):
+        """Rows of an instance of the present template."""
+        self._now['instances'] += 1
+        self._now['rows'].update(row.source for row in rows)
+        self._now['labels'].update(label_bin(row.label) for row in rows)
+        self._now.setdefault('choices', self.choices.choices)
+        self._now['kind'] = self.choices.kind
 
-    def _of_instances(self, template, window, is_held_out):
-        filled = [instance for instance in window if instance.response]
-        self.left_out['empty'] += len(window) - len(filled)
-        if not filled:
-            return
-        found = TemplateChoices([one.instruction for one in filled], [one.response for one in filled])
-        own = any(instance.choices for instance in filled)  # the source gives them
-        if found.kind == 'single' and not own:
-            self.left_out['one_response'] += len(filled)
-            return
-        self.kinds[template] = {'kind': 'own' if own else found.kind, 'choices': found.choices}
-        responses = [instance.response for instance in filled]
-        for number, instance in enumerate(filled):
-            most = self.settings['max_characters']
-            if most and len(instance.instruction) + len(instance.response) > most:
-                self.left_out['long'] += 1
-                continue
-            generator = random.Random(f'{self.settings["seed"]} {template} {number}')
-            if found.kind == 'open' and not own:
-                yield instance.instruction, self._of_reference(instance.response, responses, generator)
-                continue
-            choices = instance.choices if own else found.choices_of(instance.instruction, [instance.response])
-            if choices:
-                yield instance.instruction, self._of_choice(instance.response, choices, is_held_out, generator)
-            else:
-                self.left_out['unlisted'] += 1
+    def remove(self, removed):
+        """{(template, source, label): n} rows were taken out again."""
+        for (template, source, label), n in removed.items():
+            counts = self.templates[template]
+            counts['rows'][source] -= n
+            counts['labels'][label_bin(label)] -= n
+            counts['left_out']['row of a held-out instruction'] += n
 
-    def _of_choice(self, right, choices, is_held_out, generator):
-        wrong = [choice for choice in choices if choice != right]
-        if not is_held_out and len(wrong) > self.settings['max_wrong_choices']:
-            wrong = generator.sample(wrong, self.settings['max_wrong_choices'])
-        return [('choice', right, 1.0), *(('choice', text, 0.0) for text in wrong)]
+    def total(self, key, split):
+        """The sum of a Counter over the templates of a split."""
+        return sum((counts[key] for counts in self.templates.values() if counts['split'] == split), Counter())
 
-    def _of_reference(self, reference, responses, generator):
-        """The reference, others' responses and altered ones, each text once."""
-        texts = {reference: 'reference'}
-        others = [generator.choice(responses) for _ in range(self.settings['n_others'])]
-        for text in others:
-            texts.setdefault(text, 'other')
-        words, strange = reference.split(), generator.choice(responses).split()
-        for name in generator.sample(list(ALTERATIONS), min(self.settings['n_altered'], len(ALTERATIONS))):
-            altered = ALTERATIONS[name](words, strange, generator)
-            if altered is not None and altered != words:
-                texts.setdefault(' '.join(altered), name)
-        return self._labelled([reference], texts)
-
-    def _of_samples(self, template, examples, is_held_out):
-        for example in examples:
-            texts = dict.fromkeys(example.references, 'reference')
-            for sample in example.samples:
-                if sample.response.strip():
-                    texts.setdefault(sample.response, 'sample')
-            yield example.instruction, self._labelled(example.references, texts)
-
-    def _labelled(self, references, texts):
-        labels = self.rouge.scores(references, list(texts)).tolist()
-        return [
-            (source, text, 1.0 if source == 'reference' else label)
-            for (text, source), label in zip(texts.items(), labels, strict=True)
-        ]
-
-    def check_held_out_patterns(self):
-        """Raise InputError for a pattern that held nothing out; of the default ones, where none did."""
-        if not self.n_instances[False]:
-            raise InputError('--heldout, --max_characters: leave nothing to train on; loosen them')
-
-    def described(self):
-        """The content of counts.json."""
-        return {
-            'settings': self.settings,
-            'rows': {'train': self.counts[False], 'heldout': self.counts[True]},
-            'instances': {'train': self.n_instances[False], 'heldout': self.n_instances[True]},
-            'left_out': self.left_out,
-            'labels': {f'{i / 10:.1f} to {(i + 1) / 10:.1f}': self.labels[i] for i in range(10)},
-            'templates': self.kinds,
-            'versions': results.environment(),
+    def as_json(self):
+        """For the file of counts."""
+        splits = {
+            split: {
+                'templates': sum(c['split'] == split and c['instances'] > 0 for c in self.templates.values()),
+                'instances': sum(c['instances'] for c in self.templates.values() if c['split'] == split),
+                **{key: dict(self.total(key, split)) for key in ('rows', 'labels', 'left_out')},
+            }
+            for split in ('train', 'held out')
         }
+        return {'splits': splits, 'templates': self.templates}
 
-    def table(self):
-        """What the user reads at the end."""
-        rows = [
-            {'rows': source, 'train': self.counts[False][source], 'held out': self.counts[True][source]}
-            for source in ROWS_OF
-            if self.counts[False][source] or self.counts[True][source]
-        ]
-        rows += [
-            {'rows': 'all', **{name: sum(self.counts[held].values()) for name, held in SPLITS}},
-            {'rows': 'instances', **{name: sum(self.n_instances[held].values()) for name, held in SPLITS}},
-            {'rows': 'templates', **{name: len(self.n_instances[held]) for name, held in SPLITS}},
-        ]
-        most = max(self.labels.values())
-        histogram = [
-            {'label': name, 'train rows': n, '': '#' * -(-30 * n // most)}
-            for name, n in self.described()['labels'].items()
-        ]
-        left_out = [{'left out': LEFT_OUT[key], 'instances': n} for key, n in self.left_out.items() if n]
-        parts = [tables.format_table(rows, ['rows', 'train', 'held out'])]
-        parts.append(tables.format_table(histogram, ['label', 'train rows', '']))
-        if left_out:
-            parts.append(tables.format_table(left_out, ['left out', 'instances']))
-        return '\n\n'.join(parts)
+    def show(self, output_dir):
+        """Print the tables."""
+        rows = {split: self.total('rows', split) for split in ('train', 'held out')}
+        table = [{'source': source, **{split: rows[split][source] for split in rows}} for source in SOURCES]
+        table.append({'source': 'all', **{split: rows[split].total() for split in rows}})
+        print(format_table(table, ['source', *rows]))
+        labels = {split: self.total('labels', split) for split in rows}
+        bins = [label_bin(0.0), *(label_bin((i + 0.5) / N_BINS) for i in range(N_BINS)), label_bin(1.0)]
+        table = [{'label': name, **{split: labels[split][name] for split in labels}} for name in bins]
+        print('\n' + format_table(table, [Column('label'), *labels]))
+        left_out = {split: self.total('left_out', split) for split in rows}
+        reasons = sorted(set(itertools.chain(*left_out.values())))
+        table = [{'left out': reason, **{split: left_out[split][reason] for split in rows}} for reason in reasons]
+        print('\n' + format_table(table, ['left out', *left_out]))
+        without = [name for name, counts in self.templates.items() if not counts['instances']]
+        kinds = Counter(counts.get('kind') for counts in self.templates.values() if counts['instances'])
+        print(f'\ntemplates: {dict(kinds)}; nothing taken from {len(without)}: {", ".join(without)}')
+        print(f'{output_dir}: {rows["train"].total()} rows to train on, {rows["held out"].total()} held out')
 
 
-def shuffle_lines(path, generator):
-    """The lines of a file in another order; the file is what memory must hold."""
-    lines = path.read_bytes().splitlines(keepends=True)  # of bytes: other ends of a line than \n are JSON's escapes
-    generator.shuffle(lines)
-    path.write_bytes(b''.join(lines))
+def label_bin(label):
+    """The name of the bar of a label: 0, 1, or the tenth between them."""
+    if label in (0, 1):
+        return str(int(label))
+    low = min(int(label * N_BINS), N_BINS - 1)
+    return f'{low / N_BINS:.1f} to {(low + 1) / N_BINS:.1f}'
 
 
 if __name__ == '__main__':
