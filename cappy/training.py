@@ -281,9 +281,10 @@ def run_updates(
                     f'Try a lower --learning_rate, or --compute_dtype float32'
                 )
             updates.append(row)
-            bar.update()
             pairs_per_second = (len(updates) - n_saved) * n_pairs / (time.perf_counter() - began)
-            bar.set_postfix(loss=f'{row.loss:.4f}', rate=f'{row.learning_rate:.2e}', pairs_s=f'{pairs_per_second:.0f}')
+            told = {'loss': f'{row.loss:.4f}', 'rate': f'{row.learning_rate:.2e}', 'pairs_s': f'{pairs_per_second:.0f}'}
+            bar.set_postfix(told, refresh=False)  # else each update is a line of a log
+            bar.update()
             if on_update is not None:
                 on_update(row, run.params)
             if checkpoint_every and len(updates) % checkpoint_every == 0:

@@ -1,18 +1,17 @@
 """Sweeps under a real Slurm of one node, started here: to the end, through preemption, timeouts and a cancelled job."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from test_run_cappy_bigbench import ROOT, SCRIPT, flags_of, sweep_data  # noqa: F401  a fixture
+from test_whole_sweep import check_cells, check_what_is_read, kill_a_worker_and_the_runner, wait_for
 
 from cappy import results
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 PROGRAMS = ('slurmctld', 'slurmd', 'sbatch', 'squeue', 'srun', 'munged', 'runuser')
 
 
@@ -49,48 +48,28 @@ def start(cluster, command):
     return subprocess.Popen(command, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise TimeoutError
-
-
-def files_in(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.glob('*/*') if path.parent.name != '.slurm')
-
-
-def test_a_sweep_of_3_tasks_and_2_generators_ends_under_slurm_without_sacct(cluster, sweep_data, tmp_path):  # noqa: F811
-    ended = subprocess.run(
-        sweep_command(sweep_data, tmp_path, '--slurm_setup', 'export SETUP_WAS_RUN=1'),
-        env=cluster,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == '6 done of 6\n' and ended.stderr.count('\ndone ') == 6
-    expected = [
-        f'{generator}/{task}{end}'
-        for generator in ('flan-t5-tiny', 'other-lm')
-        for task in ('tiny_arithmetic', 'tiny_tense', 'tiny_third')
-        for end in ('.candidates.jsonl', '.json', '.log', '.train.csv')
-    ]
-    assert files_in(tmp_path) == expected
-    recorded = json.loads((ROOT / 'tests' / 'recorded' / 'bigbench' / 'tiny_tense.result.json').read_text())
-    found = results.read_result(tmp_path / 'flan-t5-tiny' / 'tiny_tense.json')['rougeL']
-    assert found == pytest.approx(recorded['rougeL'], abs=1e-6)
-    (script,) = (tmp_path / '.slurm').glob('[0-9]*_submission.sh')  # one array
+def test_a_sweep_under_slurm_without_sacct_goes_on_after_kills_and_is_read_as_one_made_here(
+    cluster,
+    sweep_data,  # noqa: F811
+    tmp_path,
+    capsys,
+):
+    folder = tmp_path / 'out'
+    command = sweep_command(sweep_data, folder, '--slurm_setup', 'export SETUP_WAS_RUN=1')
+    kill_a_worker_and_the_runner(command, folder, cluster)
+    ended = subprocess.run(command, env=cluster, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, '6 done of 6\n'), ended.stderr
+    (script,) = (folder / '.slurm').glob('[0-9]*_submission.sh')  # one array: the second runner watched the first's
     assert '--array=0-5%6' in script.read_text() and 'export SETUP_WAS_RUN=1' in script.read_text()
+    check_cells(folder)
+    check_what_is_read(sweep_data, folder, tmp_path, capsys)
 
 
 def long_cell(data, folder, *more):
     """A sweep of one cell that trains for a while and writes checkpoints."""
     more = ('--tasks', 'tiny_tense', '--gen_models', 'other-lm', '--checkpoint_every', '5', *more)
     command = sweep_command(data, folder, *more)
-    index = command.index('--train_size')
-    command[index + 1] = '12800'
+    command[command.index('--train_size') + 1] = '8000'
     return command
 
 
@@ -107,7 +86,7 @@ def test_a_preempted_cell_is_submitted_again_and_goes_on_from_its_checkpoint(clu
     log = (tmp_path / 'other-lm' / 'tiny_tense.log').read_text()
     assert log.count('attempt 1') == 2 and 'continuing after update' in log
     updates = results.read_updates(tmp_path / 'other-lm' / 'tiny_tense.train.csv')
-    assert [row.update for row in updates] == list(range(800)) and out == '1 done of 1\n'
+    assert [row.update for row in updates] == list(range(500)) and out == '1 done of 1\n'
 
 
 def test_a_cell_whose_time_runs_out_is_requeued_from_its_checkpoint(cluster, sweep_data, tmp_path):  # noqa: F811
@@ -122,7 +101,7 @@ def test_a_cell_whose_time_runs_out_is_requeued_from_its_checkpoint(cluster, swe
     log = (tmp_path / 'other-lm' / 'tiny_tense.log').read_text()
     assert log.count('attempt 1') == 2 and 'stopped' in log and 'continuing after update' in log
     updates = results.read_updates(tmp_path / 'other-lm' / 'tiny_tense.train.csv')
-    assert [row.update for row in updates] == list(range(800))
+    assert [row.update for row in updates] == list(range(500))
 
 
 def test_a_stopped_runner_leaves_its_jobs_which_the_next_one_watches_and_a_cancelled_one_fails(
