@@ -1,20 +1,23 @@
-"""Instances of instruction data: read from JSON lines in the order of their templates, a window at a time.
+"""Instances of instruction data, in the order of their templates, a window at a time.
 
-A source is a file of lines {"template", "instruction", "response", "choices"?}, in which the lines of a template follow
-each other.
+They come from files of lines {"template", "instruction", "response", "choices"?}, in which the lines of a template
+follow each other, or from candidate files, where a task is a template.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from cappy.candidates import read_examples
 from cappy.errors import InputError
-from cappy.jsonl import listed, numbered_lines, parse_object, shown
+from cappy.jsonl import listed, near_entries, numbered_lines, parse_object, shown
 
 KEYS = ('template', 'instruction', 'response')
+TRAIN = '_train.jsonl'  # how the names of the candidate files end that are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,9 @@ class Instance:
 
 
 class Window(NamedTuple):
-    """Instances of one template that are worked on together. is_first: of their template. n_lines: that were read for
-    them; n_empty of those had an empty response, and n_repeated the instruction of another one.
+    """Instances of one template that are worked on together.
+
+    is_first: of their template. n_lines: that were read for them, n_empty of them with an empty text.
     """
 
     template: str
@@ -43,11 +47,10 @@ class Window(NamedTuple):
     instances: list[Instance]
     n_lines: int
     n_empty: int
-    n_repeated: int
 
 
 class Line(NamedTuple):
-    """One line of a source, texts stripped; the response may be empty."""
+    """One line of a source, texts stripped. Instruction and response may be empty."""
 
     template: str
     instruction: str
@@ -107,6 +110,45 @@ def windows(lines: Iterable[Line], size, limit=None) -> Iterator[Window]:
             yield _as_window(template, is_first, window)
 
 
+def sample_files(folder) -> dict[str, list[Path]]:
+    """{task: files} of candidates to train on in a folder: {task}_train.jsonl, or {generator}/{task}_train.jsonl."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f'{folder}: no such folder{near_entries(folder)}')
+    files = {}
+    for path in sorted([*folder.glob(f'*{TRAIN}'), *folder.glob(f'*/*{TRAIN}')], key=lambda path: (path.name, path)):
+        files.setdefault(path.name.removesuffix(TRAIN), []).append(path)
+    if not files:
+        raise InputError(f'{folder}: has no {{task}}{TRAIN} or {{generator}}/{{task}}{TRAIN}')
+    return files
+
+
+def sample_windows(files: Mapping[str, Sequence[Path]], size, limit=None) -> Iterator[Window]:
+    """The examples of candidate files {task: files}; those of several generators with one instruction are one instance.
+
+    All files of a task are in memory together.
+    """
+    for task, paths in files.items():
+        merged = {}
+        n_lines = 0
+        for path in paths:
+            for example in read_examples(path):
+                n_lines += 1
+                references, samples = merged.setdefault(example.instruction.strip(), ({}, {}))
+                references |= dict.fromkeys(filter(None, map(str.strip, example.references)))
+                samples |= dict.fromkeys(filter(None, map(str.strip, example.candidates)))
+        n_empty = sum(not (instruction and references) for instruction, (references, _) in merged.items())
+        instances = [
+            Instance(task, number, instruction, tuple(references), samples=tuple(samples))
+            for number, (instruction, (references, samples)) in enumerate(merged.items())
+            if instruction and references
+        ][:limit]
+        for begin in range(0, max(len(instances), 1), size):
+            is_first = not begin
+            window = instances[begin : begin + size]
+            yield Window(task, is_first, window, n_lines if is_first else 0, n_empty if is_first else 0)
+
+
 def match_names(names: Iterable[str], patterns: Sequence[str], flag, *, all_must_match=True) -> list[str]:
     """The names that a shell pattern fits, in their order.
 
@@ -150,12 +192,11 @@ def _parse_choices(choices, response):
 
 
 def _as_window(template, is_first, numbered):
-    merged, n_empty, n_read = {}, 0, 0
+    merged, n_empty = {}, 0
     for number, line in numbered:
-        if not line.response:
+        if not (line.response and line.instruction):
             n_empty += 1
             continue
-        n_read += 1
         # Choices belong to the key: the same question with other choices is another one.
         merged.setdefault((line.instruction, frozenset(line.choices)), []).append((number, line))
     instances = [
@@ -168,12 +209,10 @@ def _as_window(template, is_first, numbered):
         )
         for (instruction, _), group in merged.items()
     ]
-    return Window(template, is_first, instances, len(numbered), n_empty, n_read - len(instances))
+    return Window(template, is_first, instances, len(numbered), n_empty)
 
 
 def _near_pattern(pattern, names):
-    from difflib import get_close_matches
-
     stem = pattern.strip('*')
     shortened = {name[: len(stem)] for name in names}
     near = get_close_matches(stem, sorted(shortened), n=3, cutoff=0.6)

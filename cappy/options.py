@@ -26,7 +26,7 @@ _MARKED = re.compile(
 )
 _COMMAS = re.compile(r'\s*,\s*(?:or\s+)?|\s+or\s+')
 _CLAUSE_END = re.compile(r'[?!;:()\n]|\.(?:\s|$)|\s-\s')
-_ARTICLE = re.compile(r'^(?:an?|the)\s+')
+_ARTICLE = re.compile(r'^(?:an?|the)\s+', re.IGNORECASE)
 # What may stand before the first of the choices of a clause.
 _BEFORE = re.compile(
     'about|are|as|between|by|categories|category|choices|either|from|is|of|options|regarding|to', re.IGNORECASE
@@ -75,7 +75,7 @@ class TemplateChoices:
         counts = Counter(responses)
         n, rarest = len(responses), min(counts.values())
         if len(counts) == 1 and n > 1:
-            self.choices = find_shared(instructions, tuple(counts)) or ()
+            self.choices = find_shared(instructions, tuple(counts))
             self.kind = 'closed' if self.choices else 'single'
         elif 2 <= len(counts) <= MAX_CHOICES and n >= N_PER_CHOICE * len(counts) and rarest > 1:
             observed = tuple(sorted(counts))
@@ -96,23 +96,21 @@ class TemplateChoices:
         return found is not None and (found.kind != 'commas' or len(found.choices) == self.comma_length)
 
 
-def find_shared(instructions: Sequence[str], observed: Sequence[str]) -> tuple[str, ...] | None:
-    """The choices listed in the text that all instructions share, if all observed responses are among them.
+def find_shared(instructions: Sequence[str], observed: Sequence[str]) -> tuple[str, ...]:
+    """The choices listed in the text that all instructions share, if all observed responses are among them; else none.
 
     Case and articles may differ: observed responses keep their spelling, and where they begin with a capital so do the
     others.
     """
     wanted = {_plain(response): response for response in observed}
-    best = None
+    best = ()
     for text in _shared_texts(instructions):
         for clause in _CLAUSE_END.split(text):
             items = _items_of_clause(clause, wanted)
-            if items and wanted.keys() <= set(items) and (best is None or len(items) > len(best)):
+            if len(items) > len(best) and wanted.keys() <= set(map(_plain, items)):
                 best = items
-    if best is None:
-        return None
     is_capital = all(response[0].isupper() for response in observed)
-    return tuple(wanted.get(item) or (item[0].upper() + item[1:] if is_capital else item) for item in best)
+    return tuple(wanted.get(_plain(item)) or (item[0].upper() + item[1:] if is_capital else item) for item in best)
 
 
 def _in_lines(instruction, response):
@@ -176,38 +174,49 @@ def _shared_texts(instructions):
 
 
 def _items_of_clause(clause, wanted):
-    """The items of a list in plain form, at least two, or None; wanted: plain texts that help to find its ends."""
-    parts = [part for part in _COMMAS.split(clause.strip(' "')) if part.strip()]
-    joins = [found[0] for found in _COMMAS.finditer(clause.strip(' "'))]
-    ors = [i for i, join in enumerate(joins) if re.search(r'\bor\b', join)]
-    if len(parts) != len(joins) + 1 or not (ors or len(parts) > 2):
-        return None
-    is_whole = True  # whether the last item ends where the list ends
-    if ors:
-        is_whole = ors[-1] + 2 == len(parts) or ',' in joins[ors[-1] + 1]
+    """The items of a list, each once, at least two or none; wanted: plain texts that help to find its ends."""
+    parts = list(map(_bare, _COMMAS.split(clause.strip(' "'))))
+    joins = _COMMAS.findall(clause.strip(' "'))
+    ors = [i for i, join in enumerate(joins) if 'or' in join]
+    if not all(parts) or not (ors or len(parts) > 2):
+        return ()
+    if ors:  # what follows the item behind the last `or` is no part of the list
         parts = parts[: ors[-1] + 2]
-    first, *middle, last = (_plain(part) for part in parts)
-    first = next((text for text in wanted if first.endswith(f' {text}')), first)
-    if last not in wanted:
-        last = next((text for text in wanted if last.startswith(f'{text} ')), last)
-    first, last = _trim_first(first, [*middle, last], wanted), last if is_whole else None
-    items = tuple(dict.fromkeys([first, *middle, last])) if last else ()
-    return items if len(items) > 1 and all(items) else None
+    first, *middle, last = parts
+    first = _trim_first(first, [*middle, last], wanted)
+    last = _trim_last(last, [first, *middle], wanted)
+    items = {_plain(item): item for item in reversed([first, *middle, last])}
+    return tuple(reversed(items.values())) if first and last and len(items) > 1 else ()
 
 
 def _trim_first(first, others, wanted):
     """The first item without the words of the sentence before it."""
-    if first in wanted:
-        return first
     words = first.split()
+    for text in wanted:
+        if f' {_plain(first)}'.endswith(f' {text}'):
+            return ' '.join(words[-len(text.split()) :])
     begin = max((i + 1 for i, word in enumerate(words) if _BEFORE.fullmatch(word)), default=0)
     words = words[begin:]
     lengths = [len(other.split()) for other in others]
     if len(words) > max(lengths):
         words = words[-min(lengths) :]
-    return _plain(' '.join(words))
+    return _bare(' '.join(words))
+
+
+def _trim_last(last, others, wanted):
+    """The last item without the words after it; empty where it has many more than the others and none is known."""
+    words = last.split()
+    for text in wanted:
+        if f'{_plain(last)} '.startswith(f'{text} '):
+            return ' '.join(words[: len(text.split())])
+    return last if len(words) <= max(len(other.split()) for other in others) + 1 else ''
+
+
+def _bare(text):
+    """Without quotes and article."""
+    return _ARTICLE.sub('', text.strip(' "\''))
 
 
 def _plain(text):
     """Lower case, without quotes and article."""
-    return _ARTICLE.sub('', text.strip(' "\'').casefold())
+    return _bare(text).casefold()

@@ -54,7 +54,8 @@ class RowMaker:
         ]
 
     def text_rows(self, window: Sequence[Instance], i) -> list[Row]:
-        """Of the window's i-th instance, a generative one: references, samples, others' responses, altered references.
+        """Of the window's i-th instance, a generative one: references and samples; without samples, others' responses
+        and altered references.
 
         One of the others comes from an instance near by, which in most data sets is about the same text; the rest from
         the whole window.
@@ -62,8 +63,9 @@ class RowMaker:
         instance, random = window[i], self._random(window[i])
         known = set(instance.references)
         found = [(SAMPLE, text) for text in self._draw_samples(instance, known, random)]
-        found += [(OTHER, text) for text in self._draw_others(window, i, known, random)]
-        found += self._alter(window, i, known, random)
+        if not instance.samples:
+            found += [(OTHER, text) for text in self._draw_others(window, i, known, random)]
+            found += self._alter(window, i, known, random)
         labels = self.rouge.scores(instance.references, [text for _, text in found])
         rows = [_row(instance, REFERENCE, reference, 1.0) for reference in instance.references]
         return rows + [

@@ -18,9 +18,10 @@ from random import Random
 import tqdm
 
 from cappy.errors import InputError
+from cappy.pretrainfiles import HELD_OUT
 from cappy.pretrainrows import Row
 
-HELD_OUT, COUNTS = 'heldout.jsonl', 'counts.json'
+COUNTS = 'counts.json'
 _OURS = ('train-*-of-*.jsonl', HELD_OUT, COUNTS)
 _DIGEST_BYTES = 8  # of an instruction: two of a billion are the same once in 37 such data sets
 
@@ -100,7 +101,7 @@ def shard_writer(output_dir, n_shards, seed) -> Iterator[ShardWriter]:
     Raises InputError where files cannot be written (rights, space).
     """
     output_dir = Path(output_dir)
-    partial = output_dir.with_name(f'{output_dir.name}.partial')
+    partial = output_dir.with_name(f'.{output_dir.name}.partial')
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
@@ -125,7 +126,7 @@ def _replace(output_dir, partial):
     for path in partial.iterdir():
         with open(path, 'rb+') as file:
             os.fsync(file.fileno())
-    old = output_dir.with_name(f'{output_dir.name}.old')
+    old = output_dir.with_name(f'.{output_dir.name}.old')
     shutil.rmtree(old, ignore_errors=True)
     with suppress(FileNotFoundError):
         output_dir.rename(old)

@@ -1,0 +1,67 @@
+"""References that are altered."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from cappy.alterations import ALTERATIONS, reordered, repeated, swapped, truncated
+from cappy.rouge import RougeL
+
+TEXT = 'Anna Smith was born in Paris in 1970.\nShe moved to New York with  her brother.'
+OTHER = 'In 1999 the painter Tom Brown sold 12 pictures in London.'
+SEEDS = range(200)
+
+
+def test_truncated_is_a_beginning_and_never_all():
+    texts = {truncated(TEXT, OTHER, Random(seed)) for seed in SEEDS}
+    assert all(TEXT.startswith(text) and text != TEXT for text in texts)
+    assert {len(text.split()) for text in texts} == set(range(1, len(TEXT.split())))
+
+
+def test_repeated_holds_the_text_and_one_stretch_of_it_again():
+    for seed in SEEDS:
+        altered = repeated(TEXT, OTHER, Random(seed)).split()
+        words = TEXT.split()
+        more = Counter(altered) - Counter(words)
+        assert more and set(more) <= set(words)
+        assert Counter(altered) - more == Counter(words)
+        assert RougeL().score([TEXT], ' '.join(altered)) < 1
+
+
+def test_reordered_has_the_same_words_in_another_order():
+    for seed in SEEDS:
+        altered = reordered(TEXT, OTHER, Random(seed)).split()
+        assert altered != TEXT.split() and sorted(altered) == sorted(TEXT.split())
+
+
+def test_swapped_puts_numbers_of_another_text_into_this_one_and_leaves_the_rest():
+    altered = {swapped(TEXT, OTHER, Random(seed)) for seed in SEEDS}
+    assert altered == {TEXT.replace('1970', number) for number in ('1999', '12')}
+
+
+def test_swapped_takes_names_where_there_are_no_numbers_and_long_words_where_there_are_no_names():
+    names = {swapped('We met Anna there', 'He called Tom and Eva', Random(seed)) for seed in SEEDS}
+    assert names == {'We met Tom there', 'We met Eva there'}
+    words = {swapped('a small red house', 'the bridge is grey', Random(seed)) for seed in SEEDS}
+    assert words == {'a bridge red house', 'a small red bridge', 'a bridge red bridge'}
+
+
+@pytest.mark.parametrize('name', ALTERATIONS)
+def test_an_alteration_hangs_on_its_generator_alone(name):
+    first = [ALTERATIONS[name](TEXT, OTHER, Random(seed)) for seed in SEEDS]
+    assert first == [ALTERATIONS[name](TEXT, OTHER, Random(seed)) for seed in SEEDS]
+    assert TEXT not in first
+
+
+def test_what_cannot_be_altered_is_empty():
+    random = Random(0)
+    assert [alter('Paris', 'Paris', random) for alter in (truncated, reordered, swapped)] == ['', '', '']
+    assert [alter('', '', random) for alter in ALTERATIONS.values()] == ['', '', '', '']
+    assert set(repeated('Paris', '', random).split()) == {'Paris'}
+
+
+def test_line_breaks_stay_with_their_words():
+    lists = {reordered('- born 1970\n\n- died 1999', '', Random(seed)) for seed in SEEDS}
+    assert '- died 1999 - born 1970' in lists
+    assert any('\n\n' in text for text in lists)
