@@ -1,8 +1,8 @@
 """One HTML page of a folder of results: what of each cell it shows, and how it is put together.
 
-The page is cappy/report.html with a summary of all cells, which is read at once, and for each cell (and seed) a block of gzipped
-JSON in base64, which is decoded when a reader opens that cell. Texts of models are data in both, never markup, and the
-page's own policy lets no script run but its own.
+The page is cappy/report.html with a summary of all cells, which is read at once, and for each cell and seed a block of
+gzipped JSON in base64, which is decoded when a reader opens that cell. Texts of models are data in both, never markup,
+and the page's own policy lets no script run but its own.
 """
 
 import base64
