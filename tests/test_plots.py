@@ -109,7 +109,7 @@ def test_long_names_on_a_picture_of_few_tasks_are_not_cut_off():
     figure = plots.heat_map(['flan-t5-xl'], ['a_task_with_a_long_name', 'b'], [[0.5], [0.25]], label, centred=True)
     figure.draw_without_rendering()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert 0 <= drawn.x0 and drawn.x1 <= width and 0 <= drawn.y0 and drawn.y1 <= height
+    assert drawn.x0 >= 0 and drawn.x1 <= width and drawn.y0 >= 0 and drawn.y1 <= height
 
 
 def test_a_running_mean_begins_with_what_there_is():

@@ -73,35 +73,30 @@ def long_cell(data, folder, *more):
     return command
 
 
-def test_a_preempted_cell_is_submitted_again_and_goes_on_from_its_checkpoint(cluster, sweep_data, tmp_path):  # noqa: F811
+def test_a_cell_is_requeued_when_its_time_runs_out_and_submitted_again_when_preempted_and_goes_on_from_its_checkpoint(
+    cluster,
+    sweep_data,  # noqa: F811
+    tmp_path,
+):
+    command = long_cell(sweep_data, tmp_path)
     state = tmp_path / 'other-lm' / 'tiny_tense.checkpoint' / 'state.safetensors'
-    with start(cluster, long_cell(sweep_data, tmp_path)) as runner:
-        wait_for(state.exists, 120)
-        status = start(cluster, [*long_cell(sweep_data, tmp_path), '--status'])
+    log = tmp_path / 'other-lm' / 'tiny_tense.log'
+    with start(cluster, command) as runner:
+        wait_for(state.exists)
+        status = start(cluster, [*command, '--status'])
         assert '1 running of 1' in status.communicate()[0] and status.returncode == 1
+        (job_id,) = slurm(cluster, 'squeue', '--noheader', '--format=%i').split()
+        slurm(cluster, 'scancel', '--signal=USR2', job_id)  # Slurm's word that the time is nearly up
+        wait_for(lambda: 'continuing after update' in log.read_text())
+        assert slurm(cluster, 'squeue', '--noheader', '--format=%i').split() == [job_id]
         slurm(cluster, 'sbatch', '--partition=urgent', '--exclusive', '--output=/dev/null', '--wrap=sleep 2')
         out, err = runner.communicate(timeout=300)
     assert runner.returncode == 0, err
-    assert 'again     other-lm/tiny_tense: Slurm job' in err and 'PREEMPTED' in err
-    log = (tmp_path / 'other-lm' / 'tiny_tense.log').read_text()
-    assert log.count('attempt 1') == 2 and 'continuing after update' in log
+    assert err.count('again     ') == 1 and f'again     other-lm/tiny_tense: Slurm job {job_id}: PREEMPTED' in err
+    text = log.read_text()
+    assert text.count('attempt 1') == 3 and text.count('continuing after update') == 2 and '] stopped' in text
     updates = results.read_updates(tmp_path / 'other-lm' / 'tiny_tense.train.csv')
     assert [row.update for row in updates] == list(range(500)) and out == '1 done of 1\n'
-
-
-def test_a_cell_whose_time_runs_out_is_requeued_from_its_checkpoint(cluster, sweep_data, tmp_path):  # noqa: F811
-    state = tmp_path / 'other-lm' / 'tiny_tense.checkpoint' / 'state.safetensors'
-    with start(cluster, long_cell(sweep_data, tmp_path)) as runner:
-        wait_for(state.exists, 120)
-        (job_id,) = slurm(cluster, 'squeue', '--noheader', '--format=%i').split()
-        slurm(cluster, 'scancel', '--signal=USR2', job_id)  # Slurm's word that the time is nearly up
-        _, err = runner.communicate(timeout=300)
-    assert runner.returncode == 0, err
-    assert 'again' not in err  # the same Slurm job
-    log = (tmp_path / 'other-lm' / 'tiny_tense.log').read_text()
-    assert log.count('attempt 1') == 2 and 'stopped' in log and 'continuing after update' in log
-    updates = results.read_updates(tmp_path / 'other-lm' / 'tiny_tense.train.csv')
-    assert [row.update for row in updates] == list(range(500))
 
 
 def test_a_stopped_runner_leaves_its_jobs_which_the_next_one_watches_and_a_cancelled_one_fails(

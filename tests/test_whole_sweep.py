@@ -1,5 +1,6 @@
 """A sweep of 3 tasks and 2 generators that is killed and goes on, and what is read of it: tables, pictures, page."""
 
+import contextlib
 import csv
 import io
 import json
@@ -33,21 +34,22 @@ def wait_for(condition, seconds=120):
     raise TimeoutError
 
 
-def newest_worker(folder):
-    """The process that began last of those that make cells; None where there is none."""
-    holders = []
+def workers(folder):
+    """The processes that make cells."""
+    found = set()
     for lock in folder.glob('*/*.lock'):
         if sweep.lock_holder(results.ResultPaths(folder, lock.parent.name, lock.stem)):
-            holder = json.loads(lock.read_bytes() or b'null')
-            holders += [(holder['since'], holder['pid'])] if holder else []
-    return max(holders, default=(None, None))[1]
+            with contextlib.suppress(FileNotFoundError, ValueError):  # gone meanwhile, or not written yet
+                found.add(json.loads(lock.read_text())['pid'])
+    return found
 
 
 def kill_a_worker_and_the_runner(command, folder, environment=None):
-    """Start a sweep; when it has a result, kill one of its cells, then, when that is tried again, the runner."""
+    """Start a sweep; when it has a result, kill the next cell that begins, and when that is tried again, the runner."""
+    seen = set()
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as runner:
-        wait_for(lambda: list(folder.glob('*/*.json')))
-        worker = wait_for(lambda: newest_worker(folder))
+        wait_for(lambda: seen.update(workers(folder)) or list(folder.glob('*/*.json')))
+        worker = wait_for(lambda: workers(folder) - seen).pop()  # one that is not about to end
         os.kill(worker, signal.SIGKILL)
         wait_for(lambda: any('] attempt 2: ' in log.read_text() for log in folder.glob('*/*.log')))
         runner.kill()
@@ -133,7 +135,7 @@ def test_a_sweep_goes_on_after_kills_and_all_tables_pictures_and_the_page_tell_i
     folder = tmp_path / 'out'
     command = [sys.executable, SCRIPT, *flags_of(sweep_data, folder, '--workers', '2', '--checkpoint_every', '5')]
     kill_a_worker_and_the_runner(command, folder)
-    wait_for(lambda: newest_worker(folder) is None, 10)  # killed with the runner
+    wait_for(lambda: not workers(folder), 10)  # killed with the runner
     status = subprocess.run([*command, '--status'], capture_output=True, text=True)
     assert status.returncode == 1 and ' stopped' in status.stdout and ' running' not in status.stdout
     ended = subprocess.run(command, capture_output=True, text=True)
