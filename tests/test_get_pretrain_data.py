@@ -54,7 +54,7 @@ def texts(n=30, name='tell_a'):
         {
             'template': name,
             'instruction': f'Tell of {i}.',
-            'response': f'Story {i} is of the {PLACES[i % 8]} and the {PLACES[i // 8 % 8]} that Anna saw in {1900 + i}.',
+            'response': f'Story {i} is of the {PLACES[i % 8]} and the {PLACES[i // 8 % 8]} that Anna saw in {900 + i}.',
         }
         for i in range(n)
     ]
