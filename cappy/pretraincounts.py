@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cappy.instances import Window
+from cappy.jsonl import listed
 from cappy.pretrainrows import SOURCES, Row
 from cappy.tables import format_table
 
@@ -99,7 +100,7 @@ class Counts:
         ]
         without = self.without_rows
         if without:
-            parts.append(f'Nothing was taken from {len(without)} templates: {", ".join(without)}')
+            parts.append(f'Nothing was taken from {len(without)} templates: {listed(without)} (counts.json has all)')
         return '\n\n'.join(filter(None, parts))
 
     def _of(self, split):

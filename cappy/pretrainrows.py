@@ -58,7 +58,8 @@ class RowMaker:
         and altered references.
 
         One of the others comes from an instance near by, which in most data sets is about the same text; the rest from
-        the whole window.
+        the whole window. Empty where rougeL reads no word of a reference (a script other than Latin, without the
+        tokenizer `unicode`), since all labels would be 0 then.
         """
         instance, random = window[i], self._random(window[i])
         known = set(instance.references)
@@ -66,11 +67,11 @@ class RowMaker:
         if not instance.samples:
             found += [(OTHER, text) for text in self._draw_others(window, i, known, random)]
             found += self._alter(window, i, known, random)
+        found = [(REFERENCE, text) for text in instance.references] + found
         labels = self.rouge.scores(instance.references, [text for _, text in found])
-        rows = [_row(instance, REFERENCE, reference, 1.0) for reference in instance.references]
-        return rows + [
-            _row(instance, source, text, float(label)) for (source, text), label in zip(found, labels, strict=True)
-        ]
+        if not labels[: len(instance.references)].all():
+            return []
+        return [_row(instance, source, text, float(label)) for (source, text), label in zip(found, labels, strict=True)]
 
     def _random(self, instance):
         return Random(f'{self.seed}:{instance.template}:{instance.number}')

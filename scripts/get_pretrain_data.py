@@ -180,6 +180,9 @@ def make_rows(window, choices, is_held_out, maker, writer, counts, settings):
         else:
             counts.leave_out('one response only' if choices.kind == 'single' else 'response not among the choices')
             continue
+        if not rows:
+            counts.leave_out('no word that rougeL reads (--rouge_tokenizer unicode)')
+            continue
         counts.add(rows)
         (writer.add_held_out if is_held_out else writer.add_train)(rows)
 

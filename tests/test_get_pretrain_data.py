@@ -190,6 +190,18 @@ def test_responses_of_one_instruction_are_references_of_one_instance_and_others_
         assert all(row['label'] == RougeL().score(references, row['response']) for row in rows)
 
 
+def test_a_reference_of_which_rougeL_reads_nothing_is_left_out_and_counted_unless_the_tokenizer_reads_it(tmp_path):
+    greek = [
+        {'template': 'greek', 'instruction': f'Ρώτα {i}', 'response': f'Η απάντηση {word}'}
+        for i, word in enumerate('αβγ')
+    ]
+    train, _, counts = make(tmp_path, greek, yes_no())
+    assert {row['template'] for row in train} == {'agree_a'}
+    assert fields(counts, 'greek', 'left_out') == [{'no word that rougeL reads (--rouge_tokenizer unicode)': 3}]
+    train, _, _ = make(tmp_path, greek, name='unicode', rouge_tokenizer='unicode')
+    assert {row['label'] for row in train if row['source'] == 'reference'} == {1}
+
+
 def test_empty_responses_are_left_out_and_counted(tmp_path):
     empty = [{'template': 'none', 'instruction': f'Say {i}', 'response': ' \n'} for i in range(3)]
     train, _, counts = make(tmp_path, empty, yes_no(), [yes_no()[0] | {'response': ''}])
