@@ -121,7 +121,7 @@ class PretrainingPaths:
 def show_existing(paths):
     """Say that the result is there."""
     print(f'Result already exists in {paths.result}. Skipped. --overwrite replaces it.')
-    report(json.loads(paths.result.read_text(encoding='utf-8')), paths)
+    report(results.read_fields(paths.result, ('counts', 'comparison', 'best', 'settings')), paths)
 
 
 def read_held_out(data_dir):

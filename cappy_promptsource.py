@@ -25,6 +25,7 @@ from cappy.errors import InputError
 from cappy.processes import is_first_process, start_devices
 
 logger = logging.getLogger('cappy_promptsource')
+RESULT_FIELDS = ('accuracy', 'summary', 'settings', 'data_sha256')  # without which it is another file
 
 
 def main(
@@ -81,7 +82,7 @@ def result_paths(settings):
 
 def show_existing(paths, settings):
     """Give the result that is there; one of another scorer, data or grading is not what was asked for."""
-    result = read_result(paths.result)
+    result = results.read_fields(paths.result, RESULT_FIELDS)
     made_with = result['settings'] | {'data_sha256': result['data_sha256']}
     asked_for = settings | {'data_sha256': file_digest(settings['data_file'])}
     ours = ('overwrite', 'results_dir', 'per_device_batch_size')  # do not change a result
@@ -94,16 +95,6 @@ def show_existing(paths, settings):
     if not settings['process_id']:  # None or the first
         print(f'Result already exists in {paths.result}. Skipped.', file=sys.stderr)
         report(result)
-
-
-def read_result(path):
-    """The result file at `path`."""
-    try:
-        result = json.loads(path.read_text(encoding='utf-8'))
-        result['accuracy'], result['summary'], result['settings'], result['data_sha256']
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path}: not a result of this script ({error}); --overwrite replaces it') from error
-    return result
 
 
 def file_digest(path):

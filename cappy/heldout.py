@@ -11,9 +11,9 @@ import numpy as np
 from cappy.curves import rank_correlation
 from cappy.errors import InputError
 from cappy.pretrainfiles import LabelledRow, read_rows
+from cappy.pretrainrows import CHOICE
 from cappy.statistics import bootstrap_interval, paired_bootstrap
 
-CHOICE = 'choice'
 MEASURES = ('squared_error', 'accuracy', 'rank_correlation')
 
 

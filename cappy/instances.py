@@ -61,11 +61,8 @@ class Line(NamedTuple):
 def read_lines(paths: Sequence[Path]) -> Iterator[Line]:
     """The lines of the files, in order. Raises InputError naming file, line and field."""
     for path in paths:
-        for number, raw in numbered_lines(path):
-            try:
-                yield _parse_line(raw)
-            except InputError as error:
-                raise InputError(f'{path}:{number}: {error}') from error
+        for _, line in _numbered(path):
+            yield line
 
 
 def check_sources(paths: Sequence[Path]) -> dict[str, int]:
@@ -77,11 +74,8 @@ def check_sources(paths: Sequence[Path]) -> dict[str, int]:
     previous = None
     for path in paths:
         n_before = sum(counts.values())
-        for number, raw in numbered_lines(path):
-            try:
-                template = _parse_line(raw).template
-            except InputError as error:
-                raise InputError(f'{path}:{number}: {error}') from error
+        for number, line in _numbered(path):
+            template = line.template
             if template != previous and template in counts:
                 raise InputError(
                     f'{path}:{number}: template: {template!r} stood before, up to {ends[template]}, with others '
@@ -160,6 +154,15 @@ def match_names(names: Iterable[str], patterns: Sequence[str], flag, *, all_must
         if not found and all_must_match:
             raise InputError(f'{flag}: {pattern!r} fits no template{_near_pattern(pattern, names)}')
     return [name for name in names if any(name in found for found in fits.values())]
+
+
+def _numbered(path):
+    """Yields (line number from 1, Line)."""
+    for number, raw in numbered_lines(path):
+        try:
+            yield number, _parse_line(raw)
+        except InputError as error:
+            raise InputError(f'{path}:{number}: {error}') from error
 
 
 def _parse_line(raw):

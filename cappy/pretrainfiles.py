@@ -25,6 +25,11 @@ HELD_OUT = 'heldout.jsonl'
 _NUMBERED = re.compile(r'train-(\d+)-of-(\d+)\.jsonl')
 
 
+def shard_name(number, n_shards) -> str:
+    """Of a shard, counted from 0."""
+    return f'train-{number:05d}-of-{n_shards:05d}.jsonl'
+
+
 class LabelledRow(NamedTuple):
     """A pair and how correct its response is, 0 to 1; template and source ('choice', 'reference', ..) are '' where the
     file has none.

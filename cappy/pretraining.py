@@ -151,8 +151,8 @@ class Feed:
             self.n_data,
             longest=self.settings.max_length,
         )
-        self.slots = slots_needed([self._plan(lengths) for lengths in groups])
         plans = [self._plan(lengths) for lengths in groups]
+        self.slots = slots_needed(plans)
         self.packing = describe_packing(plans, groups)
 
     def _plan(self, lengths):

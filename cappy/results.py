@@ -184,12 +184,12 @@ def write_result(paths: ResultPaths, result: dict, candidates: Iterable[dict], u
     """
     candidates = list(candidates)
     _check_scores_are_finite(paths.candidates, candidates)
-    _to_json(paths.result, result)  # so that a number that is not finite is found before anything is written
+    text = _to_json(paths.result, result, indent=4)
     with write_atomically(paths.candidates) as file:
         for line in candidates:
             file.write(_to_json(paths.candidates, line) + '\n')
     write_updates(paths.updates, updates)
-    write_json(paths.result, result)
+    _write_text(paths.result, text)
 
 
 def write_updates(path, updates: Iterable[Sequence]):
@@ -207,9 +207,18 @@ def write_updates(path, updates: Iterable[Sequence]):
 
 def write_json(path, value):
     """Write a value as JSON, whole or not at all. Raises InputError where a number is not finite."""
-    text = _to_json(path, value, indent=4)
-    with write_atomically(path) as file:
-        file.write(text + '\n')
+    _write_text(path, _to_json(path, value, indent=4))
+
+
+def read_fields(path, names: Sequence[str]) -> dict:
+    """The result of a script at `path`. Raises InputError where it is not JSON, or lacks one of the fields."""
+    try:
+        result = json.loads(Path(path).read_text(encoding='utf-8'))
+        for name in names:
+            result[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path}: not a result of this script ({error}); --overwrite replaces it') from error
+    return result
 
 
 def read_result(path) -> dict:
@@ -383,6 +392,11 @@ def _is_about(error, path, partial):
     if error.filename is None:  # a write that failed, by lack of space for one
         return not isinstance(error, ConnectionError)
     return str(error.filename) in map(str, (partial, path, *path.parents))
+
+
+def _write_text(path, text):
+    with write_atomically(path) as file:
+        file.write(text + '\n')
 
 
 def _to_json(path, value, indent=None):

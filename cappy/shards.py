@@ -18,7 +18,7 @@ from random import Random
 import tqdm
 
 from cappy.errors import InputError
-from cappy.pretrainfiles import HELD_OUT
+from cappy.pretrainfiles import HELD_OUT, shard_name
 from cappy.pretrainrows import Row
 
 COUNTS = 'counts.json'
@@ -72,11 +72,6 @@ class ShardWriter:
         """The file of settings and counts."""
         text = json.dumps(counts, ensure_ascii=False, indent=1)
         (self._folder / COUNTS).write_text(text + '\n', encoding='utf-8')
-
-
-def shard_name(number, n_shards) -> str:
-    """Of a shard, counted from 0."""
-    return f'train-{number:05d}-of-{n_shards:05d}.jsonl'
 
 
 def check_output(output_dir, overwrite):

@@ -97,6 +97,12 @@ def test_the_table_and_what_is_there_already_are_told(pretrained, data, capsys):
     assert 'Result already exists' in told and 'rank correlation' in told and 'accuracy' in told
 
 
+def test_a_damaged_result_is_told_in_one_line(tmp_path, data, capsys):
+    (tmp_path / 'result.json').write_text('{"settings": {')
+    assert run_main(cappy_pretrain.main, ['--data_dir', data, '--output_dir', tmp_path]) == 1
+    assert f'error: {tmp_path}/result.json: not a result of this script' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('n_devices', [4])
 def test_losses_are_the_same_on_several_devices(pretrained, data, tiny_directories, run_python, tmp_path, n_devices):
     argv = ['--data_dir', data, '--model_name_or_path', tiny_directories['roberta-dropout'], '--output_dir', tmp_path]

@@ -563,18 +563,15 @@ def test_a_run_that_fails_leaves_the_data_of_the_one_before(tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'data.jsonl']
 
 
+def command(source, folder):
+    """The script's own process: source into folder/data, in two shards, with nothing held out."""
+    words = ['--sources', source, '--output_dir', folder / 'data', '--heldout=', '--n_shards', 2]
+    return [sys.executable, SCRIPT, *map(str, words)]
+
+
 def test_a_run_that_is_killed_leaves_nothing_that_looks_finished_and_the_next_one_makes_all(tmp_path):
     source = write(tmp_path / 'all.jsonl', *(texts(30, f'tell_{i}') for i in range(2000)))
-    words = [
-        sys.executable,
-        str(SCRIPT),
-        '--sources',
-        str(source),
-        '--output_dir',
-        str(tmp_path / 'data'),
-        '--heldout=',
-    ]
-    process = subprocess.Popen([*words, '--n_shards', '2'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(source, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = tmp_path / '.data.partial'
     while process.poll() is None and not (partial.exists() and any(path.stat().st_size for path in partial.iterdir())):
         time.sleep(0.01)
@@ -593,16 +590,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    words = [
-        sys.executable,
-        str(SCRIPT),
-        '--sources',
-        str(source),
-        '--output_dir',
-        str(tmp_path / 'data'),
-        '--heldout=',
-    ]
-    ended = subprocess.run([*words, '--n_shards=2'], preexec_fn=forbid_large_files, capture_output=True, text=True)
+    ended = subprocess.run(command(source, tmp_path), preexec_fn=forbid_large_files, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == f'error: {tmp_path}/.data.partial: cannot be written (File too large)'
     assert list(tmp_path.iterdir()) == [source]
