@@ -13,33 +13,9 @@ import numpy as np
 
 from cappy.errors import InputError
 
-# A coarser grid compiles less and pads more; these steps pad 4% on average where lengths spread evenly.
-ROW_LENGTHS = (
-    16,
-    24,
-    32,
-    40,
-    48,
-    56,
-    64,
-    72,
-    80,
-    88,
-    96,
-    104,
-    112,
-    120,
-    128,
-    144,
-    160,
-    176,
-    192,
-    224,
-    256,
-    288,
-)
-ROW_LENGTHS += (320, 352, 384, 416, 448, 480, 512)
-MAX_ROW_LENGTHS = 8
+# A finer grid pads less and costs nothing by itself: a length is used where its rows pay for its compilation.
+ROW_LENGTHS = (16, 24, *range(32, 128, 4), *range(128, 192, 8), *range(192, 513, 32))
+MAX_ROW_LENGTHS = 24
 MIN_LENGTH = 8  # tokens of a pair: RoBERTa's four special ones, and something of each text
 BATCH_COST = 32  # of a batch beside its rows, in units of a token's dense work (docs/benchmarks.md)
 N_TRIED = 16  # groups on which a choice of row lengths is tried
@@ -51,10 +27,17 @@ SMALL_BATCH = 4
 class RowCost:
     """What a row of L tokens costs: L * (1 + attention * L), in units of a token's dense work.
 
-    attention: measured per device and model size (`benchmarks/row_costs.py`); 0 where attention is free.
+    attention: measured per device and model size (`benchmarks/row_costs.py`); 0 where attention is free. multiple: what
+    row lengths are multiples of; matrix units want 8.
     """
 
     attention: float
+    multiple: int = 4
+
+    @property
+    def row_lengths(self):
+        """Those of ROW_LENGTHS that may be used."""
+        return [length for length in ROW_LENGTHS if length % self.multiple == 0]
 
     def __call__(self, row_length):
         return row_length * (1 + self.attention * np.asarray(row_length, np.float64))
@@ -121,14 +104,14 @@ def _share(cost, row_lengths, max_length):
         return np.where(per_row > 0, cost(np.asarray(row_lengths))[None, :] / per_row, np.inf)
 
 
-def row_length_choices(lengths, cost, grid=ROW_LENGTHS):
+def row_length_choices(lengths, cost):
     """Sets of row lengths to choose from, of one length, two, and so on, each ascending.
 
-    lengths: int [n]; cost: RowCost; grid: row lengths, extended to the longest pair.
+    lengths: int [n]; cost: RowCost, whose row lengths are extended to the longest pair.
     Starts from the shortest row that holds the longest pair, and adds the length that saves most of the rows' cost.
     """
     longest = int(np.max(lengths))
-    grid = sorted({*grid, longest} if longest > max(grid) else set(grid))
+    grid = cost.row_lengths if longest <= max(ROW_LENGTHS) else [*cost.row_lengths, longest]
     counts = np.bincount(lengths)
     present = np.flatnonzero(counts)
     counts, share = counts[present], _share(cost, grid, longest)[present]
@@ -165,7 +148,8 @@ def choose_row_lengths(of_groups, cost, compile_cost, tokens_per_batch, n_data=1
 
     together = np.concatenate([*of_groups, [longest]] if longest else of_groups)
     # And one length that holds several pairs: few pairs would not pay for the compilations of many lengths.
-    choices = row_length_choices(together, cost) + [(length,) for length in ROW_LENGTHS if length >= together.max()]
+    choices = row_length_choices(together, cost)
+    choices += [(length,) for length in cost.row_lengths if length >= together.max()]
     before = tuple(sorted({row_length for _, row_length in compiled}))
     if before and before[-1] >= together.max():
         choices.append(before)

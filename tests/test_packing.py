@@ -144,6 +144,15 @@ def test_row_length_choices_ascend_and_the_first_holds_the_longest_pair():
         assert set(choice) <= set(ROW_LENGTHS)
 
 
+def test_row_lengths_are_multiples_of_what_the_device_wants():
+    lengths = random_lengths(3000, longest=290)
+    by_multiple = {of: row_length_choices(lengths, RowCost(1 / 50, multiple=of))[-1] for of in (4, 8)}
+    assert all(length % 8 == 0 for length in by_multiple[8])
+    assert any(length % 8 for length in by_multiple[4])
+    [plan] = plan_groups([np.arange(3000)], lengths, RowCost(1 / 50, multiple=8), 0, 1024)
+    assert all(batch.row_length % 8 == 0 for batch in plan)
+
+
 def test_a_pair_longer_than_the_grid_gets_a_row_of_its_length():
     assert row_length_choices(np.array([5, 700]), COST)[0] == (700,)
 
