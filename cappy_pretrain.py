@@ -159,6 +159,9 @@ def writing(paths, settings):
         yield
         return
     with results.result_lock(paths):
+        if paths.result.exists() and not settings['overwrite']:  # another process made it while this one started
+            show_existing(paths)
+            raise SystemExit(0)
         if settings['overwrite']:
             saved_state(paths).remove()
             paths.evaluations.unlink(missing_ok=True)

@@ -97,6 +97,18 @@ def test_the_table_and_what_is_there_already_are_told(pretrained, data, capsys):
     assert 'Result already exists' in told and 'rank correlation' in told and 'accuracy' in told
 
 
+def test_a_result_that_another_process_made_meanwhile_is_left_alone(pretrained, capsys):
+    before = (pretrained / 'result.json').read_text()
+    with (
+        pytest.raises(SystemExit) as stop,
+        cappy_pretrain.writing(cappy_pretrain.PretrainingPaths(pretrained), {'overwrite': False}),
+    ):
+        raise AssertionError('the block ran')
+    assert stop.value.code == 0
+    assert 'Result already exists' in capsys.readouterr().out
+    assert (pretrained / 'result.json').read_text() == before
+
+
 def test_a_damaged_result_is_told_in_one_line(tmp_path, data, capsys):
     (tmp_path / 'result.json').write_text('{"settings": {')
     assert run_main(cappy_pretrain.main, ['--data_dir', data, '--output_dir', tmp_path]) == 1
