@@ -131,6 +131,12 @@ def dropout(x, rate, noise, site, elements=None):
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
+def moments(x, epsilon):
+    """Mean of a float32 array over its last axis, and one over its deviation; both keep the axis."""
+    mean = x.mean(axis=-1, keepdims=True)
+    return mean, jax.lax.rsqrt(jnp.square(x - mean).mean(axis=-1, keepdims=True) + epsilon)
+
+
 class LayerNorm(nn.Module):
     """Over the last axis. In float32: the mean of D bfloat16 squares is off in the third digit."""
 
@@ -141,16 +147,53 @@ class LayerNorm(nn.Module):
         scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
         bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
         wide = x.astype(jnp.float32)
-        mean = wide.mean(axis=-1, keepdims=True)
-        variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
-        normed = (wide - mean) * jax.lax.rsqrt(variance + self.config.layer_norm_eps)
-        return (normed * scale + bias).astype(x.dtype)
+        mean, inverse = moments(wide, self.config.layer_norm_eps)
+        return ((wide - mean) * inverse * scale + bias).astype(x.dtype)
 
 
 def dense(config, width, name, dtype):
     """An affine map with the reference's initial weights."""
     init = nn.initializers.normal(config.initializer_range)
     return nn.Dense(width, dtype=dtype, kernel_init=init, name=name)
+
+
+PROJECTIONS = tuple(f'attention.self.{name}' for name in ('query', 'key', 'value'))
+
+
+def first_tables(params, config):
+    """The first layer's query, key and value of every word and every place: {words [V, 3D], places [P * types, 3D],
+    ones [3D], bias [3D]}.
+
+    They are linear in the normed sum of three embeddings, and the norm, once a token's mean and deviation are known, is
+    linear too: (word + place - mean) s W / deviation + b W + c. With the products of each word and place at hand, a
+    token costs a lookup where it cost 3 D^2.
+    """
+    encoder = params[config.prefix]
+    layer = encoder['encoder.layer.0']
+    kernel = jnp.concatenate([layer[name]['kernel'] for name in PROJECTIONS], axis=1)
+    bias = jnp.concatenate([layer[name]['bias'] for name in PROJECTIONS])
+    norm = encoder['embeddings.LayerNorm']
+    scaled = norm['scale'][:, None] * kernel
+    words, positions, types = (
+        encoder[f'embeddings.{name}_embeddings']['embedding'] @ scaled for name in ('word', 'position', 'token_type')
+    )
+    return {
+        'words': words,
+        'places': (positions[:, None] + types[None]).reshape(-1, scaled.shape[1]),
+        'ones': scaled.sum(axis=0),
+        'bias': norm['bias'] @ kernel + bias,
+    }
+
+
+def look_up(tables, rows, embedded, config):
+    """The first layer's (query, key, value), [R * L, D] each, of rows as `Scorer` takes them.
+
+    tables: of `first_tables`; embedded: float32 [R, L, D], the sum of each token's embeddings, before its norm.
+    """
+    mean, inverse = moments(embedded, config.layer_norm_eps)
+    places = rows['positions'] * config.type_vocab_size + rows.get('types', 0)
+    projected = tables['words'][rows['tokens']] + tables['places'][places] - mean * tables['ones']
+    return jnp.split((projected * inverse + tables['bias']).reshape(-1, 3 * config.hidden_size), 3, axis=1)
 
 
 SAFE_LOGIT = 60  # exp of it or of its negative, summed over a row, keeps float32's precision
@@ -202,24 +245,25 @@ class Layer(nn.Module):
         return jnp.einsum('rhlm,rhmk->rhlk', weights.astype(self.dtype), value)
 
     @nn.compact
-    def __call__(self, hidden, rows, noise, site, reads=None):
+    def __call__(self, hidden, rows, noise, site, reads=None, projected=None):
         """hidden [R * L, D], rows as `Scorer` takes them, noise uint32 [R * L] or None -> [R * L, D].
 
         Rows are flat: the gradient of a kernel over [R, L, D] would be a product of two transposed matrices, 5% of a
         micro-batch on a CPU. site: uint32 [], the number of its first dropout. reads int32 [R, C]: this layer answers
-        at these tokens of each row alone -> [R * C, D].
+        at these tokens of each row alone -> [R * C, D]. projected: its (query, key, value) where they are known.
         """
         config, dtype = self.config, self.dtype
         D, H = config.hidden_size, config.num_attention_heads
         asking = rows['segments']
         R = len(asking)
-        key = self.heads(dense(config, D, 'attention.self.key', dtype)(hidden), R)
-        value = self.heads(dense(config, D, 'attention.self.value', dtype)(hidden), R)
+        of_query, of_key, of_value = (dense(config, D, name, dtype) for name in PROJECTIONS)
+        key, value = projected[1:] if projected else (of_key(hidden), of_value(hidden))
         if reads is not None:
             hidden = jnp.take_along_axis(hidden.reshape(R, -1, D), reads[..., None], axis=1).reshape(-1, D)
             asking = jnp.take_along_axis(asking, reads, axis=1)
             noise = None if noise is None else jnp.take_along_axis(noise.reshape(R, -1), reads, axis=1).reshape(-1)
-        query = self.heads(dense(config, D, 'attention.self.query', dtype)(hidden), R)
+        query = projected[0] if projected else of_query(hidden)
+        query, key, value = (self.heads(x, R) for x in (query, key, value))
 
         same_pair = asking[:, None, :, None] == rows['segments'][:, None, None, :]  # [R, 1, L or C, L]
         query = query * (D // H) ** -0.5
@@ -272,17 +316,21 @@ class Encoder(nn.Module):
             for index in range(config.num_hidden_layers)
         ]
 
-    def __call__(self, word_vectors, rows, noise):
-        """word_vectors float32 [R, L, D], noise uint32 [R, L] or None -> [R * C, D]."""
+    def __call__(self, word_vectors, rows, noise, tables=None):
+        """word_vectors float32 [R, L, D], noise uint32 [R, L] or None, tables of `first_tables` or None -> [R * C, D].
+
+        Tables are for scoring a model of two layers or more.
+        """
         config = self.config
         hidden = word_vectors + self.positions(rows['positions'])
         hidden = hidden + (self.types(rows['types']) if 'types' in rows else self.types.embedding[0])
+        projected = None if tables is None else look_up(tables, rows, hidden, config)
         hidden = self.norm(hidden).astype(self.dtype).reshape(-1, config.hidden_size)
         noise = None if noise is None else noise.reshape(-1)
         hidden = dropout(hidden, config.hidden_dropout_prob, noise, 3 * config.num_hidden_layers)
         for index, layer in enumerate(self.layers):
             reads = rows['starts'] if layer is self.layers[-1] else None
-            inputs = (hidden, rows, noise, jnp.uint32(3 * index), reads)
+            inputs = (hidden, rows, noise, jnp.uint32(3 * index), reads, projected if index == 0 else None)
             if self.is_initializing():
                 hidden = layer(*inputs)
             else:
@@ -317,13 +365,16 @@ class Scorer(nn.Module):
         """int32 [R, L] -> float32 [R, L, D]; apart from `score`, so that its gradient can be added row by row."""
         return self.encoder.words(tokens)
 
-    def score(self, word_vectors, rows, key=None):
-        """word_vectors as `embed` gives them, key uint32 [] for dropout or None -> float32 [R, C]."""
+    def score(self, word_vectors, rows, key=None, tables=None):
+        """word_vectors as `embed` gives them, key uint32 [] for dropout or None -> float32 [R, C].
+
+        tables: None, or those of `first_tables` for the same parameters (see Encoder).
+        """
         config = self.config
         noise = None
         if key is not None:
             noise = mix_bits(mix_bits(rows['pairs'] + key) + rows['positions'].astype(jnp.uint32))
-        first = self.encoder(word_vectors, rows, noise)  # [R * C, D]
+        first = self.encoder(word_vectors, rows, noise, tables)  # [R * C, D]
         noise = None if noise is None else jnp.take_along_axis(noise, rows['starts'], axis=1).reshape(-1)
         site = 3 * config.num_hidden_layers + 1
         if config.model_type != 'bert':
@@ -333,8 +384,8 @@ class Scorer(nn.Module):
         # The last product in float32: bfloat16 would leave scores near 1 on a grid of 1/128, full of ties.
         return self.output_head(pooled.astype(jnp.float32)).reshape(rows['starts'].shape)
 
-    def __call__(self, rows, key=None):
-        return self.score(self.embed(rows['tokens']), rows, key)
+    def __call__(self, rows, key=None, tables=None):
+        return self.score(self.embed(rows['tokens']), rows, key, tables)
 
 
 LEAF_NAMES = {'kernel': 'weight', 'embedding': 'weight', 'scale': 'weight', 'bias': 'bias'}

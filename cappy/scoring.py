@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from cappy.encoder import Scorer
+from cappy.encoder import Scorer, first_tables
 from cappy.errors import InputError
 from cappy.packing import RowCost, describe_packing, fill_rows, plan_groups
 from cappy.tokens import encode_pairs
@@ -27,6 +27,8 @@ FIRST_WINDOW = {'gpu': 2048, 'tpu': 2048}
 # with RoBERTa-large in bfloat16, and far from its memory.
 TOKENS_PER_DEVICE = {'cpu': 1024, 'gpu': 16384, 'tpu': 16384}
 
+MAX_TABLE_BYTES = 2**28  # of the words' table of `encoder.first_tables`
+
 # Attention costs 1 / (6 D) of a token's dense work for each token of the row by its products alone, and on a CPU as
 # much again for this width of a head: softmax, and products too narrow to be fast (benchmarks/row_costs.py: 3.3 times
 # the products with heads of 32, 1.7 times with heads of 64). Elsewhere there is no measurement yet.
@@ -41,7 +43,7 @@ def row_cost(config, platform):
     """The RowCost of a model on a kind of device."""
     head_width = config.hidden_size // config.num_attention_heads
     slowness = 1 + ATTENTION_HEAD_WIDTH.get(platform, 0) / head_width
-    return RowCost(attention=slowness / (6 * config.hidden_size))
+    return RowCost(attention=slowness / (6 * config.hidden_size), multiple=4 if platform == 'cpu' else 8)
 
 
 def default_dtype(platform):
@@ -56,13 +58,40 @@ def compile_cost(config, platform, seconds):
 
 
 @functools.lru_cache(maxsize=8)
-def score_program(config, dtype, devices):
+def score_program(config, dtype, devices, with_tables=False):
     """The program (params, rows) -> float32 [R, C] on every device, one for a model, dtype and mesh; and the set of the
-    (R, L) it was compiled for, for its caller to keep.
+    (R, L) it was compiled for, for its caller to keep. with_tables: (params, rows, tables of `encoder.first_tables`).
     """
-    model = Scorer(config, dtype, bounded=devices.platform == 'cpu' and dtype == jnp.float32)
-    score = jax.jit(lambda params, rows: model.apply({'params': params}, rows), out_shardings=devices.replicated)
-    return score, set()
+    model = Scorer(config, dtype, bounded=_float32_cpu(devices, dtype))
+
+    def score(params, rows, tables=None):
+        return model.apply({'params': params}, rows, tables=tables)
+
+    return jax.jit(score, out_shardings=devices.replicated), set()
+
+
+@functools.lru_cache(maxsize=8)
+def tables_program(config):
+    """The program params -> `encoder.first_tables`."""
+    return jax.jit(lambda params: first_tables(params, config))
+
+
+def tables_pay(n_tokens, config, devices, dtype):
+    """Whether to look the first layer's projections up while so many tokens are scored.
+
+    Where products are dear, the tables are small, and a word's products serve several tokens: it saves 4% of MiniLM's
+    time (docs/benchmarks.md), and the tables take a fifth of a second for each window.
+    """
+    return (
+        _float32_cpu(devices, dtype)
+        and config.num_hidden_layers > 1
+        and 12 * config.vocab_size * config.hidden_size <= MAX_TABLE_BYTES
+        and n_tokens >= 4 * config.vocab_size
+    )
+
+
+def _float32_cpu(devices, dtype):
+    return devices.platform == 'cpu' and dtype == jnp.float32
 
 
 def score_encoded(params, encoded, config, devices, dtype, tokens_per_device=None, bar=None):
@@ -72,7 +101,9 @@ def score_encoded(params, encoded, config, devices, dtype, tokens_per_device=Non
     lengths = encoded.lengths
     everything = np.arange(len(lengths))
     compiling = compile_cost(config, devices.platform, COMPILE_SECONDS)
-    program, compiled = score_program(config, dtype, devices)
+    with_tables = tables_pay(int(lengths.sum()), config, devices, dtype)
+    tables = (tables_program(config)(params),) if with_tables else ()
+    program, compiled = score_program(config, dtype, devices, with_tables)
     [plan] = plan_groups([everything], lengths, cost, compiling, tokens, devices.n_data, frozenset(compiled))
     compiled.update(batch.shape[:2] for batch in plan)
     scores = np.empty(len(lengths), np.float32)
@@ -87,7 +118,7 @@ def score_encoded(params, encoded, config, devices, dtype, tokens_per_device=Non
 
     for batch in plan:
         rows = devices.put_rows(fill_rows(batch, encoded, everything, config))
-        waiting.append((batch, program(params, rows)))
+        waiting.append((batch, program(params, rows, *tables)))
         if len(waiting) > 2:
             collect()
     while waiting:

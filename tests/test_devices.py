@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from cappy import scoring
 from cappy.candidates import read_task
 from cappy.checkpointing import Checkpoint
 from cappy.devices import get_devices, is_first_process
@@ -48,6 +49,7 @@ def job(folder, per_device_batch_size, stop_after=None, **device_settings):
             scorer.adapt(train, settings, progress=False, checkpoint=checkpoint, checkpoint_every=5, on_update=stop)
         except Interrupted:
             begun.append(checkpoint.exists())
+    scoring.tables_pay = lambda *_: True  # the way that one device's tests take less often
     scorer = Cappy.from_pretrained(RECORDED / 'tiny-cappy', devices=devices)
     options = {'checkpoint': checkpoint, 'on_update': lambda row, _: begun.append(row.update)}
     trained = scorer.adapt(train, settings, progress=False, **options)

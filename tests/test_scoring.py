@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import time
 
@@ -73,6 +74,35 @@ def test_few_pairs_take_the_shapes_that_were_compiled_before(scorer, one_by_one)
     scores, _ = scored(scorer, [pairs[short]])
     assert shapes == before
     np.testing.assert_allclose(scores, alone[short], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize('name', ['roberta', 'bert'])
+def test_scores_are_the_same_where_the_first_layer_is_looked_up(tiny_directories, texts, name, monkeypatch):
+    pairs, asked = texts(200, seed=3), []
+
+    def pay(n_tokens, *_):
+        asked.append(n_tokens)
+        return looked_up
+
+    monkeypatch.setattr(scoring, 'tables_pay', pay)
+    scorer = Cappy.from_pretrained(tiny_directories[name], max_length=24)
+    scores = {}
+    for looked_up in (False, True):
+        scores[looked_up], _ = scored(scorer, pairs, tokens_per_device=256)
+    assert len(asked) == 2
+    assert scores[False].std() > 0.15
+    assert (scores[True] != scores[False]).any()  # else the same program ran
+    np.testing.assert_allclose(scores[True], scores[False], rtol=0, atol=5e-6)
+
+
+def test_the_first_layer_is_looked_up_only_where_that_pays(scorer):
+    config, devices = scorer.config, scorer.devices
+    enough = 4 * config.vocab_size
+    assert scoring.tables_pay(enough, config, devices, jnp.float32) == (devices.platform == 'cpu')
+    assert not scoring.tables_pay(enough - 1, config, devices, jnp.float32)
+    assert not scoring.tables_pay(enough, config, devices, jnp.bfloat16)
+    for changes in ({'num_hidden_layers': 1}, {'vocab_size': 10**6}):
+        assert not scoring.tables_pay(10**7, dataclasses.replace(config, **changes), devices, jnp.float32)
 
 
 def test_swapping_instruction_and_response_is_another_pair(scorer):
