@@ -27,7 +27,7 @@ LONGEST_WAIT = 60.0
 LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is not waited for
 
 
-class Decoding(NamedTuple):
+class ServerDecoding(NamedTuple):
     """How samples are drawn; temperature 0 takes the likeliest token."""
 
     name: str
@@ -114,7 +114,7 @@ class Server:
         """Close the connections."""
         await self._client.close()
 
-    async def samples(self, prompt: str, decoding: Decoding) -> list[Sample]:
+    async def samples(self, prompt: str, decoding: ServerDecoding) -> list[Sample]:
         """So many samples as the decoding has, white space around them taken off.
 
         Raises RequestRefused, GaveUp or ServerError.

@@ -186,7 +186,7 @@ class PairFile:
 
 
 @dataclass(frozen=True)
-class ScoredPaths:
+class OutputPaths:
     """The files beside an output, as `results.result_lock` takes them."""
 
     result: Path

@@ -14,7 +14,7 @@ from cappy import results
 from cappy.candidates import Example, Sample, read_examples, write_examples
 from cappy.errors import InputError
 from cappy.jsonl import numbered_lines, parse_object
-from cappy.pairfiles import ScoredPaths
+from cappy.pairfiles import OutputPaths
 
 
 def read_instructions(path, src_key='instruction') -> dict[int, Example]:
@@ -96,7 +96,7 @@ def sampled_file(path, examples: Sequence[Example], settings: dict, overwrite=Fa
     InputError where the partial file is of other examples, or cannot be written; results.ResultLocked where a live
     process draws the same.
     """
-    paths = ScoredPaths(Path(path))
+    paths = OutputPaths(Path(path))
     with results.result_lock(paths):
         begun = paths.partial.exists() and not overwrite
         if begun:

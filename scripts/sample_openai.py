@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from cappy import flags
 from cappy.candidates import SPLITS, Example
 from cappy.errors import InputError
-from cappy.llmserver import Decoding, GaveUp, RequestRefused, Server, ServerError, ServerSettings
+from cappy.llmserver import GaveUp, RequestRefused, Server, ServerDecoding, ServerError, ServerSettings
 from cappy.samplefiles import check_existing, read_instructions, sampled_file
 
 KEY_VARIABLE = 'OPENAI_API_KEY'
@@ -77,13 +77,13 @@ def choose_decodings(greedy, temperatures, top_p, n_samples):
         raise InputError(f'--top_p: expected more than 0 and at most 1, found {top_p:g}')
     if n_samples < 1:
         raise InputError(f'--n_samples: expected 1 or more, found {n_samples}')
-    decodings = [Decoding('greedy', 0.0, 1.0, 1)] if greedy else []
+    decodings = [ServerDecoding('greedy', 0.0, 1.0, 1)] if greedy else []
     for text in filter(None, (part.strip() for part in temperatures.split(','))):
         temperature = flags.convert(text, float, '--temperatures')
         if not 0 < temperature < float('inf'):
             raise InputError(f'--temperatures: expected numbers above 0, found {text}; --greedy is temperature 0')
         name = f'temp{temperature}' + (f'_topp{top_p}' if top_p < 1 else '')
-        decodings.append(Decoding(name, temperature, top_p, n_samples))
+        decodings.append(ServerDecoding(name, temperature, top_p, n_samples))
     names = [decoding.name for decoding in decodings]
     if not names or len(set(names)) < len(names):
         raise InputError(f'--temperatures {temperatures!r}: {"one stands there twice" if names else "nothing to draw"}')

@@ -21,7 +21,7 @@ from typing import Literal
 
 from cappy import flags, processes, results
 from cappy.errors import InputError
-from cappy.pairfiles import STANDARD, PairFile, Runs, ScoredPaths, best_first, find_done
+from cappy.pairfiles import STANDARD, OutputPaths, PairFile, Runs, best_first, find_done
 from cappy.processes import is_first_process
 
 logger = logging.getLogger('score')
@@ -55,7 +55,7 @@ def main(
     settings = dict(locals())
     keys = {'instruction_key': instruction_key, 'response_key': response_key, 'score_key': score_key}
     pairs = PairFile(input_file, format, **keys)
-    paths = None if output == STANDARD else ScoredPaths(Path(output))
+    paths = None if output == STANDARD else OutputPaths(Path(output))
     check_output(paths, pairs)
     n_rows = check_rows(pairs, rank)
     if paths and paths.result.exists() and not overwrite:

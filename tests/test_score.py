@@ -17,7 +17,7 @@ from conftest import run_main
 
 from cappy import Cappy, results
 from cappy.errors import InputError
-from cappy.pairfiles import PairFile, Runs, ScoredPaths, best_first, find_done
+from cappy.pairfiles import OutputPaths, PairFile, Runs, best_first, find_done
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location('score', ROOT / 'scripts' / 'score.py')
@@ -207,7 +207,7 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run
     out = tmp_path / 'out.jsonl'
     argv = [source, '--output', out, '--model_name_or_path', model]
     killed = run_python('-c', SMALL_WINDOWS, *argv)
-    partial, deadline = ScoredPaths(out).partial, time.time() + 120
+    partial, deadline = OutputPaths(out).partial, time.time() + 120
     while (not partial.exists() or not partial.stat().st_size) and time.time() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
@@ -233,11 +233,11 @@ def test_what_was_begun_with_other_settings_or_exists_is_not_mixed(tmp_path, mod
     whole = out.read_bytes()
     assert run(*argv) == 0
     assert 'exists and holds all 27 rows. Skipped' in capsys.readouterr().err
-    out.rename(ScoredPaths(out).partial)
+    out.rename(OutputPaths(out).partial)
     assert 'cannot be read; --overwrite' in refused(capsys, *argv)
     settings = dict.fromkeys(score.DECIDING) | {'instruction_key': 'instruction', 'response_key': 'response'}
     settings |= {'score_key': 'score', 'rank': False, 'model_name_or_path': 'other', 'format': 'jsonl'}
-    ScoredPaths(out).settings.write_text(json.dumps(settings))
+    OutputPaths(out).settings.write_text(json.dumps(settings))
     assert f"model_name_or_path 'other' (asked for: '{model}')" in refused(capsys, *argv)
     assert run(*argv, '--overwrite') == 0
     assert out.read_bytes() == whole
@@ -295,6 +295,6 @@ def test_bad_flags_and_places_are_named_and_leave_nothing(tmp_path, model, capsy
     out = tmp_path / 'out.jsonl'
     assert 'no-such-model' in refused(capsys, source, '--output', out, '--model_name_or_path', 'no-such-model')
     assert 'cannot be written' in refused(capsys, source, '--output', source / 'out', '--model_name_or_path', model)
-    with results.result_lock(ScoredPaths(out)):
+    with results.result_lock(OutputPaths(out)):
         assert 'works on this result' in refused(capsys, source, '--output', out, '--model_name_or_path', model)
     assert [path.name for path in tmp_path.iterdir()] == ['in.jsonl']
