@@ -333,14 +333,15 @@ def comparison_table(rows, style='table'):
         {
             'measure': row['measure'].replace('_', ' '),
             'instances': row['instances'],
-            'chance': f'{row["chance"]:.3f}' if 'chance' in row else '',
+            'chance': f'{row["chance"]:.3f}',
             'before': _with_interval(row['before'], row['before_interval']),
             'after': _with_interval(row['after'], row['after_interval']),
             'gain': _with_interval(row['gain'], row['gain_interval']),
+            'over chance': _with_interval(row['above_chance'], row['above_chance_interval']),
         }
         for row in rows
     ]
-    return tables.format_table(shown, ['measure', 'instances', 'chance', 'before', 'after', 'gain'], style)
+    return tables.format_table(shown, list(shown[0]), style)
 
 
 def _with_interval(value, interval):

@@ -3,7 +3,7 @@
     python benchmarks/scoring.py --size base --texts p3
     python benchmarks/scoring.py --size base --texts e2e --n_pairs 384
     python benchmarks/scoring.py --size minilm --texts e2e --n_pairs 2048
-    python benchmarks/scoring.py --size minilm --texts crows_pairs --n_pairs 3000
+    python benchmarks/scoring.py --size minilm --texts crows_pairs --n_pairs 16384 --n_repeats 1
 
 The same random weights, float32, tokenizing included, one process; no two pairs alike, since ours scores equal ones
 once. CrossEncoder sorts by length and pads each batch of 32 to its longest pair. Padded to 512 is the reference's way:

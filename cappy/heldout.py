@@ -40,12 +40,6 @@ class HeldOut:
         """Of each instance, list [G]."""
         return [self.rows[start].template for start in self.starts[:-1]]
 
-    @property
-    def chance(self):
-        """float64 [G]: how often drawing blindly takes the right choice; NaN where there is none."""
-        sizes = np.diff(self.starts)
-        return np.where(self.is_choice, 1 / sizes, np.nan)
-
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -102,17 +96,27 @@ def judge(held_out: HeldOut, scores) -> Judgement:
     return Judgement(squared, accuracy, ranks)
 
 
+def chance(held_out: HeldOut) -> Judgement:
+    """What needs no reading: one score for all rows (the mean label), a choice drawn blindly, no order."""
+    sizes = np.diff(held_out.starts)
+    means = np.add.reduceat(held_out.labels, held_out.starts[:-1]) / sizes
+    return Judgement(
+        judge(held_out, np.full(len(held_out.rows), means.mean())).squared_error,
+        np.where(held_out.is_choice, 1 / sizes, np.nan),
+        np.where(held_out.is_ranked, 0.0, np.nan),
+    )
+
+
 def compare(held_out: HeldOut, before: Judgement, after: Judgement, seed=0) -> list[dict]:
     """Rows of a table: each measure before and after, the gain, and chance, with 95% intervals over instances."""
-    rows = []
+    rows, blind = [], chance(held_out)
     for name in MEASURES:
-        ours, theirs = getattr(after, name), getattr(before, name)
+        ours, theirs, by_chance = getattr(after, name), getattr(before, name), getattr(blind, name)
         there = ~np.isnan(ours)
         if not there.any():
             continue
-        ours, theirs, chance = ours[there], theirs[there], held_out.chance[there]
-        has_chance = name == 'accuracy'
-        interval, differences = paired_bootstrap(ours, [theirs, chance] if has_chance else [theirs], seed=seed)
+        ours, theirs, by_chance = ours[there], theirs[there], by_chance[there]
+        interval, differences = paired_bootstrap(ours, [theirs, by_chance], seed=seed)
         row = {
             'measure': name,
             'instances': int(there.sum()),
@@ -122,13 +126,10 @@ def compare(held_out: HeldOut, before: Judgement, after: Judgement, seed=0) -> l
             'after_interval': interval,
             'gain': differences[0].mean,
             'gain_interval': tuple(differences[0][1:]),
+            'chance': float(by_chance.mean()),
+            'above_chance': differences[1].mean,
+            'above_chance_interval': tuple(differences[1][1:]),
         }
-        if has_chance:
-            row |= {
-                'chance': float(chance.mean()),
-                'above_chance': differences[1].mean,
-                'above_chance_interval': tuple(differences[1][1:]),
-            }
         rows.append(row)
     return rows
 
@@ -145,6 +146,6 @@ def by_template(held_out: HeldOut, before: Judgement, after: Judgement) -> list[
             if not np.isnan(values['after']).all():
                 row |= {f'{name}_{when}': float(np.nanmean(of)) for when, of in values.items()}
         if (is_choice := held_out.is_choice & of_template).any():
-            row['chance'] = float(held_out.chance[is_choice].mean())
+            row['chance'] = float(chance(held_out).accuracy[is_choice].mean())
         rows.append(row)
     return rows

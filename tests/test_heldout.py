@@ -36,7 +36,16 @@ def test_instances_are_rows_that_follow_each_other_with_one_template_and_instruc
 def test_a_choice_has_one_right_answer_and_comes_from_choices_or_says_nothing_of_it():
     assert HELD_OUT.is_choice.tolist() == [True, True, False, False, False, True]
     assert HELD_OUT.is_ranked.tolist() == [False, False, True, False, True, False]
-    np.testing.assert_allclose(HELD_OUT.chance, [1 / 3, 1 / 2, np.nan, np.nan, np.nan, 1 / 2])
+
+
+def test_chance_is_one_score_for_all_a_blind_draw_and_no_order():
+    blind = heldout.chance(HELD_OUT)
+    np.testing.assert_allclose(blind.accuracy, [1 / 3, 1 / 2, np.nan, np.nan, np.nan, 1 / 2])
+    np.testing.assert_allclose(blind.rank_correlation, [np.nan, np.nan, 0, np.nan, 0, np.nan])
+    constant = np.mean([1 / 3, 1 / 2, 1.75 / 3, 1, 1 / 2, 1 / 2])
+    np.testing.assert_allclose(blind.squared_error, heldout.judge(HELD_OUT, [constant] * 13).squared_error)
+    others = [heldout.judge(HELD_OUT, [constant + step] * 13).mean('squared_error') for step in (-0.05, 0.05)]
+    assert blind.mean('squared_error') < min(others)  # no other constant is better
 
 
 def test_two_right_answers_are_no_choice():
@@ -73,7 +82,7 @@ def test_the_comparison_tells_gain_and_chance_with_intervals_that_hold_them():
     assert accuracy['chance'] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3)
     assert accuracy['above_chance'] == pytest.approx(accuracy['after'] - accuracy['chance'])
     for row in table.values():
-        for name in ('before', 'after', 'gain'):
+        for name in ('before', 'after', 'gain', 'above_chance'):
             low, high = row[f'{name}_interval']
             assert low <= row[name] <= high
 

@@ -1,0 +1,61 @@
+"""Scorers on held-out templates: squared error, right choices, rank correlation, against chance and the first scorer.
+
+    python benchmarks/held_out.py --models MINILM,pretrained_scorer/best,pretrained_scorer/last
+
+`heldout_file` is one of `scripts/get_pretrain_data.py`, or of its form. Chance is one score for all rows, the mean label
+of an instance; a choice drawn blindly; no order. 95% bootstrap intervals over instances, paired where two are compared.
+`groups` adds the accuracy of templates whose names begin alike.
+"""
+
+import numpy as np
+
+from cappy import Cappy, heldout, tables
+from cappy.errors import InputError
+from cappy.flags import run
+
+
+def main(
+    models='',  # folders or hub names, with commas between; the others are compared with the first
+    heldout_file='pretrain_data/heldout.jsonl',
+    groups='',  # beginnings of templates' names, with commas between
+    max_length=256,  # tokens
+    seed=11111,  # of a fresh head
+):
+    """Judge each scorer and print tables."""
+    if not models:
+        raise InputError('--models: name one or more, with commas between')
+    held_out = heldout.read_held_out(heldout_file)
+    pairs = [row[:2] for row in held_out.rows]
+    judged = {}
+    for model in models.split(','):
+        scorer = Cappy.from_pretrained(model, max_length=max_length, seed=seed)
+        judged[model] = heldout.judge(held_out, scorer.score(pairs, progress=model))
+    rows = []
+    for model, judgement in judged.items():
+        for row in heldout.compare(held_out, next(iter(judged.values())), judgement):
+            shown = {'scorer': model, 'measure': row['measure'].replace('_', ' '), 'instances': row['instances']}
+            shown['chance'] = f'{row["chance"]:.3f}'
+            for title, name in (('value', 'after'), ('over the first', 'gain'), ('over chance', 'above_chance')):
+                low, high = row[f'{name}_interval']
+                shown[title] = f'{row[name]:.3f} ({low:.3f} to {high:.3f})'
+            rows.append(shown)
+    print(tables.format_table(rows, list(rows[0])))
+    if groups:
+        print()
+        print(by_group(held_out, judged, groups.split(',')))
+
+
+def by_group(held_out, judged, groups):
+    """Table of accuracies."""
+    templates, rows = held_out.templates, []
+    for group in groups:
+        of_group = held_out.is_choice & np.array([template.startswith(group) for template in templates])
+        if of_group.any():
+            row = {'group': group, 'instances': int(of_group.sum())}
+            row['chance'] = f'{heldout.chance(held_out).accuracy[of_group].mean():.3f}'
+            rows.append(row | {model: f'{of.accuracy[of_group].mean():.3f}' for model, of in judged.items()})
+    return tables.format_table(rows, list(rows[0]))
+
+
+if __name__ == '__main__':
+    run(main)
