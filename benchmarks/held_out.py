@@ -2,10 +2,12 @@
 
     python benchmarks/held_out.py --models MINILM,pretrained_scorer/best,pretrained_scorer/last
 
-`heldout_file` is one of `scripts/get_pretrain_data.py`, or of its form. Chance is one score for all rows, the mean label
-of an instance; a choice drawn blindly; no order. 95% bootstrap intervals over instances, paired where two are compared.
+`heldout_file` is one of `scripts/get_pretrain_data.py`, or of its form. Chance is one score for all rows (the
+mean label), a choice drawn blindly, no order. 95% bootstrap intervals over instances, paired where two are compared.
 `groups` adds the accuracy of templates whose names begin alike.
 """
+
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +26,7 @@ def main(
     """Judge each scorer and print tables."""
     if not models:
         raise InputError('--models: name one or more, with commas between')
-    held_out = heldout.read_held_out(heldout_file)
+    held_out = heldout.read_held_out(Path(heldout_file))
     pairs = [row[:2] for row in held_out.rows]
     judged = {}
     for model in models.split(','):

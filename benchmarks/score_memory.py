@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from cappy.flags import run
-from cappy.pairfiles import ScoredPaths
+from cappy.pairfiles import OutputPaths
 
 ROOT = Path(__file__).parents[1]
 WORDS = 'the cat sat on a mat and saw two red birds paint sing tell me what is it yes no'
@@ -62,11 +62,11 @@ def main(
         print(f'{n_rows} rows, {source.stat().st_size / 2**20:.0f} MiB', flush=True)
         began = time.perf_counter()
         process = start(source, out, model)
-        while process.poll() is None and n_lines(ScoredPaths(out).partial) < killed_at * n_rows:
+        while process.poll() is None and n_lines(OutputPaths(out).partial) < killed_at * n_rows:
             time.sleep(0.5)
         process.kill()
         process.wait()
-        n_done, first_seconds = n_lines(ScoredPaths(out).partial), time.perf_counter() - began
+        n_done, first_seconds = n_lines(OutputPaths(out).partial), time.perf_counter() - began
         print(f'killed after {n_done} rows and {first_seconds:.0f} s', flush=True)
         began = time.perf_counter()
         status = start(source, out, model).wait()

@@ -22,7 +22,7 @@ from cappy import flags, llmserver
 from cappy.candidates import Example, Sample, read_examples, write_examples
 from cappy.errors import InputError
 from cappy.llmserver import read_answers
-from cappy.pairfiles import ScoredPaths
+from cappy.pairfiles import OutputPaths
 from cappy.samplefiles import sampled_file
 
 pytest.importorskip('openai', reason='needs the openai package, which asks the server')
@@ -84,7 +84,7 @@ def result_path(data):
 
 
 def partial_rows(data):
-    partial = ScoredPaths(result_path(data)).partial
+    partial = OutputPaths(result_path(data)).partial
     return [json.loads(line) for line in partial.read_text().splitlines()] if partial.exists() else []
 
 
@@ -373,7 +373,7 @@ def test_a_killed_run_goes_on_and_a_second_process_keeps_off(data, serve, capsys
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert [row['example_idx'] for row in partial_rows(data)] == [0, 1, 2]
-    with open(ScoredPaths(result_path(data)).partial, 'a') as file:
+    with open(OutputPaths(result_path(data)).partial, 'a') as file:
         file.write('{"example_idx": 3, "instr')  # as a kill in the middle of a write leaves it
     server.behave = well_behaved
     assert run(server, data) == 0
@@ -483,7 +483,7 @@ def test_a_partial_file_with_something_else_in_it_is_not_continued(tmp_path):
     with pytest.raises(RuntimeError), sampled_file(path, EXAMPLES, {}) as file:
         file.add(EXAMPLES[1], [Sample('a', 'd')])
         raise RuntimeError
-    partial = ScoredPaths(path).partial
+    partial = OutputPaths(path).partial
     written = partial.read_bytes()
     for damage in (b'\x00' * 30 + b'\n', b'{}\n', written.replace(b'response', b'answer')):
         partial.write_bytes(written + damage)
