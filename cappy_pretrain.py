@@ -333,20 +333,15 @@ def comparison_table(rows, style='table'):
         {
             'measure': row['measure'].replace('_', ' '),
             'instances': row['instances'],
-            'chance': f'{row["chance"]:.3f}',
-            'before': _with_interval(row['before'], row['before_interval']),
-            'after': _with_interval(row['after'], row['after_interval']),
-            'gain': _with_interval(row['gain'], row['gain_interval']),
-            'over chance': _with_interval(row['above_chance'], row['above_chance_interval']),
+            'chance': f'{row["chance"]:.3f}' if 'chance' in row else '',
+            'before': heldout.with_interval(row, 'before'),
+            'after': heldout.with_interval(row, 'after'),
+            'gain': heldout.with_interval(row, 'gain'),
+            'over chance': heldout.with_interval(row, 'above_chance'),
         }
         for row in rows
     ]
     return tables.format_table(shown, list(shown[0]), style)
-
-
-def _with_interval(value, interval):
-    low, high = interval
-    return f'{value:.3f} ({low:.3f} to {high:.3f})'
 
 
 def model_card(settings, line):

@@ -38,8 +38,7 @@ def main(
             shown = {'scorer': model, 'measure': row['measure'].replace('_', ' '), 'instances': row['instances']}
             shown['chance'] = f'{row["chance"]:.3f}'
             for title, name in (('value', 'after'), ('over the first', 'gain'), ('over chance', 'above_chance')):
-                low, high = row[f'{name}_interval']
-                shown[title] = f'{row[name]:.3f} ({low:.3f} to {high:.3f})'
+                shown[title] = heldout.with_interval(row, name)
             rows.append(shown)
     print(tables.format_table(rows, list(rows[0])))
     if groups:
@@ -49,13 +48,14 @@ def main(
 
 def by_group(held_out, judged, groups):
     """Table of accuracies."""
-    templates, rows = held_out.templates, []
+    judged = {'chance': heldout.chance(held_out), **judged}
+    rows = []
     for group in groups:
-        of_group = held_out.is_choice & np.array([template.startswith(group) for template in templates])
-        if of_group.any():
-            row = {'group': group, 'instances': int(of_group.sum())}
-            row['chance'] = f'{heldout.chance(held_out).accuracy[of_group].mean():.3f}'
-            rows.append(row | {model: f'{of.accuracy[of_group].mean():.3f}' for model, of in judged.items()})
+        of_group = held_out.is_choice & np.array([template.startswith(group) for template in held_out.templates])
+        if not of_group.any():
+            raise InputError(f'--groups: no held-out template with choices begins with {group!r}')
+        row = {'group': group, 'instances': int(of_group.sum())}
+        rows.append(row | {name: f'{of.accuracy[of_group].mean():.3f}' for name, of in judged.items()})
     return tables.format_table(rows, list(rows[0]))
 
 

@@ -86,25 +86,29 @@ def judge(held_out: HeldOut, scores) -> Judgement:
     """scores: float [N]."""
     labels, scores = held_out.labels, np.asarray(scores, np.float64)
     starts = held_out.starts
-    squared = np.add.reduceat(np.square(scores - labels), starts[:-1]) / np.diff(starts)
-    accuracy, ranks = np.full(len(squared), np.nan), np.full(len(squared), np.nan)
+    accuracy, ranks = np.full((2, len(starts) - 1), np.nan)
     for g, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
         if held_out.is_choice[g]:
             accuracy[g] = labels[start + np.argmax(scores[start:end])]
         elif held_out.is_ranked[g]:
             ranks[g] = rank_correlation(scores[start:end], labels[start:end]) or 0.0
-    return Judgement(squared, accuracy, ranks)
+    return Judgement(_instance_means(held_out, np.square(scores - labels)), accuracy, ranks)
 
 
 def chance(held_out: HeldOut) -> Judgement:
     """What needs no reading: one score for all rows (the mean label), a choice drawn blindly, no order."""
-    sizes = np.diff(held_out.starts)
-    means = np.add.reduceat(held_out.labels, held_out.starts[:-1]) / sizes
+    labels = held_out.labels
+    constant = _instance_means(held_out, labels).mean()
     return Judgement(
-        judge(held_out, np.full(len(held_out.rows), means.mean())).squared_error,
-        np.where(held_out.is_choice, 1 / sizes, np.nan),
+        _instance_means(held_out, np.square(constant - labels)),
+        np.where(held_out.is_choice, 1 / np.diff(held_out.starts), np.nan),
         np.where(held_out.is_ranked, 0.0, np.nan),
     )
+
+
+def _instance_means(held_out, values):
+    """float64 [N] -> [G]."""
+    return np.add.reduceat(values, held_out.starts[:-1]) / np.diff(held_out.starts)
 
 
 def compare(held_out: HeldOut, before: Judgement, after: Judgement, seed=0) -> list[dict]:
@@ -134,9 +138,17 @@ def compare(held_out: HeldOut, before: Judgement, after: Judgement, seed=0) -> l
     return rows
 
 
+def with_interval(row: dict, name) -> str:
+    """A number of a row of `compare` and its interval, as text; '' where the row lacks it, as older results may."""
+    if name not in row:
+        return ''
+    low, high = row[f'{name}_interval']
+    return f'{row[name]:.3f} ({low:.3f} to {high:.3f})'
+
+
 def by_template(held_out: HeldOut, before: Judgement, after: Judgement) -> list[dict]:
     """Rows of a table: each template's instances and means."""
-    templates = np.array(held_out.templates)
+    templates, by_chance = np.array(held_out.templates), chance(held_out).accuracy
     rows = []
     for template in dict.fromkeys(held_out.templates):
         of_template = templates == template
@@ -146,6 +158,6 @@ def by_template(held_out: HeldOut, before: Judgement, after: Judgement) -> list[
             if not np.isnan(values['after']).all():
                 row |= {f'{name}_{when}': float(np.nanmean(of)) for when, of in values.items()}
         if (is_choice := held_out.is_choice & of_template).any():
-            row['chance'] = float(chance(held_out).accuracy[is_choice].mean())
+            row['chance'] = float(by_chance[is_choice].mean())
         rows.append(row)
     return rows

@@ -42,8 +42,8 @@ class RowMaker:
 
     def choice_rows(self, instance: Instance, choices: Sequence[str], all_choices=False) -> list[Row]:
         """Of a choice instance: its references (1) and wrong choices (0), in the order of the choices."""
-        right = {_folded(reference) for reference in instance.references}
-        wrong = [choice for choice in choices if _folded(choice) not in right]
+        right = {folded(reference) for reference in instance.references}
+        wrong = [choice for choice in choices if folded(choice) not in right]
         if self.max_wrong_choices is not None and not all_choices and len(wrong) > self.max_wrong_choices:
             wrong = self._random(instance).sample(wrong, self.max_wrong_choices)
         kept = set(wrong)
@@ -112,5 +112,6 @@ def _row(instance, source, response, label):
     return Row(instance.template, source, instance.instruction, response, label)
 
 
-def _folded(text):
+def folded(text):
+    """The text with case and white space aside."""
     return ' '.join(text.casefold().split())

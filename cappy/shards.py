@@ -19,7 +19,7 @@ import tqdm
 
 from cappy.errors import InputError
 from cappy.pretrainfiles import HELD_OUT, shard_name
-from cappy.pretrainrows import Row
+from cappy.pretrainrows import Row, folded
 
 COUNTS = 'counts.json'
 _OURS = ('train-*-of-*.jsonl', HELD_OUT, COUNTS)
@@ -138,5 +138,4 @@ def _as_line(row):
 
 
 def _digest(instruction):
-    text = ' '.join(instruction.casefold().split())
-    return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return hashlib.blake2b(folded(instruction).encode(), digest_size=_DIGEST_BYTES).hexdigest()
