@@ -18,12 +18,17 @@ from typing import Literal
 
 import numpy as np
 
-from cappy import baselines, checkpoint, combining, flags, results, tables
-from cappy.candidates import read_task
-from cappy.clock import Clock
-from cappy.finetuning import build_finetuning_examples
-from cappy.processes import is_first_process, start_devices
-from cappy.rouge import RougeL
+from cappy.cli import flags, tables
+from cappy.cli.phase_timer import Clock
+from cappy.files.environment import environment
+from cappy.files.lock import result_lock
+from cappy.model import model_files
+from cappy.model.processes import is_first_process, start_devices
+from cappy.study import results
+from cappy.tasks import blending, picks
+from cappy.tasks.candidates import read_task
+from cappy.tasks.finetuning import build_finetuning_examples
+from cappy.tasks.rouge import RougeL
 
 logger = logging.getLogger('cappy_bigbench')
 
@@ -72,14 +77,14 @@ def main(
     if paths.result.exists() and not overwrite:
         return show_existing(paths, settings)
     clock = Clock()
-    ways = combining.parse_ways(combine)
+    ways = blending.parse_ways(combine)
     task = read_task(
         bigbench_gen_dir, bigbench_gen_model, bigbench_subset_name, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key
     )
     rouge = RougeL(rouge_tokenizer)
-    together = combining.Together(task, ways, seed, rouge)
+    together = blending.Together(task, ways, seed, rouge)
     examples = build_finetuning_examples(together.train, train_size, seed, rouge, reference_labels)
-    rougeL = baselines.candidates_rougeL(task['validation'], rouge)
+    rougeL = picks.candidates_rougeL(task['validation'], rouge)
     warn_of_unread_texts(rouge, task)
     clock.lap('data')
 
@@ -94,8 +99,8 @@ def main(
         combined = combine_ways(scorer, together, scores)
         before = score_before(settings, devices, task['validation'])
         clock.lap('score_before')
-        picked = baselines.all_picks(task['validation'], rougeL, rouge, before, scores, combined)
-        rows = baselines.compare(picked, seed=seed)
+        picked = picks.all_picks(task['validation'], rougeL, rouge, before, scores, combined)
+        rows = picks.compare(picked, seed=seed)
         result = describe(settings, task, examples, trained, counts, clock, devices, rows, together)
         lines = candidates_lines(task['validation'], scores, rougeL, picked)
         save(scorer, paths, settings, result, lines, trained)
@@ -135,12 +140,12 @@ def writing(paths, settings):
     if not is_first_process():
         yield
         return
-    with results.result_lock(paths):
+    with result_lock(paths):
         if paths.result.exists() and not settings['overwrite']:  # another process made it while this one started
             show_existing(paths, settings)
             raise SystemExit(0)
         if settings['save_dir']:
-            checkpoint.check_writable(settings['save_dir'], settings['overwrite'])
+            model_files.check_writable(settings['save_dir'], settings['overwrite'])
         if settings['overwrite']:
             adapting_checkpoint(paths).remove()
         yield
@@ -148,7 +153,7 @@ def writing(paths, settings):
 
 def adapting_checkpoint(paths):
     """Where a stopped adapting of this cell lies."""
-    from cappy.checkpointing import Checkpoint
+    from cappy.model.training_state import Checkpoint
 
     return Checkpoint(paths.checkpoint)
 
@@ -170,7 +175,7 @@ def load_scorer(settings, devices):
 
 def training_settings(settings):
     """Those of the flags that decide the result of training."""
-    from cappy.training import TrainingSettings
+    from cappy.model.training import TrainingSettings
 
     return TrainingSettings(**{field.name: settings[field.name] for field in dataclasses.fields(TrainingSettings)})
 
@@ -236,7 +241,7 @@ def describe(settings, task, examples, trained, counts, clock, devices, rows, to
         'combined_weights': together.weights,
         'packing': trained.packing,
         'seconds': clock.seconds,
-        'versions': results.environment(),
+        'versions': environment(),
         'device': devices.description,
     }
 

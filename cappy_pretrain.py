@@ -17,10 +17,15 @@ from typing import Literal
 
 import numpy as np
 
-from cappy import flags, heldout, results, tables
-from cappy.clock import Clock
-from cappy.pretrainfiles import HELD_OUT, Stream, check_shards, data_digest, find_shards
-from cappy.processes import is_first_process, start_devices
+from cappy.cli import flags, tables
+from cappy.cli.phase_timer import Clock
+from cappy.files.atomic import read_fields, write_atomically, write_json
+from cappy.files.environment import environment
+from cappy.files.lock import result_lock
+from cappy.files.updates import write_updates
+from cappy.model.processes import is_first_process, start_devices
+from cappy.pretrain_data import evaluation
+from cappy.pretrain_data.stream import HELD_OUT, Stream, check_shards, data_digest, find_shards
 
 logger = logging.getLogger('cappy_pretrain')
 
@@ -121,14 +126,14 @@ class PretrainingPaths:
 def show_existing(paths):
     """Say that the result is there."""
     print(f'Result already exists in {paths.result}. Skipped. --overwrite replaces it.')
-    report(results.read_fields(paths.result, ('counts', 'comparison', 'best', 'settings')), paths)
+    report(read_fields(paths.result, ('counts', 'comparison', 'best', 'settings')), paths)
 
 
 def read_held_out(data_dir):
     """The held-out rows of a folder, None where it has none."""
     path = Path(data_dir) / HELD_OUT
     if path.exists():
-        return heldout.read_held_out(path)
+        return evaluation.read_held_out(path)
     logger.warning('%s: not there; nothing is evaluated, and the last weights are the best', path)
     return None
 
@@ -145,7 +150,7 @@ def read_stream(settings):
 
 def pretraining_settings(settings):
     """Those of the flags that decide the result, given the rows."""
-    from cappy.pretraining import PretrainingSettings
+    from cappy.model.pretraining import PretrainingSettings
 
     return PretrainingSettings(
         **{field.name: settings[field.name] for field in dataclasses.fields(PretrainingSettings)}
@@ -158,7 +163,7 @@ def writing(paths, settings):
     if not is_first_process():
         yield
         return
-    with results.result_lock(paths):
+    with result_lock(paths):
         if paths.result.exists() and not settings['overwrite']:  # another process made it while this one started
             show_existing(paths)
             raise SystemExit(0)
@@ -170,7 +175,7 @@ def writing(paths, settings):
 
 def saved_state(paths):
     """The checkpoint of a stopped run."""
-    from cappy.checkpointing import Checkpoint
+    from cappy.model.training_state import Checkpoint
 
     return Checkpoint(paths.checkpoint)
 
@@ -235,24 +240,26 @@ class Evaluations:
         if self.held_out is None:
             return None
         pairs = [row[:2] for row in self.held_out.rows]
-        return heldout.judge(self.held_out, self.scorer.score(pairs, progress=progress))
+        return evaluation.judge(self.held_out, self.scorer.score(pairs, progress=progress))
 
     def _record(self, n_made, judgement):
         lines = [line for line in self.lines() if line['update'] < n_made]
         losses = [update.loss for update in self.updates[lines[-1]['update'] if lines else 0 :]]
         line = {'update': n_made, 'train_loss': float(np.mean(losses)) if losses else None}
         if judgement is not None:
-            line |= {name: judgement.mean(name) for name in heldout.MEASURES}
+            line |= {name: judgement.mean(name) for name in evaluation.MEASURES}
         lines.append(line)
         if n_made and (judgement is None or self.best(lines) is line):
             self.scorer.save_pretrained(self.paths.best, model_card=model_card(self.settings, line), overwrite=True)
         if is_first_process():
-            results.write_updates(self.paths.updates, self.updates)
-            with results.write_atomically(self.paths.evaluations) as file:
+            write_updates(self.paths.updates, self.updates)
+            with write_atomically(self.paths.evaluations) as file:
                 file.writelines(json.dumps(line) + '\n' for line in lines)
-        told = ', '.join(f'{name} {line[name]:.4f}' for name in heldout.MEASURES if line.get(name) is not None)
+        told = ', '.join(f'{name} {line[name]:.4f}' for name in evaluation.MEASURES if line.get(name) is not None)
         logger.info('after %d updates: %s', n_made, told)
-        self._log({f'held out {name}': line[name] for name in heldout.MEASURES if line.get(name) is not None}, n_made)
+        self._log(
+            {f'held out {name}': line[name] for name in evaluation.MEASURES if line.get(name) is not None}, n_made
+        )
 
     def _log(self, metrics, step):
         self.scorer.devices.deployer.log_metrics(metrics, step)
@@ -295,12 +302,12 @@ def describe(settings, stream, held_out, before, evaluations, updates, feed, clo
             'held_out_rows': len(held_out.rows) if judged else 0,
             'held_out_instances': len(held_out.starts) - 1 if judged else 0,
         },
-        'comparison': heldout.compare(held_out, before, after, settings['seed']) if judged else [],
-        'by_template': heldout.by_template(held_out, before, after) if judged else [],
+        'comparison': evaluation.compare(held_out, before, after, settings['seed']) if judged else [],
+        'by_template': evaluation.by_template(held_out, before, after) if judged else [],
         'evaluations': evaluations.lines(),
         'packing': feed.packing,
         'seconds': clock.seconds,
-        'versions': results.environment(),
+        'versions': environment(),
         'device': devices.description,
     }
 
@@ -309,8 +316,8 @@ def save(scorer, paths, settings, result, updates):
     """The last weights, the course of training and the result; then the checkpoint may go."""
     scorer.save_pretrained(paths.last, model_card=model_card(settings, result['evaluations'][-1]), overwrite=True)
     if is_first_process():
-        results.write_updates(paths.updates, updates)
-        results.write_json(paths.result, result)
+        write_updates(paths.updates, updates)
+        write_json(paths.result, result)
         saved_state(paths).remove()
 
 
@@ -334,10 +341,10 @@ def comparison_table(rows, style='table'):
             'measure': row['measure'].replace('_', ' '),
             'instances': row['instances'],
             'chance': f'{row["chance"]:.3f}' if 'chance' in row else '',
-            'before': heldout.with_interval(row, 'before'),
-            'after': heldout.with_interval(row, 'after'),
-            'gain': heldout.with_interval(row, 'gain'),
-            'over chance': heldout.with_interval(row, 'above_chance'),
+            'before': evaluation.with_interval(row, 'before'),
+            'after': evaluation.with_interval(row, 'after'),
+            'gain': evaluation.with_interval(row, 'gain'),
+            'over chance': evaluation.with_interval(row, 'above_chance'),
         }
         for row in rows
     ]
@@ -347,7 +354,9 @@ def comparison_table(rows, style='table'):
 def model_card(settings, line):
     """README.md of a saved scorer."""
     base = f'`{settings["model_name_or_path"]}`' + (', weights from scratch' if settings['from_scratch'] else '')
-    measured = ''.join(f'- Held out, {n.replace("_", " ")}: {line[n]:.4f}\n' for n in heldout.MEASURES if line.get(n))
+    measured = ''.join(
+        f'- Held out, {n.replace("_", " ")}: {line[n]:.4f}\n' for n in evaluation.MEASURES if line.get(n)
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification

@@ -19,10 +19,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from cappy import choices, flags, results, tables
-from cappy.clock import Clock
+from cappy.cli import flags, tables
+from cappy.cli.phase_timer import Clock
 from cappy.errors import InputError
-from cappy.processes import is_first_process, start_devices
+from cappy.files.atomic import read_fields, write_atomically
+from cappy.files.environment import environment
+from cappy.files.lock import result_lock
+from cappy.model.processes import is_first_process, start_devices
+from cappy.tasks import questions
 
 logger = logging.getLogger('cappy_promptsource')
 RESULT_FIELDS = ('accuracy', 'summary', 'settings', 'data_sha256')  # without which it is another file
@@ -54,7 +58,7 @@ def main(
     if paths and paths.result.exists() and not overwrite:
         return show_existing(paths, settings)
     clock = Clock()
-    rows = choices.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
+    rows = questions.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
     clock.lap('data')
 
     with contextlib.ExitStack() as stack:
@@ -65,7 +69,7 @@ def main(
         clock.lap('load')
         scores, counts = score_rows(scorer, rows)
         clock.lap('score')
-        verdicts = choices.grade(rows, scores, grading)
+        verdicts = questions.grade(rows, scores, grading)
         result = describe(settings, rows, scores, verdicts, counts, clock, devices)
         save(paths, result, rows, scores)
     if is_first_process():
@@ -77,12 +81,12 @@ def result_paths(settings):
     if settings['results_dir'] is None:
         return None
     model = Path(settings['model_name_or_path']).name or 'model'
-    return choices.ChoicePaths(settings['results_dir'], model, Path(settings['data_file']).stem)
+    return questions.ChoicePaths(settings['results_dir'], model, Path(settings['data_file']).stem)
 
 
 def show_existing(paths, settings):
     """Give the result that is there; one of another scorer, data or grading is not what was asked for."""
-    result = results.read_fields(paths.result, RESULT_FIELDS)
+    result = read_fields(paths.result, RESULT_FIELDS)
     made_with = result['settings'] | {'data_sha256': result['data_sha256']}
     asked_for = settings | {'data_sha256': file_digest(settings['data_file'])}
     ours = ('overwrite', 'results_dir', 'per_device_batch_size')  # do not change a result
@@ -121,7 +125,7 @@ def standard_output_kept():
 
 def writing(paths):
     """The first process holds the result's lock, and finds out that a folder cannot be written before any work."""
-    return results.result_lock(paths) if paths and is_first_process() else contextlib.nullcontext()
+    return result_lock(paths) if paths and is_first_process() else contextlib.nullcontext()
 
 
 def load_scorer(settings, devices):
@@ -148,8 +152,8 @@ def score_rows(scorer, rows):
 
 def describe(settings, rows, scores, verdicts, counts, clock, devices):
     """The result file's content (docs/design.md, Files)."""
-    under = {name: choices.accuracy(choices.grade(rows, scores, name)) for name in choices.GRADINGS}
-    summary = choices.summarise(verdicts, settings['jax_seed'])
+    under = {name: questions.accuracy(questions.grade(rows, scores, name)) for name in questions.GRADINGS}
+    summary = questions.summarise(verdicts, settings['jax_seed'])
     clock.lap('grade')
     return {
         'accuracy': under[settings['grading']],
@@ -162,14 +166,14 @@ def describe(settings, rows, scores, verdicts, counts, clock, devices):
             'truncated_pairs': counts['truncated_pairs'],
             'empty_responses': sum(not row.response for row in rows),
             'graded_questions': len(verdicts),
-            'questions': choices.count_faults(rows, scores),
+            'questions': questions.count_faults(rows, scores),
         },
         'datasets_not_graded': [
             name for name in dict.fromkeys(row.dataset_name for row in rows) if name.split('|||')[0] not in summary
         ],
         'data_sha256': file_digest(settings['data_file']),
         'seconds': clock.seconds | {'waiting_for_tokens': counts['seconds_waiting']},  # a part of score
-        'versions': results.environment(),
+        'versions': environment(),
         'device': devices.description,
     }
 
@@ -177,8 +181,8 @@ def describe(settings, rows, scores, verdicts, counts, clock, devices):
 def save(paths, result, rows, scores):
     """The scores, then the result: where it exists, they do."""
     if paths and is_first_process():
-        choices.write_choice_scores(paths.candidates, rows, scores)
-        with results.write_atomically(paths.result) as file:
+        questions.write_choice_scores(paths.candidates, rows, scores)
+        with write_atomically(paths.result) as file:
             json.dump(result, file, ensure_ascii=False, allow_nan=False, indent=4)
             file.write('\n')
 
@@ -201,7 +205,7 @@ def report(result):
 def remarks(result, grading):
     """What a reader should know of the rows, a line each."""
     counts = result['counts']
-    lines = choices.describe_faults(counts['questions'], grading)
+    lines = questions.describe_faults(counts['questions'], grading)
     if result['datasets_not_graded']:
         lines.append(f'not graded, since no row is right: {", ".join(result["datasets_not_graded"])}')
     for name, what in (('truncated_pairs', 'pairs were truncated'), ('empty_responses', 'rows have an empty response')):
@@ -211,16 +215,16 @@ def remarks(result, grading):
     ours, theirs = (result['accuracy_by_grading'][name] for name in (grading, other))
     if ours != theirs:
         lines.append(
-            f'graded as {grading}: Average {100 * ours[choices.AVERAGE]:.2f}; '
-            f'as {other}: {100 * theirs[choices.AVERAGE]:.2f}'
+            f'graded as {grading}: Average {100 * ours[questions.AVERAGE]:.2f}; '
+            f'as {other}: {100 * theirs[questions.AVERAGE]:.2f}'
         )
     return lines
 
 
 def accuracy_table(summary, style='table'):
     """Each task's accuracy beside the published ones, in percent; what is missing is a dash."""
-    published = choices.read_published()
-    rows = choices.compare_with_published(summary, published)
+    published = questions.read_published()
+    rows = questions.compare_with_published(summary, published)
     for row in rows:
         if 'low' in row:
             row['interval'] = f'{100 * row["low"]:.1f} to {100 * row["high"]:.1f}'

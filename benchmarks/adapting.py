@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cappy import Cappy, baselines, tables
-from cappy.candidates import read_task
-from cappy.finetuning import build_finetuning_examples
-from cappy.flags import run
-from cappy.rouge import RougeL
-from cappy.statistics import spread
-from cappy.training import TrainingSettings
+from cappy import Cappy
+from cappy.cli import tables
+from cappy.cli.flags import run
+from cappy.model.training import TrainingSettings
+from cappy.tasks import picks
+from cappy.tasks.candidates import read_task
+from cappy.tasks.finetuning import build_finetuning_examples
+from cappy.tasks.rouge import RougeL
+from cappy.tasks.statistics import spread
 
 
 def main(
@@ -37,7 +39,7 @@ def main(
     after = [int(number) for number in measured_after.split(',')]
     examples = read_task(gens_dir, gen_model, task)
     rouge = RougeL()
-    rougeL = baselines.candidates_rougeL(examples['validation'], rouge)
+    rougeL = picks.candidates_rougeL(examples['validation'], rouge)
     done = [json.loads(line) for line in Path(output).read_text().splitlines()] if Path(output).exists() else []
     for seed in map(int, seeds.split(',')):
         settings = TrainingSettings(

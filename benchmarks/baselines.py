@@ -25,8 +25,8 @@ from common import describe_machine, seconds_of
 from rouge import made_up_examples
 from rouge_score.rouge_scorer import RougeScorer
 
-from cappy.candidates import read_examples, write_examples
-from cappy.flags import run
+from cappy.cli.flags import run
+from cappy.tasks.candidates import read_examples, write_examples
 
 SCRIPT = Path(__file__).parents[1] / 'scripts' / 'present_bigbench_baselines.py'
 GENERATORS = [f'flan-t5-{size}' for size in ('small', 'base', 'large', 'xl', 'xxl')]

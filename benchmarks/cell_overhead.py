@@ -24,8 +24,8 @@ from typing import Literal
 from common import DATA, describe_machine, read_pairs, scorer_directory
 from second_start import installed_minilm
 
-from cappy.candidates import Example, Sample, write_examples
-from cappy.flags import run
+from cappy.cli.flags import run
+from cappy.tasks.candidates import Example, Sample, write_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATOR = 'lm'
@@ -52,7 +52,7 @@ def make_cell(argv):
     """Run cappy_bigbench.py in this process; -> (seconds of each update, of each scoring)."""
     sys.path.insert(0, str(ROOT))
     import cappy_bigbench
-    from cappy import training
+    from cappy.model import training
 
     updates, scorings = [], []
 

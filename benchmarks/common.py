@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cappy.candidates import read_examples
-from cappy.checkpoint import write_checkpoint
-from cappy.choices import read_choices
-from cappy.encoder import EncoderConfig, expected_tensors
 from cappy.errors import InputError
-from cappy.packing import Batch
+from cappy.model.encoder import EncoderConfig, expected_tensors
+from cappy.model.model_files import write_checkpoint
+from cappy.model.packing import Batch
+from cappy.tasks.candidates import read_examples
+from cappy.tasks.questions import read_choices
 
 DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 

@@ -24,13 +24,13 @@ from typing import Literal
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from cappy import baselines
-from cappy.candidates import REFERENCE_DECODINGS, Example, Sample, read_examples, read_task
-from cappy.cells import read_task_names
-from cappy.finetuning import build_finetuning_examples
-from cappy.flags import run
-from cappy.rouge import RougeL
-from cappy.tables import Column, format_table
+from cappy.cli.flags import run
+from cappy.cli.tables import Column, format_table
+from cappy.study.cells import read_task_names
+from cappy.tasks import picks
+from cappy.tasks.candidates import REFERENCE_DECODINGS, Example, Sample, read_examples, read_task
+from cappy.tasks.finetuning import build_finetuning_examples
+from cappy.tasks.rouge import RougeL
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / 'tests' / 'recorded'
@@ -115,7 +115,7 @@ def scripts(bigbench_data_dir, _):
 
 def training(_, __):
     """The recorded runs under other settings; a pick differs where its text is not that of the first row's run."""
-    from cappy.training import TrainingSettings
+    from cappy.model.training import TrainingSettings
 
     recorded = TrainingSettings(learning_rate=5e-5, accumulate_grad_batches=2)
     variants = {
@@ -166,8 +166,8 @@ def adapted(task, settings, compute_dtype='float32', reference_labels='one', **c
 
 def samples(_, __):
     """Validation samples of the recorded T5 under five seeds, and which it finds likeliest."""
-    from cappy.decodings import DEFAULT_TOP_K
-    from cappy.generation import Generator
+    from cappy.generate.decodings import DEFAULT_TOP_K
+    from cappy.generate.generator import Generator
 
     model = Generator.from_pretrained(RECORDED / 'flan-t5-tiny')
     for task in RECORDED_TASKS:
@@ -192,7 +192,7 @@ def samples(_, __):
 
 def rounding(_, t5):
     """Validation samples of the examples' T5 with weights as they are, and rounded to float16."""
-    from cappy.generation import Generator
+    from cappy.generate.generator import Generator
 
     with tempfile.TemporaryDirectory() as folder:
         rounded = Path(folder) / 'rounded'
@@ -218,7 +218,7 @@ def rounding(_, t5):
 
 def draw(model, task, examples, seed, top_k, likelihood):
     """The examples with new samples: one beam, four of each other decoding."""
-    from cappy.decodings import parse_decoding, sample_key
+    from cappy.generate.decodings import parse_decoding, sample_key
 
     def key_of(place, decoding, number):
         return sample_key(seed, task, 'validation', examples[place].example_idx, decoding, number)
@@ -241,7 +241,7 @@ def draw(model, task, examples, seed, top_k, likelihood):
 
 def sample_means(examples):
     rouge = RougeL()
-    picked = baselines.all_picks(examples, baselines.candidates_rougeL(examples, rouge), rouge)
+    picked = picks.all_picks(examples, picks.candidates_rougeL(examples, rouge), rouge)
     names = ('random candidate', 'first of sampling', 'self-score sum', 'self-score mean', 'consensus', 'oracle')
     return {name: picked[name].mean() for name in names}
 

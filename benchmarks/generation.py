@@ -26,11 +26,11 @@ import torch
 from common import DATA, describe_machine, read_pairs
 from transformers import T5ForConditionalGeneration
 
-from cappy.checkpoint import write_checkpoint
-from cappy.decodings import REFERENCE_DECODINGS, parse_decoding, sample_key
-from cappy.flags import run
-from cappy.generation import Generator
-from cappy.t5 import T5, T5Config, params_shapes, tensor_names
+from cappy.cli.flags import run
+from cappy.generate.decodings import REFERENCE_DECODINGS, parse_decoding, sample_key
+from cappy.generate.generator import Generator
+from cappy.generate.t5 import T5, T5Config, params_shapes, tensor_names
+from cappy.model.model_files import write_checkpoint
 
 SMALL = {
     'model_type': 't5',

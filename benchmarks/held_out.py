@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cappy import Cappy, heldout, tables
+from cappy import Cappy
+from cappy.cli import tables
+from cappy.cli.flags import run
 from cappy.errors import InputError
-from cappy.flags import run
+from cappy.pretrain_data import evaluation
 
 
 def main(
@@ -26,19 +28,19 @@ def main(
     """Judge each scorer and print tables."""
     if not models:
         raise InputError('--models: name one or more, with commas between')
-    held_out = heldout.read_held_out(Path(heldout_file))
+    held_out = evaluation.read_held_out(Path(heldout_file))
     pairs = [row[:2] for row in held_out.rows]
     judged = {}
     for model in models.split(','):
         scorer = Cappy.from_pretrained(model, max_length=max_length, seed=seed)
-        judged[model] = heldout.judge(held_out, scorer.score(pairs, progress=model))
+        judged[model] = evaluation.judge(held_out, scorer.score(pairs, progress=model))
     rows = []
     for model, judgement in judged.items():
-        for row in heldout.compare(held_out, next(iter(judged.values())), judgement):
+        for row in evaluation.compare(held_out, next(iter(judged.values())), judgement):
             shown = {'scorer': model, 'measure': row['measure'].replace('_', ' '), 'instances': row['instances']}
             shown['chance'] = f'{row["chance"]:.3f}'
             for title, name in (('value', 'after'), ('over the first', 'gain'), ('over chance', 'above_chance')):
-                shown[title] = heldout.with_interval(row, name)
+                shown[title] = evaluation.with_interval(row, name)
             rows.append(shown)
     print(tables.format_table(rows, list(rows[0])))
     if groups:
@@ -48,7 +50,7 @@ def main(
 
 def by_group(held_out, judged, groups):
     """Table of accuracies."""
-    judged = {'chance': heldout.chance(held_out), **judged}
+    judged = {'chance': evaluation.chance(held_out), **judged}
     rows = []
     for group in groups:
         of_group = held_out.is_choice & np.array([template.startswith(group) for template in held_out.templates])

@@ -18,8 +18,8 @@ import numpy as np
 from common import DATA, describe_machine, read_pairs, scorer_directory, seconds_of
 
 from cappy import Cappy
-from cappy.flags import run
-from cappy.tokens import encode_pairs
+from cappy.cli.flags import run
+from cappy.model.tokens import encode_pairs
 
 
 def operations(lengths, config):

@@ -15,13 +15,13 @@ from typing import Literal
 import numpy as np
 from common import DATA, describe_machine, read_pairs, scorer_directory
 
-from cappy.flags import run
+from cappy.cli.flags import run
 
 
 def adapt(directory, texts, data, pairs_per_update, n_updates):
     """Load, adapt, and print this process's peak memory: GiB after loading, and at the end."""
     from cappy import Cappy
-    from cappy.training import TrainingSettings
+    from cappy.model.training import TrainingSettings
 
     pairs = read_pairs(texts, data, pairs_per_update * n_updates)
     labels = np.random.default_rng(0).random(len(pairs)).tolist()

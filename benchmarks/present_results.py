@@ -18,8 +18,8 @@ from pathlib import Path
 from baselines import DECODINGS, GENERATORS, WAYS, task_sizes, write_missing, write_names
 from common import SYLLABLES, describe_machine, seconds_of
 
-from cappy.flags import run
-from cappy.results import ResultPaths, write_result
+from cappy.cli.flags import run
+from cappy.study.results import ResultPaths, write_result
 
 SCRIPT = Path(__file__).parents[1] / 'scripts' / 'present_cappy_bigbench_results.py'
 N_CANDIDATES = 12

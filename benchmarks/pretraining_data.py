@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from cappy import Cappy
-from cappy.flags import run
-from cappy.packing import fill_rows
-from cappy.pretrainfiles import Stream, check_shards, find_shards
-from cappy.pretraining import Feed, PretrainingSettings
+from cappy.cli.flags import run
+from cappy.model.packing import fill_rows
+from cappy.model.pretraining import Feed, PretrainingSettings
+from cappy.pretrain_data.stream import Stream, check_shards, find_shards
 
 ROBERTA_LARGE_LAYER_WEIGHTS = 24 * 12 * 1024**2
 A10G_OPERATIONS = 0.5 * 70e12  # per second

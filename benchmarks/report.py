@@ -21,9 +21,9 @@ import numpy as np
 from baselines import DECODINGS, GENERATORS, WAYS, write_missing
 from common import SYLLABLES, describe_machine, seconds_of
 
-from cappy.candidates import Example, Sample, write_examples
-from cappy.flags import run
-from cappy.results import ResultPaths, describe_candidates, write_result
+from cappy.cli.flags import run
+from cappy.study.results import ResultPaths, describe_candidates, write_result
+from cappy.tasks.candidates import Example, Sample, write_examples
 
 ROOT = Path(__file__).parents[1]
 N_DIFFERENT, N_UPDATES = 12, 800

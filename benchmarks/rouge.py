@@ -18,9 +18,9 @@ from importlib.metadata import version
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
-from cappy.candidates import Example, Sample, read_examples
-from cappy.flags import run
-from cappy.rouge import RougeL
+from cappy.cli.flags import run
+from cappy.tasks.candidates import Example, Sample, read_examples
+from cappy.tasks.rouge import RougeL
 
 SYLLABLES = 'ba ce di fo gu la me ni po ru sta tre vi wor shing tion ed ing able ly'
 

@@ -4,8 +4,8 @@
     python benchmarks/row_costs.py --size base
 
 Times rows of several lengths at one number of tokens, forward alone and with gradients; fits seconds per token
-= c (1 + a L) and prints ATTENTION_FACTOR = a 6 D (cappy/scoring.py). Then times one row length at several numbers of
-tokens: TOKENS_PER_DEVICE (cappy/scoring.py, cappy/training.py). Compilations are timed without their cache. Figures are
+= c (1 + a L) and prints ATTENTION_FACTOR = a 6 D (model/costs.py). Then times one row length at several numbers of
+tokens: TOKENS_PER_DEVICE (model/scoring.py, model/training.py). Compilations are timed without their cache. Figures are
 in docs/benchmarks.md.
 """
 
@@ -18,9 +18,9 @@ import numpy as np
 from common import describe_machine, median_seconds, read_pairs, scorer_directory, seconds_of
 
 from cappy import Cappy
-from cappy.flags import run
-from cappy.scoring import score_program
-from cappy.training import TrainingSettings, training_programs
+from cappy.cli.flags import run
+from cappy.model.scoring import score_program
+from cappy.model.training import TrainingSettings, training_programs
 
 ROW_LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 TOKENS = (192, 384, 576, 768, 1152, 1536, 2304)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cappy.flags import run
-from cappy.pairfiles import OutputPaths
+from cappy.cli.flags import run
+from cappy.files.partial import OutputPaths
 
 ROOT = Path(__file__).parents[1]
 WORDS = 'the cat sat on a mat and saw two red birds paint sing tell me what is it yes no'

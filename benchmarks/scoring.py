@@ -27,10 +27,10 @@ from common import (
 from sentence_transformers import CrossEncoder
 
 from cappy import Cappy
-from cappy.flags import run
-from cappy.packing import describe_packing, fill_rows
-from cappy.scoring import score_encoded, score_program
-from cappy.tokens import encode_pairs
+from cappy.cli.flags import run
+from cappy.model.packing import describe_packing, fill_rows
+from cappy.model.scoring import score_encoded, score_program
+from cappy.model.tokens import encode_pairs
 
 
 def score_padded(scorer, pairs, batch_size):

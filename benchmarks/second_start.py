@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from common import DATA, describe_machine, read_pairs, scorer_directory
 
-from cappy.flags import run
+from cappy.cli.flags import run
 
 
 class FirstUpdateMade(Exception):
@@ -30,7 +30,7 @@ class FirstUpdateMade(Exception):
 def adapt_once(model, texts, data, n_pairs, pairs_per_update):
     """Load, read n_pairs, plan all their updates, and stop after the first."""
     from cappy import Cappy
-    from cappy.training import TrainingSettings
+    from cappy.model.training import TrainingSettings
 
     def stop(update, params):
         raise FirstUpdateMade

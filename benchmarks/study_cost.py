@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from matrix_products import operations
 
-from cappy.candidates import read_examples
-from cappy.cells import read_task_names
-from cappy.encoder import EncoderConfig
-from cappy.flags import run
-from cappy.tables import Column, format_table
-from cappy.tokens import encode_pairs, load_tokenizer
+from cappy.cli.flags import run
+from cappy.cli.tables import Column, format_table
+from cappy.model.encoder import EncoderConfig
+from cappy.model.tokens import encode_pairs, load_tokenizer
+from cappy.study.cells import read_task_names
+from cappy.tasks.candidates import read_examples
 
 LARGE = {
     'model_type': 'roberta',

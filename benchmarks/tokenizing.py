@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from common import DATA, describe_machine, median_seconds, read_pairs, scorer_directory
 
-from cappy.flags import run
-from cappy.tokens import EncodedPairs, encode_pairs, load_tokenizer
+from cappy.cli.flags import run
+from cappy.model.tokens import EncodedPairs, encode_pairs, load_tokenizer
 
 
 def encode_each_pair(tokenizer, pairs, max_length):

@@ -27,10 +27,11 @@ from common import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from cappy import Cappy, training
-from cappy.flags import run
-from cappy.packing import describe_packing
-from cappy.tokens import encode_pairs
+from cappy import Cappy
+from cappy.cli.flags import run
+from cappy.model import training
+from cappy.model.packing import describe_packing
+from cappy.model.tokens import encode_pairs
 
 GOING_ON = SimpleNamespace(signal=None)  # no stop is asked for
 

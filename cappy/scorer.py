@@ -11,18 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cappy import checkpoint, packing
-from cappy.devices import get_devices, is_first_process
-from cappy.encoder import EncoderConfig, expected_tensors, head_tensors, params_from_tensors, tensors_from_params
 from cappy.errors import InputError
-from cappy.pretraining import Feed, pretrain
-from cappy.scoring import default_dtype, score_pairs
-from cappy.tokens import encode_pairs, load_tokenizer
-from cappy.training import TrainingSettings, train
+from cappy.model import model_files, packing
+from cappy.model.devices import COMPUTE_DTYPES, default_dtype, get_devices, is_first_process
+from cappy.model.encoder import EncoderConfig, expected_tensors, head_tensors, params_from_tensors, tensors_from_params
+from cappy.model.pretraining import Feed, pretrain
+from cappy.model.scoring import score_pairs
+from cappy.model.tokens import encode_pairs, load_tokenizer
+from cappy.model.training import TrainingSettings, train
 
 logger = logging.getLogger(__name__)
-
-COMPUTE_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 SUMMED_COUNTS = ('pairs', 'unique_pairs', 'truncated_pairs', 'seconds_waiting')
@@ -64,8 +62,8 @@ class Cappy:
         tokenizer alone, and make all weights afresh.
         Raises InputError naming what is missing or does not fit.
         """
-        path = checkpoint.find_model(name_or_dir)
-        published = checkpoint.read_config(path)
+        path = model_files.find_model(name_or_dir)
+        published = model_files.read_config(path)
         config = EncoderConfig.from_published(published, path / 'config.json')
         max_length = min(512, config.max_length) if max_length is None else max_length
         packing.check_lengths(max_length, config, name_or_dir)
@@ -232,7 +230,7 @@ class Cappy:
         whole = jax.jit(lambda params: params, out_shardings=self.devices.replicated)(self.params)
         params = jax.tree.map(np.asarray, whole)
         if is_first_process():
-            checkpoint.write_checkpoint(
+            model_files.write_checkpoint(
                 directory,
                 tensors_from_params(params),
                 _config_to_save(self._published_config, self.config),
@@ -262,7 +260,7 @@ def _listed(responses):
 
 def _read_params(path, config, seed):
     """The tree of parameters of a model directory, with a fresh head where it has none."""
-    tensors = checkpoint.normalise_names(checkpoint.read_tensors(path), config.prefix)
+    tensors = model_files.normalise_names(model_files.read_tensors(path), config.prefix)
     expected = expected_tensors(config)
     head = head_tensors(config, expected)
     fresh = [name for name in head if name not in tensors]
@@ -276,7 +274,7 @@ def _read_params(path, config, seed):
     tensors |= _fresh_tensors({name: expected[name] for name in fresh}, config, seed)
     if 'classifier.weight' in tensors and 'classifier.dense.weight' in expected:
         raise InputError(f'{path}: classifier.weight: a BERT head under a RoBERTa config')
-    unused = checkpoint.expected_name_report(tensors, expected, path)
+    unused = model_files.expected_name_report(tensors, expected, path)
     if unused:
         logger.info("%s: %d tensors are not the scorer's: %s", path, len(unused), ', '.join(unused[:5]))
     return params_from_tensors(tensors, config)

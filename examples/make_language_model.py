@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tokenizers.trainers import UnigramTrainer
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from cappy import flags
+from cappy.cli import flags
 
 GENERATOR = 'tiny-t5'
 # Of the model's training pairs, such that all three tasks are half learned at the same time.

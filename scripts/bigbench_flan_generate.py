@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 from tqdm.auto import tqdm
 
-from cappy import flags
-from cappy.candidates import REFERENCE_DECODINGS, SPLITS, Sample
-from cappy.cells import read_task_names
+from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.processes import is_first_process, start_devices
-from cappy.samplefiles import check_existing, read_instructions, sampled_file
+from cappy.generate.sample_files import check_existing, read_instructions, sampled_file
+from cappy.model.processes import is_first_process, start_devices
+from cappy.study.cells import read_task_names
+from cappy.tasks.candidates import REFERENCE_DECODINGS, SPLITS, Sample
 
 ALL_DECODINGS = ','.join(REFERENCE_DECODINGS)
 
@@ -128,7 +128,7 @@ def result_path(settings, task, split):
 
 def choose_decodings(settings):
     """The decodings that the flags say."""
-    from cappy.decodings import DEFAULT_TOP_K, parse_decoding
+    from cappy.generate.decodings import DEFAULT_TOP_K, parse_decoding
 
     default_top_k = DEFAULT_TOP_K if settings['default_top_k'] else 0
     return [parse_decoding(name, default_top_k) for name in listed('decodings', settings)]
@@ -158,7 +158,7 @@ def from_first_process(value):
 
 def load_generator(settings, devices):
     """The T5 of the flags."""
-    from cappy.generation import Generator
+    from cappy.generate.generator import Generator
 
     names = ('compute_dtype', 'sequences_per_device', 'tokens_per_device')
     return Generator.from_pretrained(
@@ -192,7 +192,7 @@ def draw_file(settings, model, decodings, task, split, examples, progress):
         progress.update(len(examples) - len(todo), f'{task}_{split}')
 
         def key_of(place, decoding, number):
-            from cappy.decodings import sample_key
+            from cappy.generate.decodings import sample_key
 
             return sample_key(settings['jax_seed'], task, split, todo[place].example_idx, decoding, number)
 

@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from cappy import flags
-from cappy.bigbench import SPLIT_SEED, Task, find_tasks_dir, read_task, task_names
-from cappy.candidates import SPLITS, Example, write_examples
+from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.jsonl import listed, near_names, shown
-from cappy.results import write_atomically
+from cappy.files.atomic import write_atomically
+from cappy.files.jsonl import listed, near_names, shown
+from cappy.tasks.bigbench import SPLIT_SEED, Task, find_tasks_dir, read_task, task_names
+from cappy.tasks.candidates import SPLITS, Example, write_examples
 
 NAMES_FILE = Path(__file__).parents[1] / 'bigbench_data' / 'subset_names.json'
 PACKAGE_DIR = 'bigbench_package'

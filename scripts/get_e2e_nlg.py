@@ -16,9 +16,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from cappy import flags
-from cappy.candidates import Example, Sample, write_examples
+from cappy.cli import flags
 from cappy.errors import InputError
+from cappy.tasks.candidates import Example, Sample, write_examples
 
 REPOSITORIES = {
     'e2e-dataset': 'https://github.com/tuetschek/e2e-dataset',  # Novikova et al., SIGDIAL 2017

@@ -18,16 +18,16 @@ from typing import Literal
 
 import tqdm
 
-from cappy import flags
+from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.instances import check_sources, match_names, read_lines, sample_files, sample_windows, windows
-from cappy.options import TemplateChoices
-from cappy.p3 import configurations, read_hub
-from cappy.pretraincounts import HELD_OUT, TRAIN, Counts
-from cappy.pretrainrows import RowMaker
-from cappy.results import environment
-from cappy.rouge import RougeL
-from cappy.shards import check_output, shard_writer
+from cappy.files.environment import environment
+from cappy.pretrain_data.counts import HELD_OUT, TRAIN, Counts
+from cappy.pretrain_data.instances import check_sources, match_names, read_lines, sample_files, sample_windows, windows
+from cappy.pretrain_data.listed_choices import TemplateChoices
+from cappy.pretrain_data.p3 import configurations, read_hub
+from cappy.pretrain_data.rows import RowMaker
+from cappy.pretrain_data.shard_writer import check_output, shard_writer
+from cappy.tasks.rouge import RougeL
 
 # Whole data sets of P3's T0 training mixture, 34 of its 283 templates: multiple choice with the choices listed,
 # paraphrase, ratings, summaries, questions to make up.

@@ -22,11 +22,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from cappy import flags
+from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.jsonl import listed, near_entries, read_objects, shown
-from cappy.results import write_atomically
-from cappy.templates import read_templates
+from cappy.files.atomic import write_atomically
+from cappy.files.jsonl import listed, near_entries, read_objects, shown
+from cappy.tasks.templates import read_templates
 
 PROMPTSOURCE = 'https://github.com/bigscience-workshop/promptsource'
 STORY_CLOZE = 'https://cs.rochester.edu/nlp/rocstories'

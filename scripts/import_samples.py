@@ -17,10 +17,10 @@ import random
 from pathlib import Path
 from typing import Literal
 
-from cappy import flags
-from cappy.candidates import Example, Sample, write_examples
+from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.jsonl import listed, read_objects, shown
+from cappy.files.jsonl import listed, read_objects, shown
+from cappy.tasks.candidates import Example, Sample, write_examples
 
 LOG_FIELDS = {'doc_id', 'target', 'arguments', 'resps'}  # of a line that --log_samples writes
 LIKELIHOODS = ('log_likelihood_sum', 'log_likelihood_mean')

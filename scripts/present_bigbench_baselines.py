@@ -16,12 +16,13 @@ from typing import Literal
 
 import numpy as np
 
-from cappy import cells, flags, tables
-from cappy.baselines import TaskBaselines, measure_file
-from cappy.candidates import REFERENCE_DECODINGS
+from cappy.cli import flags, tables
+from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
-from cappy.jsonl import listed
-from cappy.workers import run_over_files
+from cappy.files.jsonl import listed
+from cappy.study import cells
+from cappy.tasks.candidates import REFERENCE_DECODINGS
+from cappy.tasks.picks import TaskBaselines, measure_file
 
 SPLIT = ('validation',)
 LIKELIHOODS = {'self_score_sum': 'sum', 'self_score_mean': 'mean'}

@@ -21,13 +21,15 @@ from typing import Literal
 
 import numpy as np
 
-from cappy import cells, curves, flags, plots, results, tables
-from cappy.cells import ADAPTED, PUBLISHED, Cell, CellExamples
+from cappy.cli import flags, tables
+from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
-from cappy.jsonl import listed, near_names
-from cappy.results import ResultPaths
-from cappy.statistics import bootstrap_interval, holm, paired_bootstrap, signed_rank_p, spread
-from cappy.workers import run_over_files
+from cappy.files.jsonl import listed, near_names
+from cappy.files.updates import read_updates
+from cappy.study import cells, curves, plots
+from cappy.study.cells import ADAPTED, PUBLISHED, Cell, CellExamples
+from cappy.study.results import ResultPaths
+from cappy.tasks.statistics import bootstrap_interval, holm, paired_bootstrap, signed_rank_p, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 ORACLE = 'oracle'  # knows the references, so nothing is tested against it
@@ -414,7 +416,7 @@ def draw_files(sweep, picture, gens_dir, n_workers):
     elif picture == 'scores':
         work, arguments = curves.read_scores, [(path.candidates,) for path in paths]
     else:
-        work, arguments = results.read_updates, [(path.updates,) for path in paths]
+        work, arguments = read_updates, [(path.updates,) for path in paths]
     sizes = [path.candidates.stat().st_size if path.candidates.exists() else 0 for path in paths]
     read = run_over_files(work, arguments, sizes, n_workers, progress='reading for the picture')
     faults = [str(values) for values in read if isinstance(values, InputError)]

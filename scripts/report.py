@@ -13,12 +13,13 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cappy import cells, flags, report
-from cappy.cells import PUBLISHED
+from cappy.cli import flags
+from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
-from cappy.jsonl import listed
-from cappy.results import ResultPaths
-from cappy.workers import run_over_files
+from cappy.files.jsonl import listed
+from cappy.study import cells, report
+from cappy.study.cells import PUBLISHED
+from cappy.study.results import ResultPaths
 
 ROOT = Path(__file__).resolve().parents[1]
 

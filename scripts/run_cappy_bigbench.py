@@ -26,10 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import cappy_bigbench  # noqa: E402
-from cappy import cells, flags, results, slurm, sweep, tables  # noqa: E402
-from cappy.candidates import SPLITS  # noqa: E402
+from cappy.cli import flags, tables  # noqa: E402
 from cappy.errors import InputError  # noqa: E402
-from cappy.jsonl import listed  # noqa: E402
+from cappy.files.jsonl import listed  # noqa: E402
+from cappy.study import cells, results, slurm, sweep  # noqa: E402
+from cappy.tasks.candidates import SPLITS  # noqa: E402
 
 CELL_DEFAULTS = {name: p.default for name, p in inspect.signature(cappy_bigbench.main).parameters.items()}
 # Flags of a cell that the sweep gives itself, or that make one task of several hosts.
@@ -156,7 +157,7 @@ def make_job(seed, generator, task, settings, given, fewer=()):
 
 def fewer_tokens(settings, on_gpu):
     """Flags for a cell that ran out of memory: half the tokens that it had."""
-    from cappy import scoring, training
+    from cappy.model import scoring, training
 
     platform = 'gpu' if on_gpu else 'cpu'
     budgets = {'tokens_per_device': training, 'eval_tokens_per_device': scoring}
@@ -247,7 +248,7 @@ def differing_settings(made_with, settings, job):
 
 def check_cells(settings, todo, n_devices):
     """What would fail in every cell, or in one for want of its files, is named before any begins."""
-    from cappy.checkpoint import find_model
+    from cappy.model.model_files import find_model
 
     folder, missing = Path(settings['bigbench_gen_dir']), []
     for job in todo:

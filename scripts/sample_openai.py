@@ -16,11 +16,11 @@ from typing import Literal, NamedTuple
 
 from tqdm.auto import tqdm
 
-from cappy import flags
-from cappy.candidates import SPLITS, Example
+from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.llmserver import GaveUp, RequestRefused, Server, ServerDecoding, ServerError, ServerSettings
-from cappy.samplefiles import check_existing, read_instructions, sampled_file
+from cappy.generate.sample_files import check_existing, read_instructions, sampled_file
+from cappy.generate.server import GaveUp, RequestRefused, Server, ServerDecoding, ServerError, ServerSettings
+from cappy.tasks.candidates import SPLITS, Example
 
 KEY_VARIABLE = 'OPENAI_API_KEY'
 PLACE = '{instruction}'  # in a prompt template

@@ -19,10 +19,14 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from cappy import flags, processes, results
+from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.pairfiles import STANDARD, OutputPaths, PairFile, Runs, best_first, find_done
-from cappy.processes import is_first_process
+from cappy.files.atomic import write_atomically
+from cappy.files.lock import result_lock
+from cappy.files.partial import OutputPaths
+from cappy.files.scored_pairs import STANDARD, PairFile, Runs, best_first, find_done
+from cappy.model import processes
+from cappy.model.processes import is_first_process
 
 logger = logging.getLogger('score')
 
@@ -160,7 +164,7 @@ def writing(paths, pairs, settings):
     """(a function that writes bytes, number of rows done, rows to come); the output appears when the block ends."""
     with contextlib.ExitStack() as stack:
         if paths and is_first_process():
-            stack.enter_context(results.result_lock(paths))
+            stack.enter_context(result_lock(paths))
             done, file = open_partial(paths, pairs, settings)
             stack.callback(close_partial, file, paths, len(pairs.header))
             n_done, rows = done.n_rows, done.rest
@@ -195,7 +199,7 @@ def open_partial(paths, pairs, settings):
     rows = pairs.rows()
     begins_anew = settings['overwrite'] or not paths.partial.exists()
     if begins_anew:
-        with results.write_atomically(paths.settings) as file:
+        with write_atomically(paths.settings) as file:
             json.dump(deciding, file, indent=4)
         paths.partial.write_bytes(pairs.header)
     else:

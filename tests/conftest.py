@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cappy import flags
+from cappy.cli import flags
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded'
@@ -107,7 +107,7 @@ def word_pieces():
 
 def random_tensors(config, seed=0):
     """Weights so large that pairs score apart, as named tensors."""
-    from cappy.encoder import EncoderConfig, expected_tensors
+    from cappy.model.encoder import EncoderConfig, expected_tensors
 
     generator = np.random.default_rng(seed)
     tensors = {}

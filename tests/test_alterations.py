@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from cappy.alterations import ALTERATIONS, reordered, repeated, swapped, truncated
-from cappy.rouge import RougeL
+from cappy.pretrain_data.alterations import ALTERATIONS, reordered, repeated, swapped, truncated
+from cappy.tasks.rouge import RougeL
 
 TEXT = 'Anna Smith was born in Paris in 1970.\nShe moved to New York with  her brother.'
 OTHER = 'In 1999 the painter Tom Brown sold 12 pictures in London.'

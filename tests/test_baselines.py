@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cappy.baselines import (
+from cappy.tasks.candidates import Example, Sample, read_task
+from cappy.tasks.picks import (
     candidates_rougeL,
     comparison,
     consensus_pick,
@@ -20,8 +21,7 @@ from cappy.baselines import (
     scorer_rougeL,
     self_score_rougeL,
 )
-from cappy.candidates import Example, Sample, read_task
-from cappy.rouge import RougeL
+from cappy.tasks.rouge import RougeL
 
 RECORDED = Path(__file__).parent / 'recorded'
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cappy import bigbench
-from cappy.bigbench import compose_prompt, find_tasks_dir, read_task
 from cappy.errors import InputError
+from cappy.tasks import bigbench
+from cappy.tasks.bigbench import compose_prompt, find_tasks_dir, read_task
 
 SHARED = Path(__file__).parents[1].parent / 'shared' / 'data' / 'bigbench_tasks'
 

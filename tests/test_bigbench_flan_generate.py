@@ -12,9 +12,9 @@ sys.path.insert(0, str(ROOT / 'scripts'))
 
 import bigbench_flan_generate as script  # noqa: E402
 
-from cappy.candidates import read_examples, read_task  # noqa: E402
 from cappy.errors import InputError  # noqa: E402
-from cappy.generation import Generator  # noqa: E402
+from cappy.generate.generator import Generator  # noqa: E402
+from cappy.tasks.candidates import read_examples, read_task  # noqa: E402
 
 RECORDED = ROOT / 'tests' / 'recorded'
 MODEL = str(RECORDED / 'flan-t5-tiny')

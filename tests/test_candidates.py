@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cappy.candidates import Example, Sample, read_examples, read_task, write_examples
 from cappy.errors import InputError
+from cappy.tasks.candidates import Example, Sample, read_examples, read_task, write_examples
 
 GENS = Path(__file__).parent / 'recorded' / 'inputs' / 'bigbench_flan_gens'
 GOOD = {

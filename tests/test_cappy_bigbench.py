@@ -14,7 +14,10 @@ import pytest
 from conftest import run_main
 
 import cappy_bigbench
-from cappy import devices, results
+from cappy.files.lock import result_lock
+from cappy.files.updates import read_updates
+from cappy.model import devices
+from cappy.study import results
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded'
@@ -184,7 +187,7 @@ def test_a_results_folder_that_cannot_be_written_is_named_before_training(tmp_pa
 
 
 def test_a_second_process_does_not_repeat_a_running_one(tmp_path, capsys):
-    with results.result_lock(results.ResultPaths(tmp_path, 'flan-t5-tiny', 'tiny_tense')):
+    with result_lock(results.ResultPaths(tmp_path, 'flan-t5-tiny', 'tiny_tense')):
         assert run(*job(tmp_path), '--train_size', '128') == 1
         assert f'process {os.getpid()}' in capsys.readouterr().err
     assert files_in(tmp_path) == []
@@ -247,7 +250,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on_to_the_result_of_an_unbroken_ru
     )
     assert ours.updates.read_text() == theirs.updates.read_text()
     assert ours.candidates.read_text() == theirs.candidates.read_text()
-    assert len(results.read_updates(ours.updates)) == 128
+    assert len(read_updates(ours.updates)) == 128
     assert not ours.checkpoint.exists()
 
 

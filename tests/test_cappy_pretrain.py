@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT, run_main
 
 import cappy_pretrain
-from cappy import Cappy, results
-from cappy.pretrainfiles import Stream, check_shards, find_shards
-from cappy.pretraining import Feed, PretrainingSettings
+from cappy import Cappy
+from cappy.files.updates import read_updates
+from cappy.model.pretraining import Feed, PretrainingSettings
+from cappy.pretrain_data.stream import Stream, check_shards, find_shards
 
 SCRIPT = ROOT / 'cappy_pretrain.py'
 FLAGS = ('--global_batch_size', 8, '--max_length', 40, '--learning_rate', 1e-3, '--eval_every', 5)
@@ -55,9 +56,7 @@ def pretrained(data, tiny_directories, tmp_path_factory):
 
 
 def losses(folder):
-    return [
-        (row.update, row.learning_rate, row.loss, row.grad_norm) for row in results.read_updates(folder / 'train.csv')
-    ]
+    return [(row.update, row.learning_rate, row.loss, row.grad_norm) for row in read_updates(folder / 'train.csv')]
 
 
 def evaluations(folder):
@@ -243,7 +242,7 @@ def gathered(batches):
 
 
 def test_a_feed_gives_every_pair_of_each_update_once_and_alike_from_any_update_on(data, tiny_directories, monkeypatch):
-    monkeypatch.setattr('cappy.pretraining.WINDOW', 24)
+    monkeypatch.setattr('cappy.model.pretraining.WINDOW', 24)
     scorer = Cappy.from_pretrained(tiny_directories['roberta'])
     feed = make_feed(data, scorer)
     updates = [gathered(batches) for batches in feed(0)]
@@ -267,7 +266,7 @@ def test_a_feeds_labels_go_with_their_texts(data, tiny_directories):
 
 
 def test_shapes_stay_within_those_of_the_first_window(data, tiny_directories, monkeypatch):
-    monkeypatch.setattr('cappy.pretraining.WINDOW', 24)
+    monkeypatch.setattr('cappy.model.pretraining.WINDOW', 24)
     feed = make_feed(data, Cappy.from_pretrained(tiny_directories['roberta']))
     shapes = {batch.shape for window in feed.windows() for plan in window.plans for batch in plan}
     assert {length for _, length, _ in shapes} <= set(feed.row_lengths)

@@ -8,7 +8,7 @@ import pytest
 from conftest import run_main
 
 import cappy_promptsource
-from cappy import results
+from cappy.files.lock import result_lock
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded' / 'promptsource'
@@ -142,7 +142,7 @@ def test_bad_flags_and_folders_are_named_and_leave_nothing(tmp_path, capsys):
 
 def test_a_second_process_does_not_repeat_a_running_one(tmp_path, capsys):
     paths = cappy_promptsource.choices.ChoicePaths(tmp_path, 'tiny-cappy', 'promptsource_test')
-    with results.result_lock(paths):
+    with result_lock(paths):
         assert 'works on this result' in refused(capsys, *job('--results_dir', tmp_path))
     assert [path for path in tmp_path.rglob('*') if path.is_file()] == []
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cappy.checkpoint import (
+from cappy.errors import InputError
+from cappy.model.model_files import (
     check_writable,
     expected_name_report,
     find_model,
@@ -21,7 +22,6 @@ from cappy.checkpoint import (
     read_tensors,
     write_checkpoint,
 )
-from cappy.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / 'tests' / 'recorded' / 'tiny-cappy'

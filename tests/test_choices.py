@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cappy import choices
-from cappy.choices import accuracy, count_faults, describe_faults, grade, read_choices, summarise
 from cappy.errors import InputError
+from cappy.tasks import questions
+from cappy.tasks.questions import accuracy, count_faults, describe_faults, grade, read_choices, summarise
 
 RECORDED = Path(__file__).parent / 'recorded' / 'promptsource'
 
@@ -16,7 +16,7 @@ RECORDED = Path(__file__).parent / 'recorded' / 'promptsource'
 def rows(*entries, dataset='d', template='t'):
     """Choices of (example_idx, response, is_gold)."""
     return [
-        choices.Choice(number, dataset, template, example_idx, 'i', response, bool(is_gold))
+        questions.Choice(number, dataset, template, example_idx, 'i', response, bool(is_gold))
         for number, (example_idx, response, is_gold) in enumerate(entries, start=1)
     ]
 
@@ -162,7 +162,7 @@ def test_a_file_without_rows_or_without_gold_rows_is_refused(tmp_path):
 def test_the_summary_holds_templates_their_spread_and_an_interval_that_covers_the_mean():
     generator = np.random.default_rng(0)
     verdicts = [
-        choices.Verdict('d', template, example_idx, float(generator.random() < p))
+        questions.Verdict('d', template, example_idx, float(generator.random() < p))
         for template, p in (('easy', 0.9), ('hard', 0.4))
         for example_idx in range(400)
         if template == 'easy' or example_idx % 2
@@ -182,20 +182,20 @@ def test_the_summary_holds_templates_their_spread_and_an_interval_that_covers_th
 
 
 def test_templates_of_one_example_are_drawn_together():
-    alike = [choices.Verdict('d', t, e, float(e % 2)) for t in 'abcd' for e in range(50)]
+    alike = [questions.Verdict('d', t, e, float(e % 2)) for t in 'abcd' for e in range(50)]
     once = [verdict for verdict in alike if verdict.template_name == 'a']
     assert summarise(alike)['d']['low'] == summarise(once)['d']['low']
 
 
 def test_equal_datasets_are_drawn_apart_for_the_average():
-    both = [choices.Verdict(d, 't', e, float(e % 2)) for d in 'ab' for e in range(100)]
+    both = [questions.Verdict(d, 't', e, float(e % 2)) for d in 'ab' for e in range(100)]
     summary = summarise(both)
     widths = [entry['high'] - entry['low'] for entry in summary.values()]
     assert widths[2] == pytest.approx(widths[0] / 2**0.5, rel=0.1)
 
 
 def test_the_published_averages_are_those_of_the_published_tasks():
-    published = choices.read_published()
+    published = questions.read_published()
     assert len(published['tasks']) == 11
     for model, average in published['average'].items():
         mean = np.mean([task['accuracy'][model] for task in published['tasks'].values()])
@@ -208,8 +208,8 @@ def summary_of(**accuracies):
 
 
 def test_missing_tasks_are_missing_and_the_average_is_over_the_shared_ones():
-    compared = choices.compare_with_published(
-        summary_of(anli_r1=0.3, crows_pairs=0.5, mine=0.7), choices.read_published()
+    compared = questions.compare_with_published(
+        summary_of(anli_r1=0.3, crows_pairs=0.5, mine=0.7), questions.read_published()
     )
     by_task = {row['task']: row for row in compared}
     assert by_task['ANLI R1']['accuracy'] == 0.3 and by_task['ANLI R1']['Cappy 0.36B'] == 34.3
@@ -224,6 +224,8 @@ def test_missing_tasks_are_missing_and_the_average_is_over_the_shared_ones():
 def test_all_eleven_tasks_have_the_published_average_beside_their_own():
     names = 'anli_r1 anli_r2 anli_r3 super_glue/cb super_glue/rte story_cloze_2016 wsc.fixed wic winogrande_xl'
     names += ' super_glue_axg crows_pairs'
-    compared = choices.compare_with_published(summary_of(**dict.fromkeys(names.split(), 0.5)), choices.read_published())
+    compared = questions.compare_with_published(
+        summary_of(**dict.fromkeys(names.split(), 0.5)), questions.read_published()
+    )
     assert len(compared) == 12 and all(row['accuracy'] == 0.5 for row in compared)
     assert compared[-1]['task'] == 'Average of the 11' and compared[-1]['Cappy 0.36B'] == 56.6

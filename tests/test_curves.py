@@ -1,4 +1,4 @@
-"""cappy/curves.py: expected picks among a number of samples, rank correlation, calibration."""
+"""cappy/study/curves.py: expected picks among a number of samples, rank correlation, calibration."""
 
 import itertools
 import json
@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cappy import baselines, curves
-from cappy.candidates import Example, Sample, write_examples
 from cappy.errors import InputError
-from cappy.results import ResultPaths, describe_candidates, write_result
-from cappy.rouge import RougeL
+from cappy.study import curves
+from cappy.study.results import ResultPaths, describe_candidates, write_result
+from cappy.tasks import picks
+from cappy.tasks.candidates import Example, Sample, write_examples
+from cappy.tasks.rouge import RougeL
+from cappy.tasks.statistics import rank_correlation
 
 
 def by_hand(values, outcomes, size):
@@ -92,9 +94,9 @@ def make_examples():
 def cell(tmp_path):
     """(paths, result, examples, rougeL, scores) of a cell with its generator's file."""
     examples, rouge = make_examples(), RougeL()
-    rougeL = baselines.candidates_rougeL(examples, rouge)
+    rougeL = picks.candidates_rougeL(examples, rouge)
     scores = [np.array([0.2, 0.9, 0.1, 0.5], np.float32), np.array([0.1, 0.2, 0.3], np.float32)]
-    picked = baselines.all_picks(examples, rougeL, rouge, None, scores)
+    picked = picks.all_picks(examples, rougeL, rouge, None, scores)
     lines = [
         describe_candidates(example, s, r, {name: values[number] for name, values in picked.items()})
         for number, (example, s, r) in enumerate(zip(examples, scores, rougeL, strict=True))
@@ -110,7 +112,7 @@ def test_a_cells_curves_end_in_what_its_picks_have_and_begin_in_a_random_sample(
     paths, result, examples, rougeL, scores = cell
     sizes, made, are_drawn = curves.sample_curves_of_cell(paths, result, tmp_path / 'gens')
     assert (sizes, are_drawn) == ([1, 2, 3, 4, 5], True)
-    picked = baselines.all_picks(examples, rougeL, RougeL(), None, scores)
+    picked = picks.all_picks(examples, rougeL, RougeL(), None, scores)
     for way, name in (
         ('scorer', 'scorer after adapting'),
         ('self-score sum', 'self-score sum'),
@@ -154,9 +156,9 @@ def test_a_score_that_is_no_number_is_named_with_its_line(cell):
 def test_rank_correlation_is_scipys():
     generator = np.random.default_rng(1)
     xs, ys = generator.integers(0, 5, 40), generator.random(40)
-    assert curves.rank_correlation(xs, ys) == pytest.approx(stats.spearmanr(xs, ys).statistic)
-    assert curves.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert curves.rank_correlation([1, 1, 1], [3, 2, 1]) is None
+    assert rank_correlation(xs, ys) == pytest.approx(stats.spearmanr(xs, ys).statistic)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert rank_correlation([1, 1, 1], [3, 2, 1]) is None
 
 
 def test_calibration_has_bins_of_neighbouring_scores():

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from cappy import scoring
-from cappy.candidates import read_task
-from cappy.checkpointing import Checkpoint
-from cappy.devices import get_devices, is_first_process
 from cappy.errors import InputError
-from cappy.rouge import RougeL
+from cappy.model import scoring
+from cappy.model.devices import get_devices, is_first_process
+from cappy.model.training import TrainingSettings
+from cappy.model.training_state import Checkpoint
 from cappy.scorer import Cappy
-from cappy.training import TrainingSettings
+from cappy.tasks.candidates import read_task
+from cappy.tasks.rouge import RougeL
 
 RECORDED = Path(__file__).parent / 'recorded'
 

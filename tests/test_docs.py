@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cappy import flags
+from cappy.cli import flags
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'examples' / 'README.md', *sorted(ROOT.glob('docs/*.md'))]

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cappy import encoder
-from cappy.checkpoint import read_config, read_tensors
-from cappy.devices import get_devices
-from cappy.encoder import (
+from cappy.errors import InputError
+from cappy.model import encoder
+from cappy.model.devices import get_devices
+from cappy.model.encoder import (
     EncoderConfig,
     Scorer,
     dropout,
@@ -18,10 +18,10 @@ from cappy.encoder import (
     params_from_tensors,
     tensors_from_params,
 )
-from cappy.errors import InputError
-from cappy.packing import Batch, RowCost, fill_rows, plan_batches
-from cappy.tokens import EncodedPairs, encode_pairs, load_tokenizer
-from cappy.training import TrainingSettings, training_programs
+from cappy.model.model_files import read_config, read_tensors
+from cappy.model.packing import Batch, RowCost, fill_rows, plan_batches
+from cappy.model.tokens import EncodedPairs, encode_pairs, load_tokenizer
+from cappy.model.training import TrainingSettings, training_programs
 
 COST = RowCost(attention=0)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cappy.baselines import candidates_rougeL, comparison
-from cappy.candidates import read_task
-from cappy.rouge import RougeL
+from cappy.tasks.candidates import read_task
+from cappy.tasks.picks import candidates_rougeL, comparison
+from cappy.tasks.rouge import RougeL
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / 'examples'

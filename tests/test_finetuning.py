@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cappy.candidates import Example, Sample, read_task
 from cappy.errors import InputError
-from cappy.finetuning import FinetuningExample, build_finetuning_examples
-from cappy.rouge import RougeL
+from cappy.tasks.candidates import Example, Sample, read_task
+from cappy.tasks.finetuning import FinetuningExample, build_finetuning_examples
+from cappy.tasks.rouge import RougeL
 
 RECORDED = Path(__file__).parent / 'recorded'
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 import pytest
 
+from cappy.cli.flags import help_text, parse_flags, run
 from cappy.errors import InputError
-from cappy.flags import help_text, parse_flags, run
 
 ROOT = Path(__file__).parents[1]
 

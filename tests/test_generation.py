@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cappy.decodings import (
+from cappy.errors import InputError
+from cappy.generate.decoding_loop import Lengths
+from cappy.generate.decodings import (
     REFERENCE_DECODINGS,
     Decoding,
     draw_words,
@@ -24,11 +26,9 @@ from cappy.decodings import (
     top_k,
     uniform,
 )
-from cappy.devices import get_devices
-from cappy.errors import InputError
-from cappy.generation import Generator
-from cappy.slots import Lengths
-from cappy.t5 import T5, T5Config, params_shapes
+from cappy.generate.generator import Generator
+from cappy.generate.t5 import T5, T5Config, params_shapes
+from cappy.model.devices import get_devices
 
 RECORDED = Path(__file__).parent / 'recorded'
 DECODINGS = [parse_decoding(name) for name in REFERENCE_DECODINGS]

@@ -12,8 +12,8 @@ from pathlib import Path
 import conftest
 import pytest
 
-from cappy.candidates import read_examples
 from cappy.errors import InputError
+from cappy.tasks.candidates import read_examples
 
 ROOT = Path(__file__).parents[1]
 NAMES = json.loads((ROOT / 'bigbench_data' / 'subset_names.json').read_text('utf-8'))

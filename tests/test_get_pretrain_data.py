@@ -14,11 +14,11 @@ from collections import Counter
 import pytest
 from conftest import ROOT, run_main
 
-from cappy import shards
 from cappy.errors import InputError
-from cappy.pretrainfiles import check_shards, find_shards
-from cappy.pretrainrows import N_NEAR
-from cappy.rouge import RougeL
+from cappy.pretrain_data import shard_writer
+from cappy.pretrain_data.rows import N_NEAR
+from cappy.pretrain_data.stream import check_shards, find_shards
+from cappy.tasks.rouge import RougeL
 from scripts import get_pretrain_data as script
 
 SCRIPT = ROOT / 'scripts' / 'get_pretrain_data.py'
@@ -214,7 +214,7 @@ def test_a_run_again_gives_the_same_bytes_and_another_seed_others(tmp_path):
     groups = yes_no(), texts(name='tell_a'), texts(name='tell_b')
     for name, seed in (('one', 1), ('two', 1), ('three', 2)):
         make(tmp_path, *groups, name=name, heldout='tell_b', seed=seed)
-    names = ['heldout.jsonl', *(shards.shard_name(i, 3) for i in range(3))]
+    names = ['heldout.jsonl', *(shard_writer.shard_name(i, 3) for i in range(3))]
     one, two, three = ([(tmp_path / run / name).read_bytes() for name in names] for run in ('one', 'two', 'three'))
     assert one == two
     assert all(ours != theirs for ours, theirs in zip(one, three, strict=True))
@@ -556,7 +556,7 @@ def test_a_run_that_fails_leaves_the_data_of_the_one_before(tmp_path, monkeypatc
     def fail(*_):
         raise RuntimeError('a bug')
 
-    monkeypatch.setattr(shards.ShardWriter, 'shuffle', fail)
+    monkeypatch.setattr(shard_writer.ShardWriter, 'shuffle', fail)
     with pytest.raises(RuntimeError):
         make(tmp_path, texts(), overwrite=True)
     assert read_data(tmp_path / 'data') == before

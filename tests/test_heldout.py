@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cappy import heldout
 from cappy.errors import InputError
-from cappy.pretrainfiles import LabelledRow
+from cappy.pretrain_data import evaluation
+from cappy.pretrain_data.stream import LabelledRow
 
 
 def rows(*instances):
@@ -15,7 +15,7 @@ def rows(*instances):
     return made
 
 
-HELD_OUT = heldout.group_instances(
+HELD_OUT = evaluation.group_instances(
     rows(
         ('a', 'choice', [0.0, 1.0, 0.0]),
         ('a', 'choice', [1.0, 0.0]),
@@ -39,22 +39,22 @@ def test_a_choice_has_one_right_answer_and_comes_from_choices_or_says_nothing_of
 
 
 def test_chance_is_one_score_for_all_a_blind_draw_and_no_order():
-    blind = heldout.chance(HELD_OUT)
+    blind = evaluation.chance(HELD_OUT)
     np.testing.assert_allclose(blind.accuracy, [1 / 3, 1 / 2, np.nan, np.nan, np.nan, 1 / 2])
     np.testing.assert_allclose(blind.rank_correlation, [np.nan, np.nan, 0, np.nan, 0, np.nan])
     constant = np.mean([1 / 3, 1 / 2, 1.75 / 3, 1, 1 / 2, 1 / 2])
-    np.testing.assert_allclose(blind.squared_error, heldout.judge(HELD_OUT, [constant] * 13).squared_error)
-    others = [heldout.judge(HELD_OUT, [constant + step] * 13).mean('squared_error') for step in (-0.05, 0.05)]
+    np.testing.assert_allclose(blind.squared_error, evaluation.judge(HELD_OUT, [constant] * 13).squared_error)
+    others = [evaluation.judge(HELD_OUT, [constant + step] * 13).mean('squared_error') for step in (-0.05, 0.05)]
     assert blind.mean('squared_error') < min(others)  # no other constant is better
 
 
 def test_two_right_answers_are_no_choice():
-    held_out = heldout.group_instances(rows(('a', 'choice', [1.0, 1.0, 0.0])))
+    held_out = evaluation.group_instances(rows(('a', 'choice', [1.0, 1.0, 0.0])))
     assert not held_out.is_choice.any()
 
 
 def test_measures_equal_their_definitions():
-    judgement = heldout.judge(HELD_OUT, SCORES)
+    judgement = evaluation.judge(HELD_OUT, SCORES)
     # The first of equal scores is the pick, so the second instance is right.
     np.testing.assert_array_equal(judgement.accuracy, [1, 1, np.nan, np.nan, np.nan, 0])
     expected = stats.spearmanr([0.9, 0.3, 0.2], [1.0, 0.25, 0.5]).statistic
@@ -66,15 +66,15 @@ def test_measures_equal_their_definitions():
 
 
 def test_a_measure_that_no_instance_has_is_none():
-    held_out = heldout.group_instances(rows(('a', 'reference', [1.0])))
-    judgement = heldout.judge(held_out, [0.5])
+    held_out = evaluation.group_instances(rows(('a', 'reference', [1.0])))
+    judgement = evaluation.judge(held_out, [0.5])
     assert judgement.mean('accuracy') is None
-    assert [row['measure'] for row in heldout.compare(held_out, judgement, judgement)] == ['squared_error']
+    assert [row['measure'] for row in evaluation.compare(held_out, judgement, judgement)] == ['squared_error']
 
 
 def test_the_comparison_tells_gain_and_chance_with_intervals_that_hold_them():
-    before, after = heldout.judge(HELD_OUT, [0.5] * 13), heldout.judge(HELD_OUT, SCORES)
-    table = {row['measure']: row for row in heldout.compare(HELD_OUT, before, after)}
+    before, after = evaluation.judge(HELD_OUT, [0.5] * 13), evaluation.judge(HELD_OUT, SCORES)
+    table = {row['measure']: row for row in evaluation.compare(HELD_OUT, before, after)}
     accuracy = table['accuracy']
     assert accuracy['instances'] == 3
     assert accuracy['before'] == pytest.approx(1 / 3)  # the first choice of each
@@ -88,8 +88,8 @@ def test_the_comparison_tells_gain_and_chance_with_intervals_that_hold_them():
 
 
 def test_templates_are_told_apart():
-    before, after = heldout.judge(HELD_OUT, [0.5] * 13), heldout.judge(HELD_OUT, SCORES)
-    a, b, c = heldout.by_template(HELD_OUT, before, after)
+    before, after = evaluation.judge(HELD_OUT, [0.5] * 13), evaluation.judge(HELD_OUT, SCORES)
+    a, b, c = evaluation.by_template(HELD_OUT, before, after)
     assert (a['template'], a['instances'], a['accuracy_before'], a['accuracy_after']) == ('a', 2, 0.5, 1.0)
     assert a['chance'] == pytest.approx(5 / 12)
     assert 'rank_correlation_after' not in a and 'accuracy_after' not in b and 'chance' not in b
@@ -99,4 +99,4 @@ def test_templates_are_told_apart():
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / 'heldout.jsonl').write_text('')
     with pytest.raises(InputError, match=r'heldout\.jsonl: holds no rows'):
-        heldout.read_held_out(tmp_path / 'heldout.jsonl')
+        evaluation.read_held_out(tmp_path / 'heldout.jsonl')

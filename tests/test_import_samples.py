@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import run_main
 
-from cappy.candidates import Example, Sample, read_examples
+from cappy.tasks.candidates import Example, Sample, read_examples
 
 _path = Path(__file__).parents[1] / 'scripts' / 'import_samples.py'
 _spec = importlib.util.spec_from_file_location('import_samples', _path)

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from cappy.optimizer import Optimizer
+from cappy.model.optimizer import Optimizer
 
 PARAMS = {'dense': {'kernel': np.float32([[1.0, -2.0], [0.5, 3.0]]), 'bias': np.float32([0.5, -1.0])}}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cappy.options import MAX_CHOICES, N_PER_CHOICE, TemplateChoices, find_listed, find_shared
+from cappy.pretrain_data.listed_choices import MAX_CHOICES, N_PER_CHOICE, TemplateChoices, find_listed, find_shared
 
 
 @pytest.mark.parametrize(

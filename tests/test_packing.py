@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cappy.encoder import EncoderConfig
 from cappy.errors import InputError
-from cappy.packing import (
+from cappy.model.encoder import EncoderConfig
+from cappy.model.packing import (
     ROW_LENGTHS,
     Batch,
     RowCost,
@@ -18,7 +18,7 @@ from cappy.packing import (
     plan_groups,
     row_length_choices,
 )
-from cappy.tokens import EncodedPairs
+from cappy.model.tokens import EncodedPairs
 
 COST = RowCost(attention=1 / 1000)
 

@@ -1,4 +1,4 @@
-"""cappy/plots.py: what the figures hold is what was given."""
+"""cappy/study/plots.py: what the figures hold is what was given."""
 
 import subprocess
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cappy import plots
 from cappy.errors import InputError
-from cappy.results import Update
+from cappy.files.updates import Update
+from cappy.study import plots
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip('matplotlib')

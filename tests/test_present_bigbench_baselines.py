@@ -11,7 +11,7 @@ import pytest
 from conftest import run_main
 from rouge_score.rouge_scorer import RougeScorer
 
-from cappy import workers
+from cappy.cli import process_pool
 
 ROOT = Path(__file__).parents[1]
 GENS = ROOT / 'tests' / 'recorded' / 'inputs' / 'bigbench_flan_gens'
@@ -210,7 +210,7 @@ def test_every_format_holds_the_same_numbers(made, capsys):
 
 def test_several_processes_give_what_one_does(made, capsys, monkeypatch):
     one = present(capsys, *made, '--by_task', '--format', 'json')
-    monkeypatch.setattr(workers, 'BYTES_WORTH_A_PROCESS', 1)
+    monkeypatch.setattr(process_pool, 'BYTES_WORTH_A_PROCESS', 1)
     assert present(capsys, *made, '--by_task', '--format', 'json', '--n_workers', '2') == one
 
 

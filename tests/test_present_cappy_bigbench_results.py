@@ -12,12 +12,13 @@ import pytest
 from conftest import run_main
 from scipy import stats
 
-from cappy import cells, results, workers
-from cappy.baselines import all_picks, candidates_rougeL, compare
-from cappy.candidates import Example, Sample
-from cappy.results import ResultPaths
-from cappy.rouge import RougeL
-from cappy.statistics import bootstrap_interval
+from cappy.cli import process_pool
+from cappy.study import cells, results
+from cappy.study.results import ResultPaths
+from cappy.tasks.candidates import Example, Sample
+from cappy.tasks.picks import all_picks, candidates_rougeL, compare
+from cappy.tasks.rouge import RougeL
+from cappy.tasks.statistics import bootstrap_interval
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / 'bigbench_cappy_results' / 'published'
@@ -361,7 +362,7 @@ def test_a_task_that_is_not_on_the_list_is_said_and_can_be_chosen(flags_of, own_
 def test_several_processes_give_what_one_does(sweep, flags_of, capsys, monkeypatch):
     argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--gen_model_name', 'all']
     one = as_json(capsys, *argv)
-    monkeypatch.setattr(workers, 'BYTES_WORTH_A_PROCESS', 1)
+    monkeypatch.setattr(process_pool, 'BYTES_WORTH_A_PROCESS', 1)
     assert as_json(capsys, *argv, '--n_workers', '2') == one
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from cappy.errors import InputError
-from cappy.pretrainfiles import Stream, check_shards, data_digest, find_shards, read_rows
+from cappy.pretrain_data.stream import Stream, check_shards, data_digest, find_shards, read_rows
 
 
 def row(number, **changes):

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from chromium import chromium_page, find_chromium
 
-from cappy import baselines, cells, flags, report
-from cappy.candidates import Example, Sample, write_examples
-from cappy.results import ResultPaths, Update, describe_candidates, write_result
-from cappy.rouge import RougeL
-from cappy.statistics import bootstrap_interval
+from cappy.cli import flags
+from cappy.files.updates import Update
+from cappy.study import cells, report
+from cappy.study.results import ResultPaths, describe_candidates, write_result
+from cappy.tasks import picks
+from cappy.tasks.candidates import Example, Sample, write_examples
+from cappy.tasks.rouge import RougeL
+from cappy.tasks.statistics import bootstrap_interval
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location('report_script', ROOT / 'scripts' / 'report.py')
@@ -39,10 +42,10 @@ def make_cell(folder, generator, task, is_hostile=False, seed=1, results='result
         )
         instruction = HOSTILE[:-2] if is_hostile and number == 0 else f'say {words[0]}' + ' please' * 80 * (number == 1)
         examples.append(Example(task, number, instruction, (words[0], 'f f'), samples))
-    rougeL = baselines.candidates_rougeL(examples, rouge)
+    rougeL = picks.candidates_rougeL(examples, rouge)
     draw = np.random.default_rng([len(generator), TASKS.index(task), seed])
     scores = [(values + draw.normal(0, 0.2, len(values))).astype(np.float32) for values in rougeL]
-    picked = baselines.all_picks(examples, rougeL, rouge, None, scores)
+    picked = picks.all_picks(examples, rougeL, rouge, None, scores)
     lines = [
         describe_candidates(example, s, r, {name: values[n] for name, values in picked.items()})
         for n, (example, s, r) in enumerate(zip(examples, scores, rougeL, strict=True))
@@ -51,7 +54,7 @@ def make_cell(folder, generator, task, is_hostile=False, seed=1, results='result
     result = {
         'rougeL': float(picked[cells.ADAPTED].mean()),
         'settings': {'seed': seed, 'bigbench_gen_dir': str(folder / 'gens')},
-        'comparison': baselines.compare(picked, n_resamples=50),
+        'comparison': picks.compare(picked, n_resamples=50),
         'device': 'a <b>device</b>',
     }
     updates = [Update(n, 8, 2e-5 * (1 - n / 60), 0.5 / (n + 1), 1.0) for n in range(60)]

@@ -10,23 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cappy import results
-from cappy.candidates import Example, Sample
 from cappy.errors import InputError
-from cappy.results import (
-    ResultLocked,
-    ResultPaths,
-    Update,
-    describe_candidates,
-    environment,
-    read_candidates,
-    read_result,
-    read_updates,
-    result_lock,
-    shortest_float32,
-    write_atomically,
-    write_result,
-)
+from cappy.files.atomic import shortest_float32, write_atomically
+from cappy.files.environment import PACKAGES, environment
+from cappy.files.lock import ResultLocked, result_lock
+from cappy.files.updates import Update, read_updates
+from cappy.study import results
+from cappy.study.results import ResultPaths, describe_candidates, read_candidates, read_result, write_result
+from cappy.tasks.candidates import Example, Sample
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = Example(
@@ -329,7 +320,7 @@ def test_the_environment_tells_versions_but_no_host(monkeypatch, tmp_path):
     versions = environment()
     assert versions['python'] == '.'.join(map(str, sys.version_info[:3]))
     assert versions['numpy'] == np.__version__
-    assert set(versions) - {'commit'} == {'python', *results.PACKAGES}
+    assert set(versions) - {'commit'} == {'python', *PACKAGES}
     assert os.uname().nodename not in json.dumps(versions)
 
 

@@ -7,7 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from cappy.errors import InputError
-from cappy.rouge import RougeL
+from cappy.tasks.rouge import RougeL
 
 TEXT = """
 running runs ran generously generalizations Happiness skies dying lying news inning

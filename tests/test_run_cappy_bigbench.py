@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cappy import flags, results, slurm, sweep
+from cappy.cli import flags
+from cappy.files.lock import result_lock
+from cappy.study import results, slurm, sweep
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded'
@@ -220,7 +222,7 @@ def test_status_tells_each_kind_of_cell_and_ends_with_1_while_one_lacks(sweep_da
     log = paths('other-lm', 'tiny_tense').result.with_suffix('.log')
     log.write_text(f'{mark}attempt 1: x\nerror: bad\n{mark}failed: bad\n')
     paths('other-lm', 'tiny_third').result.with_suffix('.log').write_text(f'{mark}attempt 1: x\n')
-    with results.result_lock(paths('other-lm', 'tiny_arithmetic')):
+    with result_lock(paths('other-lm', 'tiny_arithmetic')):
         code, out, _ = run(*flags_of(sweep_data, tmp_path, '--status'))
     assert code == 1
     assert [line.split() for line in out.splitlines()[2:5]] == [

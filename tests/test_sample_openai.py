@@ -18,12 +18,13 @@ import pytest
 from conftest import run_main
 from openai_server import FakeServer, Reply, asked, choices, well_behaved
 
-from cappy import flags, llmserver
-from cappy.candidates import Example, Sample, read_examples, write_examples
+from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.llmserver import read_answers
-from cappy.pairfiles import OutputPaths
-from cappy.samplefiles import sampled_file
+from cappy.files.partial import OutputPaths
+from cappy.generate import server
+from cappy.generate.sample_files import sampled_file
+from cappy.generate.server import read_answers
+from cappy.tasks.candidates import Example, Sample, read_examples, write_examples
 
 pytest.importorskip('openai', reason='needs the openai package, which asks the server')
 
@@ -39,7 +40,7 @@ EXAMPLES = [Example('mine', n, f'Say {word}.', (word,)) for n, word in enumerate
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waits are short, the key is known, and no proxy stands before the loopback address."""
-    monkeypatch.setattr(llmserver, 'FIRST_WAIT', 0.002)
+    monkeypatch.setattr(server, 'FIRST_WAIT', 0.002)
     monkeypatch.setenv('OPENAI_API_KEY', KEY)
     monkeypatch.setenv('NO_PROXY', '127.0.0.1,localhost')
 

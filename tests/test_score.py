@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from conftest import run_main
 
-from cappy import Cappy, results
+from cappy import Cappy
 from cappy.errors import InputError
-from cappy.pairfiles import OutputPaths, PairFile, Runs, best_first, find_done
+from cappy.files.lock import result_lock
+from cappy.files.partial import OutputPaths
+from cappy.files.scored_pairs import PairFile, Runs, best_first, find_done
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location('score', ROOT / 'scripts' / 'score.py')
@@ -295,6 +297,6 @@ def test_bad_flags_and_places_are_named_and_leave_nothing(tmp_path, model, capsy
     out = tmp_path / 'out.jsonl'
     assert 'no-such-model' in refused(capsys, source, '--output', out, '--model_name_or_path', 'no-such-model')
     assert 'cannot be written' in refused(capsys, source, '--output', source / 'out', '--model_name_or_path', model)
-    with results.result_lock(OutputPaths(out)):
+    with result_lock(OutputPaths(out)):
         assert 'works on this result' in refused(capsys, source, '--output', out, '--model_name_or_path', model)
     assert [path.name for path in tmp_path.iterdir()] == ['in.jsonl']

@@ -7,10 +7,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cappy import Cappy
-from cappy.checkpointing import Checkpoint
 from cappy.errors import InputError
-from cappy.finetuning import FinetuningExample
-from cappy.training import TrainingSettings
+from cappy.model.training import TrainingSettings
+from cappy.model.training_state import Checkpoint
+from cappy.tasks.finetuning import FinetuningExample
 
 SETTINGS = TrainingSettings(
     learning_rate=3e-3, warmup_rate=0.1, per_device_batch_size=4, accumulate_grad_batches=2, max_length=24

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cappy import scoring
 from cappy.errors import InputError
+from cappy.model import scoring
+from cappy.model.scoring import score_pairs
 from cappy.scorer import Cappy
-from cappy.scoring import score_pairs
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,8 @@ import pytest
 from test_run_cappy_bigbench import ROOT, SCRIPT, flags_of, sweep_data  # noqa: F401  a fixture
 from test_whole_sweep import check_cells, check_what_is_read, kill_a_worker_and_the_runner, wait_for
 
-from cappy import results
+from cappy.files.updates import read_updates
+from cappy.study import results
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 PROGRAMS = ('slurmctld', 'slurmd', 'sbatch', 'squeue', 'srun', 'munged', 'runuser')
@@ -95,7 +96,7 @@ def test_a_cell_is_requeued_when_its_time_runs_out_and_submitted_again_when_pree
     assert err.count('again     ') == 1 and f'again     other-lm/tiny_tense: Slurm job {job_id}: PREEMPTED' in err
     text = log.read_text()
     assert text.count('attempt 1') == 3 and text.count('continuing after update') == 2 and '] stopped' in text
-    updates = results.read_updates(tmp_path / 'other-lm' / 'tiny_tense.train.csv')
+    updates = read_updates(tmp_path / 'other-lm' / 'tiny_tense.train.csv')
     assert [row.update for row in updates] == list(range(500)) and out == '1 done of 1\n'
 
 

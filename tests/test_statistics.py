@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cappy.statistics import (
-    bootstrap_interval,
-    bootstrap_means,
-    holm,
-    paired_bootstrap,
-    signed_rank_p,
-    spread,
-)
+from cappy.tasks.statistics import bootstrap_interval, bootstrap_means, holm, paired_bootstrap, signed_rank_p, spread
 
 
 def test_a_bootstrap_interval_is_the_normal_one_where_that_holds():
@@ -30,7 +23,7 @@ def test_a_bootstrap_interval_is_the_normal_one_where_that_holds():
 def test_resamples_do_not_depend_on_how_they_are_cut_to_bound_memory(monkeypatch):
     values = np.random.default_rng(2).random((2, 37))
     whole = bootstrap_means(values, 100)
-    monkeypatch.setattr('cappy.statistics._DRAWS_AT_ONCE', 37 * 7)
+    monkeypatch.setattr('cappy.tasks.statistics._DRAWS_AT_ONCE', 37 * 7)
     np.testing.assert_allclose(bootstrap_means(values, 100), whole, rtol=1e-13)
     drawn = np.random.default_rng(0).integers(37, size=(100, 37))
     np.testing.assert_allclose(whole, values[:, drawn].mean(axis=-1), rtol=1e-13)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cappy import results, sweep
 from cappy.errors import InputError
-from cappy.sweep import Job, Runner, Slot, find_state, judge
+from cappy.files.lock import result_lock
+from cappy.study import results, sweep
+from cappy.study.sweep import Job, Runner, Slot, find_state, judge
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,7 +134,7 @@ def test_bad_input_and_bugs_are_not_tried_again(what, words, make_job, run):
 
 def test_a_cell_that_a_live_process_holds_is_left_alone_and_said(make_job, run):
     job = make_job('a')
-    with results.result_lock(job.paths):
+    with result_lock(job.paths):
         events = run([job, make_job('b')])
         assert kinds(events, 'a') == ['elsewhere'] and kinds(events, 'b') == ['started', 'done']
         assert f'process {os.getpid()} on ' in events[0][2]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cappy import checkpoint
-from cappy.devices import get_devices
 from cappy.errors import InputError
-from cappy.generation import Generator
-from cappy.t5 import T5, T5Config, distance_buckets, load_params, params_shapes, position_buckets, tensor_names
+from cappy.generate.generator import Generator
+from cappy.generate.t5 import T5, T5Config, distance_buckets, load_params, params_shapes, position_buckets, tensor_names
+from cappy.model import model_files
+from cappy.model.devices import get_devices
 
 TINY = {
     'model_type': 't5',
@@ -169,12 +169,12 @@ def test_tensors_are_read_one_at_a_time_from_shards(tmp_path, monkeypatch):
     expected, _ = load_params(whole, get_devices(), jnp.float32)
 
     events = []
-    opened, put = checkpoint.open_tensors(folder), type(get_devices()).put
+    opened, put = model_files.open_tensors(folder), type(get_devices()).put
     watched = {
-        name: checkpoint.LazyTensor(one.shape, lambda one=one: events.append('read') or one.read())
+        name: model_files.LazyTensor(one.shape, lambda one=one: events.append('read') or one.read())
         for name, one in opened.items()
     }
-    monkeypatch.setattr(checkpoint, 'open_tensors', lambda path: watched)
+    monkeypatch.setattr(model_files, 'open_tensors', lambda path: watched)
     monkeypatch.setattr(type(get_devices()), 'put', lambda *given: events.append('put') or put(*given))
     params, _ = load_params(folder, get_devices(), jnp.float32)
     jax.tree.map(np.testing.assert_array_equal, params, expected)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from cappy.cli.tables import Column, format_table, percent
 from cappy.errors import InputError
-from cappy.tables import Column, format_table, percent
 
 ROWS = [
     {'name': 'random candidate', 'rougeL': 0.63234, 'n': 5, 'low': 0.6, 'more': 'unseen'},

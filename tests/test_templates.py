@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cappy.errors import InputError
-from cappy.templates import Template, read_templates
+from cappy.tasks.templates import Template, read_templates
 
 PROMPTSOURCE = Path(__file__).parents[1].parent / 'shared' / 'data' / 'promptsource' / 'templates'
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cappy.errors import InputError
-from cappy.tokens import encode_pairs, load_tokenizer
+from cappy.model.tokens import encode_pairs, load_tokenizer
 
 PAIRS = [
     ('the cat sat on a mat and saw two red birds', 'yes'),

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cappy import training
-from cappy.candidates import read_task
-from cappy.checkpointing import Checkpoint
-from cappy.encoder import Scorer, tensors_from_params
 from cappy.errors import InputError
-from cappy.packing import Batch, fill_rows
-from cappy.rouge import RougeL
+from cappy.model import training
+from cappy.model.encoder import Scorer, tensors_from_params
+from cappy.model.packing import Batch, fill_rows
+from cappy.model.tokens import encode_pairs
+from cappy.model.training import StopRequest, TrainingSettings, reference_order
+from cappy.model.training_state import Checkpoint
 from cappy.scorer import Cappy
-from cappy.tokens import encode_pairs
-from cappy.training import StopRequest, TrainingSettings, reference_order
+from cappy.tasks.candidates import read_task
+from cappy.tasks.rouge import RougeL
 
 TASKS = ('tiny_tense', 'tiny_arithmetic')
 # Eight pairs an update, six updates of 48 examples; warmed up after 3 of 12 micro-batches, or after 1 of 6 updates.

@@ -19,7 +19,8 @@ from test_report import read_page
 from test_report import script as report_script
 from test_run_cappy_bigbench import GENERATORS, RECORDED, SCRIPT, TASKS, flags_of, sweep_data  # noqa: F401  a fixture
 
-from cappy import flags, results, sweep
+from cappy.cli import flags
+from cappy.study import results, sweep
 
 FORMATS = ('reference', 'table', 'markdown', 'latex', 'csv', 'json')
 PICTURES = ('gain', 'heatmap', 'samples', 'scores', 'training')

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from openai_server import FakeServer, asked, choices
 
-from cappy.candidates import read_examples
+from cappy.tasks.candidates import read_examples
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'your-own-llm.md'

@@ -1,0 +1,94 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from cappy.errors import InputError
+
+
+@contextmanager
+def write_atomically(path):
+    """A text file (UTF-8) that takes its place at `path` when the block ends, and vanishes if it
+    fails.
+
+    Makes the folders above. Raises InputError where the file cannot be written (rights, space).
+    """
+    path = Path(path)
+    partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.partial')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, 'w', encoding='utf-8', newline='\n') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if not _is_about(error, path, partial):
+            raise  # the caller's block failed on a file or pipe of its own
+        raise InputError(f'{path}: cannot be written ({error.strerror or error})') from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def shortest_float32(value) -> float:
+    """The number of fewest digits that becomes `value` again when read as float32."""
+    return float(str(np.float32(value)))
+
+
+def write_json(path, value):
+    """Write a value as JSON, whole or not at all. Raises InputError where a number is not finite."""
+    write_text(path, to_json(path, value, indent=4))
+
+
+def read_fields(path, names: Sequence[str]) -> dict:
+    """The result of a script at `path`. Raises InputError where it is not JSON, or lacks one of the fields."""
+    try:
+        result = json.loads(Path(path).read_text(encoding='utf-8'))
+        for name in names:
+            result[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path}: not a result of this script ({error}); --overwrite replaces it') from error
+    return result
+
+
+def _is_about(error, path, partial):
+    if error.filename is None:  # a write that failed, by lack of space for one
+        return not isinstance(error, ConnectionError)
+    return str(error.filename) in map(str, (partial, path, *path.parents))
+
+
+def write_text(path, text):
+    with write_atomically(path) as file:
+        file.write(text + '\n')
+
+
+def to_json(path, value, indent=None):
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=_plain)
+    except ValueError as error:
+        raise InputError(f'{path}: not written, it would hold a number not finite') from error
+
+
+def _plain(value):
+    """What JSON can hold in place of an array, a scalar of an array's type, or a path."""
+    if isinstance(value, np.float32):
+        return shortest_float32(value)
+    return value.tolist() if hasattr(value, 'tolist') else str(value)
+
+
+def read_text(path):
+    try:
+        return Path(path).read_text(encoding='utf-8')
+    except FileNotFoundError as error:
+        raise InputError(f'{path}: no such file') from error
+    except UnicodeDecodeError as error:
+        raise InputError(f'{path}: not UTF-8; the file is damaged') from error
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror})') from error

@@ -1,0 +1,151 @@
+"""Candidate files while they are drawn: what is done stays when a run stops, and the next run goes on.
+
+Examples are finished in any order. {file}.partial takes each one as it is done; when all are there, the candidate file
+is written in the order of the data.
+"""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from cappy.errors import InputError
+from cappy.files.atomic import write_atomically
+from cappy.files.jsonl import numbered_lines, parse_object
+from cappy.files.lock import result_lock
+from cappy.files.partial import OutputPaths
+from cappy.tasks.candidates import Example, Sample, read_examples, write_examples
+
+
+def read_instructions(path, src_key='instruction') -> dict[int, Example]:
+    """The examples to draw samples for, by line from 1, in file order; their samples, if any, are left out.
+
+    Raises InputError as `candidates.read_examples`, and for an instruction without a character to read.
+    """
+    path = Path(path)
+    examples = read_examples(path, src_key=src_key, samples_needed=False)
+    by_line = {}
+    for (number, _), example in zip(numbered_lines(path), examples, strict=True):
+        if not example.instruction.strip():
+            raise InputError(f'{path}:{number}: {src_key}: is empty, so there is nothing to answer; write one')
+        by_line[number] = replace(example, samples=())
+    return by_line
+
+
+def check_existing(path, examples: Sequence[Example], n_samples: dict[str, int]):
+    """A candidate file holds these examples, each with so many samples of each decoding.
+
+    n_samples: by decoding. Raises InputError that says what the file holds otherwise.
+    """
+    found = read_examples(path)
+    if [(e.example_idx, e.instruction) for e in found] != [(e.example_idx, e.instruction) for e in examples]:
+        raise InputError(f'{path}: exists and holds other examples; --overwrite begins anew')
+    for example in found:
+        counts = {name: sum(sample.decoding == name for sample in example.samples) for name in example.decodings}
+        if counts != n_samples:
+            raise InputError(
+                f'{path}: exists, and example_idx {example.example_idx!r} has {_counted(counts)} (asked for: '
+                f'{_counted(n_samples)}); --overwrite begins anew'
+            )
+
+
+class SampledFile:
+    """A candidate file in the making: `to_do` are the examples that have no samples yet, in order."""
+
+    def __init__(self, paths, examples, done, file, keys):
+        self.paths, self.examples, self.keys = paths, examples, keys
+        self._done, self._file = done, file
+
+    @property
+    def n_done(self) -> int:
+        """Examples that have their samples."""
+        return len(self._done)
+
+    @property
+    def to_do(self) -> list[Example]:
+        """Examples without samples, in order."""
+        return [example for example in self.examples if example.example_idx not in self._done]
+
+    def add(self, example: Example, samples: Sequence[Sample]):
+        """Keep the samples of an example, on the disk before this returns."""
+        line = {'example_idx': example.example_idx, 'instruction': example.instruction}
+        line['samples'] = [asdict(sample) for sample in samples]
+        try:
+            self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b'\n')
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f'{self.paths.partial}: cannot be written ({error.strerror}); make room, and the same command goes on'
+            ) from error
+        self._done[example.example_idx] = tuple(samples)
+
+    def finish(self):
+        """Put the candidate file in its place, which needs the samples of all examples."""
+        whole = [replace(e, samples=self._done[e.example_idx]) for e in self.examples]
+        write_examples(self.paths.result, whole, **self.keys)
+        self.paths.partial.unlink()
+        self.paths.settings.unlink()
+
+
+@contextlib.contextmanager
+def sampled_file(path, examples: Sequence[Example], settings: dict, overwrite=False, keys=None):
+    """The SampledFile of a path, locked; the candidate file appears when the block ends.
+
+    settings: JSON values that decide what samples are drawn; a partial file that was begun with others is refused.
+    overwrite: forget what a stopped run has done; keys: names of fields, as write_examples takes them. Raises
+    InputError where the partial file is of other examples, or cannot be written; results.ResultLocked where a live
+    process draws the same.
+    """
+    paths = OutputPaths(Path(path))
+    with result_lock(paths):
+        begun = paths.partial.exists() and not overwrite
+        if begun:
+            paths.check_continues(settings)
+        done, n_bytes = _read_partial(paths.partial, examples) if begun else ({}, 0)
+        try:
+            file = open(paths.partial, 'r+b' if begun else 'wb')  # noqa: SIM115 - closed below, before it is removed
+        except OSError as error:
+            raise InputError(f'{paths.partial}: cannot be written ({error.strerror})') from error
+        try:
+            if not begun:
+                with write_atomically(paths.settings) as settings_file:
+                    json.dump(settings, settings_file, indent=4)
+            file.truncate(n_bytes)  # a line that a killed run had begun
+            file.seek(n_bytes)
+            sampled = SampledFile(paths, examples, done, file, keys or {})
+            yield sampled
+            sampled.finish()
+        finally:
+            with contextlib.suppress(OSError):  # a full disk, of which `add` has told
+                file.close()
+            if not done:
+                paths.partial.unlink(missing_ok=True)
+                paths.settings.unlink(missing_ok=True)
+
+
+def _read_partial(path, examples):
+    """({example_idx: samples}, number of bytes of whole lines)."""
+    instruction_of = {example.example_idx: example.instruction for example in examples}
+    done, n_bytes = {}, 0
+    for number, raw in numbered_lines(path):
+        if not raw.endswith(b'\n'):
+            break
+        try:
+            line = parse_object(raw)
+            samples = tuple(Sample(**sample) for sample in line['samples'])
+            is_ours = instruction_of.get(line['example_idx']) == line['instruction']
+        except (InputError, KeyError, TypeError) as error:
+            raise InputError(f'{path}:{number}: not what was written there; --overwrite begins anew') from error
+        if not is_ours:
+            raise InputError(
+                f'{path}:{number}: example_idx {line["example_idx"]!r} with this instruction is not in the data now; '
+                '--overwrite begins anew'
+            )
+        done[line['example_idx']] = samples
+        n_bytes += len(raw)
+    return done, n_bytes
+
+
+def _counted(counts):
+    return ', '.join(f'{n} {name}' for name, n in counts.items()) or 'no samples'

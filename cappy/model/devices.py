@@ -1,0 +1,197 @@
+"""The devices: redco's Deployer, a mesh for any number of them, and where each array lies.
+
+The Deployer starts the hosts, lays the mesh of a sharded model and logs. It lays none for an unsharded model; the mesh
+is ours then, all devices on the data axis, so that one device and many are the same program.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import logging
+import os
+from pathlib import Path
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cappy.errors import InputError
+
+# Megatron's split: the first product of a block by columns, the second by rows, so that a block needs one sum between
+# shards. Keys are regular expressions over the last parts of a parameter's path, first match wins; T5's are the last.
+SHARDING_RULES = [
+    ((r'.*\.(query|key|value)', 'kernel'), P(None, 'mp')),
+    ((r'.*\.(query|key|value)', 'bias'), P('mp')),
+    ((r'.*attention\.output\.dense', 'kernel'), P('mp', None)),
+    ((r'.*intermediate\.dense', 'kernel'), P(None, 'mp')),
+    ((r'.*intermediate\.dense', 'bias'), P('mp')),
+    ((r'.*output\.dense', 'kernel'), P('mp', None)),
+    (('.*word_embeddings', 'embedding'), P(None, 'mp')),
+    ((r'.*Attention\.(q|k|v)', 'kernel'), P(None, 'mp')),
+    ((r'.*Attention\.o', 'kernel'), P('mp', None)),
+    ((r'.*DenseReluDense\.wi.*', 'kernel'), P(None, 'mp')),
+    ((r'.*DenseReluDense\.wo', 'kernel'), P('mp', None)),
+    (('shared', 'embedding'), P(None, 'mp')),
+    (('lm_head', 'kernel'), P(None, 'mp')),
+    (('.*',), P()),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """A Deployer and the mesh [dp, mp] that programs run on."""
+
+    deployer: object
+    mesh: Mesh
+
+    @property
+    def n_data(self):
+        """Devices, or groups of model shards, that share out the rows of a batch."""
+        return self.mesh.shape['dp']
+
+    @property
+    def n_model_shards(self):
+        return self.mesh.shape['mp']
+
+    @property
+    def platform(self):
+        """'cpu', 'gpu' or 'tpu'."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def description(self):
+        device = self.mesh.devices.flat[0]
+        return f'{self.mesh.devices.size} x {device.device_kind} ({self.platform}), {jax.process_count()} process(es)'
+
+    @property
+    def replicated(self):
+        return NamedSharding(self.mesh, P())
+
+    @property
+    def by_row(self):
+        """Rows shared out over the data axis."""
+        return NamedSharding(self.mesh, P('dp'))
+
+    def params_shardings(self, params):
+        """Where each parameter lies: a tree like `params` (arrays or their shapes) of NamedSharding.
+
+        Raises InputError naming the first parameter that the shards do not divide.
+        """
+        if self.n_model_shards == 1:
+            return jax.tree.map(lambda _: self.replicated, params)
+        specs = flax.core.unfreeze(self.deployer.get_params_spec(params, SHARDING_RULES))
+        for (path, spec), leaf in zip(
+            jax.tree_util.tree_leaves_with_path(specs, is_leaf=lambda x: isinstance(x, P)),
+            jax.tree.leaves(params),
+            strict=True,
+        ):
+            for size, axis in zip(leaf.shape, spec, strict=False):
+                if axis == 'mp' and size % self.n_model_shards:
+                    name = '.'.join(entry.key for entry in path)
+                    raise InputError(
+                        f'--n_model_shards {self.n_model_shards}: does not divide {size}, a dimension of {name}; '
+                        f'give a divisor of the heads and widths'
+                    )
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+    def put(self, array, sharding):
+        """A host array, the same on each process -> a device array laid out as `sharding`."""
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: np.asarray(array)[index])
+
+    def put_rows(self, rows):
+        """A dict of arrays whose first axis is the rows of a batch -> on the devices, rows shared out."""
+        return {name: self.put(array, self.by_row) for name, array in rows.items()}
+
+    def put_params(self, params):
+        """A tree of host arrays -> on the devices."""
+        return jax.tree.map(self.put, params, self.params_shardings(params))
+
+
+@functools.cache
+def get_devices(
+    n_model_shards=1,
+    n_processes=None,
+    host0_address=None,
+    host0_port=None,
+    process_id=None,
+    n_local_devices=None,
+    tensorboard_dir=None,
+):
+    """The devices of this process and, with n_processes, of the others: one Deployer for one set of settings.
+
+    n_processes, host0_address, host0_port, process_id, n_local_devices: as redco's Deployer takes them;
+    tensorboard_dir: where its log_metrics writes, None: nowhere.
+    Raises InputError where n_model_shards does not divide the devices, or TensorBoard's writer is not installed.
+    """
+    if tensorboard_dir is not None and not all(map(importlib.util.find_spec, ('tensorflow', 'tensorboard'))):
+        raise InputError('--tensorboard_dir: flax writes its files by tensorflow; pip install tensorflow tensorboard')
+    from redco import Deployer  # two seconds of imports that reading files need not wait for
+
+    _cache_compilations()
+    with _root_handlers_kept():
+        try:
+            deployer = Deployer(
+                # Random choices are drawn from a run's own seed (training.reference_order), not from the process.
+                jax_seed=0,
+                n_model_shards=n_model_shards,
+                verbose=False,
+                n_processes=n_processes,
+                host0_address=host0_address,
+                host0_port=host0_port,
+                process_id=process_id,
+                n_local_devices=n_local_devices,
+                workdir=tensorboard_dir,
+                run_tensorboard=tensorboard_dir is not None,
+            )
+        except AssertionError as error:  # redco's only word for it
+            raise InputError(
+                f'--n_model_shards {n_model_shards}: does not divide the {jax.device_count()} device(s) found'
+            ) from error
+    mesh = deployer.mesh
+    if mesh is None:
+        mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ('dp', 'mp'))
+    return Devices(deployer, mesh)
+
+
+def start_devices(settings):
+    """The devices that a script's flags ask for: those of them that `get_devices` takes, by name."""
+    names = inspect.signature(get_devices).parameters
+    return get_devices(**{name: settings[name] for name in names if name in settings})
+
+
+def is_first_process():
+    """Whether this process writes the files."""
+    return jax.process_index() == 0
+
+
+def _cache_compilations():
+    """Keep compiled programs on disk between runs, unless the user has named a place or switched it off."""
+    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+        root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+        jax.config.update('jax_compilation_cache_dir', str(Path(root) / 'cappy' / 'compilations'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+@contextlib.contextmanager
+def _root_handlers_kept():
+    """redco's Deployer takes away the root logger's handlers, which are the user's."""
+    handlers = list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = handlers
+
+
+COMPUTE_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def default_dtype(platform):
+    """What products are computed in where the user names nothing: bfloat16 where the device has units for it."""
+    return jnp.float32 if platform == 'cpu' else jnp.bfloat16

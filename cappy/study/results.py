@@ -1,0 +1,158 @@
+"""Result files of a cell: where they lie, who may write them, and that they appear whole or not at
+all.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cappy.errors import InputError
+from cappy.files.atomic import read_text, shortest_float32, to_json, write_atomically, write_text
+from cappy.files.updates import write_updates
+
+
+@dataclass(frozen=True, slots=True)
+class ResultPaths:
+    """The files of one cell: {results_dir}/{generator}/{task} and what follows."""
+
+    results_dir: str | Path
+    generator: str
+    task: str
+
+    def _with(self, suffix):
+        return Path(self.results_dir) / self.generator / f'{self.task}{suffix}'
+
+    @property
+    def result(self) -> Path:
+        """rougeL, settings, counts, seconds, versions, device."""
+        return self._with('.json')
+
+    @property
+    def candidates(self) -> Path:
+        """Score and rougeL of every candidate."""
+        return self._with('.candidates.jsonl')
+
+    @property
+    def updates(self) -> Path:
+        """What each update applied."""
+        return self._with('.train.csv')
+
+    @property
+    def lock(self) -> Path:
+        """Held while a process works on the cell."""
+        return self._with('.lock')
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder from which a stopped training goes on."""
+        return self._with('.checkpoint')
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that `write_atomically` makes."""
+        return self.result, self.candidates, self.updates
+
+
+def describe_candidates(example, scores, rougeL, picked=None) -> dict:
+    """A line of the candidates file.
+
+    example: a candidates.Example with n candidates; scores: float32 [n]; rougeL: float64 [n], in
+    their order. The pick is the first of the highest scores. picked: rougeL of this example by each
+    way of picking, by name, so that ways can be compared example by example.
+    """
+    decodings = {}
+    for sample in example.samples:
+        decodings.setdefault(sample.response, {})[sample.decoding] = None
+    pick = int(np.argmax(scores))
+    return {
+        'example_idx': example.example_idx,
+        'pick': pick,
+        'rougeL': float(rougeL[pick]),
+        **({} if picked is None else {'picked': {name: float(value) for name, value in picked.items()}}),
+        'candidates': [
+            {
+                'response': response,
+                'score': shortest_float32(score),
+                'rougeL': float(value),
+                'decodings': list(decodings[response]),
+            }
+            for response, score, value in zip(example.candidates, scores, rougeL, strict=True)
+        ],
+    }
+
+
+def write_result(paths: ResultPaths, result: dict, candidates: Iterable[dict], updates: Iterable[Sequence]):
+    """Write the three files of a cell, the result last: where it exists, the others do.
+
+    result: JSON values, 'rougeL' among them; candidates: lines as `describe_candidates` makes them,
+    in order;
+    updates: rows as `Update`. Raises InputError where a number is not finite, or a file cannot be
+    written.
+    """
+    candidates = list(candidates)
+    _check_scores_are_finite(paths.candidates, candidates)
+    text = to_json(paths.result, result, indent=4)
+    with write_atomically(paths.candidates) as file:
+        for line in candidates:
+            file.write(to_json(paths.candidates, line) + '\n')
+    write_updates(paths.updates, updates)
+    write_text(paths.result, text)
+
+
+def read_result(path) -> dict:
+    """The result at `path`. Raises InputError where it is missing, not JSON, or without a
+    rougeL.
+    """
+    text = read_text(path)
+    try:
+        result = json.loads(text)
+    except ValueError as error:
+        raise InputError(f'{path}: not a result ({error}), found {text[:40].strip()!r}') from error
+    rougeL = result.get('rougeL') if isinstance(result, dict) else None
+    if isinstance(rougeL, bool) or not isinstance(rougeL, int | float) or not math.isfinite(rougeL):
+        raise InputError(f'{path}: not a result; expected an object with a number rougeL')
+    return result
+
+
+def read_candidates(path) -> list[dict]:
+    """The lines of a candidates file, in order. Raises InputError naming the line that is
+    broken.
+    """
+    lines = []
+    # Not splitlines, which would also cut at line separators inside a response.
+    for number, text in enumerate(read_text(path).removesuffix('\n').split('\n'), start=1):
+        try:
+            line = json.loads(text)
+            candidates = line['candidates']
+            if not 0 <= line['pick'] < len(candidates):
+                raise ValueError(f'pick {line["pick"]} of {len(candidates)} candidates')
+            for candidate in candidates:
+                (
+                    candidate['response'],
+                    candidate['score'],
+                    candidate['rougeL'],
+                    candidate['decodings'],
+                )
+            line['example_idx'], line['rougeL']
+        except KeyError as error:
+            raise InputError(f'{path}:{number}: {error.args[0]} is missing') from error
+        except (ValueError, TypeError) as error:
+            raise InputError(f'{path}:{number}: not a line of candidates ({error})') from error
+        lines.append(line)
+    if not lines:
+        raise InputError(f'{path}: holds no candidates')
+    return lines
+
+
+def _check_scores_are_finite(path, lines):
+    for line in lines:
+        for number, candidate in enumerate(line['candidates']):
+            if not math.isfinite(candidate['score']):
+                raise InputError(
+                    f'{path}: not written; example_idx {line["example_idx"]!r}, candidate {number} '
+                    f'has score {candidate["score"]}: the weights of the scorer are broken'
+                )

@@ -1,0 +1,238 @@
+"""Examples of a task with a generator's samples: read from JSON lines, checked, written."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cappy.errors import InputError
+from cappy.files.atomic import write_atomically
+from cappy.files.jsonl import listed, near_entries, near_names, numbered_lines, parse_object, shown
+
+SAMPLES_KEYS = ('flan_samples', 'samples')  # two names of the same thing; the first is written
+SPLITS = ('train', 'validation')
+REFERENCE_DECODINGS = ('beam4', 'sampling', 'temp0.9', 'topk40', 'topp0.95')  # in the order of its tables
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response of a generator under a decoding.
+
+    The log-likelihoods are natural logarithms over the response's tokens; None where the file has
+    none, null or a number that is not finite.
+    """
+
+    response: str
+    decoding: str
+    log_likelihood_sum: float | None = None
+    log_likelihood_mean: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An instruction with its references and all its samples: decodings in file order, samples
+    within.
+    """
+
+    dataset: str | None
+    example_idx: int | str
+    instruction: str
+    references: tuple[str, ...]
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def decodings(self) -> tuple[str, ...]:
+        """Names of the decodings that have a sample, in order."""
+        return tuple(dict.fromkeys(sample.decoding for sample in self.samples))
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Unique responses, in order of first appearance."""
+        return tuple(dict.fromkeys(sample.response for sample in self.samples))
+
+
+def read_examples(
+    path,
+    *,
+    src_key='instruction',
+    tgt_key='response',
+    refs_key='references',
+    samples_needed=True,
+) -> list[Example]:
+    """Read a file of examples, a JSON object a line, in file order.
+
+    src_key, tgt_key, refs_key: names of the fields of an instruction, of a sample's response and of
+    the references.
+    samples_needed: whether an example without samples is an error; where False, it has none.
+    Lines of white space are skipped. Raises InputError naming file, line and field.
+    """
+    path = Path(path)
+    examples, line_of = [], {}
+    for number, raw in numbered_lines(path):
+        try:
+            example = _parse_example(raw, src_key, tgt_key, refs_key, samples_needed)
+        except InputError as error:
+            raise InputError(f'{path}:{number}: {error}') from error
+        first = line_of.setdefault(example.example_idx, number)
+        if first != number:
+            raise InputError(
+                f'{path}:{number}: example_idx {example.example_idx!r} stands on line {first} too; '
+                'give every example its own'
+            )
+        examples.append(example)
+    if not examples:
+        raise InputError(f'{path}: holds no examples; write one JSON object a line')
+    return examples
+
+
+def read_task(
+    gens_dir,
+    generator,
+    task,
+    *,
+    src_key='instruction',
+    tgt_key='response',
+    refs_key='references',
+) -> dict[str, list[Example]]:
+    """Read both splits of a task, {gens_dir}/{generator}/{task}_{split}.jsonl: {'train': ..,
+    'validation': ..}.
+
+    Raises InputError: for a folder or file that is missing, with the near names that exist; for bad
+    lines, as `read_examples`.
+    """
+    gens_dir = Path(gens_dir)
+    _check_is_folder(gens_dir, 'folder of generators')
+    _check_is_folder(gens_dir / generator, 'generator')
+    paths = {split: gens_dir / generator / f'{task}_{split}.jsonl' for split in SPLITS}
+    for path in paths.values():
+        if not path.exists():
+            raise InputError(f'{path}: no such file{_near_tasks(path.parent, task)}')
+    keys = {'src_key': src_key, 'tgt_key': tgt_key, 'refs_key': refs_key}
+    return {split: read_examples(path, **keys) for split, path in paths.items()}
+
+
+def write_examples(path, examples: Iterable[Example], src_key='instruction', tgt_key='response'):
+    """Write examples as `read_examples` reads them, samples by decoding; whole or not at all."""
+    with write_atomically(path) as file:
+        for example in examples:
+            file.write(json.dumps(_as_json(example, src_key, tgt_key), ensure_ascii=False, allow_nan=False) + '\n')
+
+
+def _parse_example(raw, src_key, tgt_key, refs_key, samples_needed):
+    fields = parse_object(raw)
+    for key in ('example_idx', src_key, refs_key):
+        if key not in fields:
+            raise InputError(f'{key} is missing; the line has {listed(fields)}')
+    dataset = fields.get('dataset')
+    if dataset is not None and not isinstance(dataset, str):
+        raise InputError(f'dataset: expected text, found {shown(dataset)}')
+    example_idx = fields['example_idx']
+    if isinstance(example_idx, bool) or not isinstance(example_idx, int | str):
+        raise InputError(f'example_idx: expected an integer or text, found {shown(example_idx)}')
+    instruction = fields[src_key]
+    if not isinstance(instruction, str):
+        raise InputError(f'{src_key}: expected text, found {shown(instruction)}')
+    references = _parse_references(fields[refs_key], refs_key)
+    samples = _parse_samples(fields, tgt_key, samples_needed)
+    return Example(dataset, example_idx, instruction, references, samples)
+
+
+def _parse_references(references, refs_key):
+    if not isinstance(references, list):
+        raise InputError(f'{refs_key}: expected a list of texts, found {shown(references)}')
+    if not references:
+        raise InputError(f'{refs_key}: the list is empty; at least one reference is needed')
+    for reference in references:
+        if not isinstance(reference, str):
+            raise InputError(f'{refs_key}: expected a list of texts, found {shown(reference)} in it')
+    return tuple(references)
+
+
+def _parse_samples(fields, tgt_key, samples_needed):
+    keys = [key for key in SAMPLES_KEYS if key in fields]
+    if len(keys) > 1:
+        raise InputError(f'{keys[0]} and {keys[1]} are names of the same thing; keep one of them')
+    if not keys:
+        if samples_needed:
+            raise InputError(
+                f'{SAMPLES_KEYS[0]} is missing, so there is nothing to pick from; the line has {listed(fields)}'
+            )
+        return ()
+    by_decoding = fields[keys[0]]
+    if not isinstance(by_decoding, dict):
+        raise InputError(f'{keys[0]}: expected lists of samples by decoding, found {shown(by_decoding)}')
+    samples = []
+    for decoding, entries in by_decoding.items():
+        where = f'{keys[0]}, decoding {decoding!r}'
+        if not isinstance(entries, list):
+            raise InputError(f'{where}: expected a list of samples, found {shown(entries)}')
+        samples += [_parse_sample(entry, decoding, tgt_key, where) for entry in entries]
+    if samples_needed and not samples:
+        raise InputError(f'{keys[0]}: no sample under any decoding, so there is nothing to pick from')
+    return tuple(samples)
+
+
+def _parse_sample(entry, decoding, tgt_key, where):
+    if not isinstance(entry, dict):
+        raise InputError(f'{where}: expected a sample with {tgt_key}, found {shown(entry)}')
+    if tgt_key not in entry:
+        raise InputError(f'{where}: a sample without {tgt_key}; it has {listed(entry)}')
+    response = entry[tgt_key]
+    if not isinstance(response, str):
+        raise InputError(f'{where}: {tgt_key}: expected text, found {shown(response)}')
+    return Sample(
+        response,
+        decoding,
+        _parse_log_likelihood(entry, 'log_likelihood_sum', where),
+        _parse_log_likelihood(entry, 'log_likelihood_mean', where),
+    )
+
+
+def _parse_log_likelihood(entry, key, where):
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f'{where}: {key}: expected a number, found {shown(value)}')
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _as_json(example, src_key, tgt_key):
+    by_decoding = {}
+    for sample in example.samples:
+        entry = {tgt_key: sample.response}
+        if sample.log_likelihood_sum is not None:
+            entry['log_likelihood_sum'] = sample.log_likelihood_sum
+        if sample.log_likelihood_mean is not None:
+            entry['log_likelihood_mean'] = sample.log_likelihood_mean
+        by_decoding.setdefault(sample.decoding, []).append(entry)
+    fields = {} if example.dataset is None else {'dataset': example.dataset}
+    fields |= {
+        'example_idx': example.example_idx,
+        src_key: example.instruction,
+        'references': list(example.references),
+    }
+    return fields | ({SAMPLES_KEYS[0]: by_decoding} if by_decoding else {})
+
+
+def _check_is_folder(folder, kind):
+    if not folder.is_dir():
+        found = 'is a file, not a folder' if folder.exists() else f'no such {kind}'
+        raise InputError(f'{folder}: {found}{near_entries(folder)}')
+
+
+def _near_tasks(folder, task):
+    tasks = {
+        entry.name.removesuffix(f'_{split}.jsonl')
+        for entry in folder.iterdir()
+        for split in SPLITS
+        if entry.name.endswith(f'_{split}.jsonl')
+    }
+    if task in tasks:
+        return f'; {folder} has only the other split of {task}'
+    return near_names(task, tasks, folder)

@@ -1,0 +1,117 @@
+"""The examples that a scorer is finetuned on, built from a task's train split."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cappy.errors import InputError
+from cappy.tasks.candidates import Example
+from cappy.tasks.rouge import RougeL
+
+REFERENCE_LABELS = ('one', 'leave_one_out', 'skip')
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuningExample:
+    """A pair and how correct its response is, 0 to 1."""
+
+    instruction: str
+    response: str
+    label: float
+
+
+def build_finetuning_examples(
+    examples: Sequence[Example],
+    train_size: int,
+    seed: int,
+    rouge: RougeL,
+    reference_labels: str = 'one',
+) -> list[FinetuningExample]:
+    """Label references, other instructions' references and samples; shuffle; repeat or cut to
+    train_size.
+
+    reference_labels: 'one' labels a reference 1 and, as the paper does, a reference of another
+    instruction 0; 'leave_one_out' labels a reference by its rougeL against the others of its
+    example (1 where it is the only one); 'skip' takes samples alone. Samples are labelled by their
+    best rougeL. The same examples in the same order as the reference implementation
+    (cappy_bigbench.py:15-57), whose seen pairs are joined by '|||' where ours are tuples: a text
+    that holds '|||' could make it lose a sample. Raises InputError where train_size is below 1 or
+    nothing results.
+    """
+    if train_size < 1:
+        raise InputError(f'train_size {train_size}: expected 1 or more')
+    if reference_labels not in REFERENCE_LABELS:
+        raise InputError(f'reference_labels {reference_labels!r}: choose one of {", ".join(REFERENCE_LABELS)}')
+    generator = random.Random(seed)
+    seen, built = set(), []
+    if reference_labels != 'skip':
+        built += _positives(examples, rouge, reference_labels)
+        seen.update((positive.instruction, positive.response) for positive in built)
+        built += _negatives(built, examples, generator, seen)
+    built += _labelled_samples(examples, rouge, seen)
+    if not built:
+        raise InputError('the train split gives no finetuning examples; it needs references or samples')
+    generator.shuffle(built)
+    n_repeats = -(-train_size // len(built))
+    return (built * n_repeats)[:train_size]
+
+
+def _positives(examples, rouge, reference_labels):
+    """Each reference of each example; duplicates stay, as in the reference
+    (cappy_bigbench.py:25-29).
+    """
+    positives = []
+    for example in examples:
+        labels = [1.0] * len(example.references)
+        if reference_labels == 'leave_one_out':
+            labels = _leave_one_out_labels(example.references, rouge)
+        positives += [
+            FinetuningExample(example.instruction, reference, label)
+            for reference, label in zip(example.references, labels, strict=True)
+        ]
+    return positives
+
+
+def _leave_one_out_labels(references, rouge):
+    if len(references) == 1:
+        return [1.0]
+    against = rouge.pairwise(references)
+    np.fill_diagonal(against, -1.0)
+    return against.max(axis=0).tolist()
+
+
+def _negatives(positives, examples, generator, seen):
+    """For each positive one draw among all references, kept where its instruction has not got it
+    yet.
+
+    The draw is made whether it is kept or not, so that the generator stays in step
+    (cappy_bigbench.py:31-36).
+    """
+    references = sorted({reference for example in examples for reference in example.references})
+    negatives = []
+    for positive in positives:
+        pair = (positive.instruction, generator.choice(references))
+        if pair not in seen:
+            seen.add(pair)
+            negatives.append(FinetuningExample(*pair, 0.0))
+    return negatives
+
+
+def _labelled_samples(examples, rouge, seen):
+    """Every sample whose pair is new, labelled by its best rougeL; a drawn negative keeps its 0."""
+    labelled = []
+    for example in examples:
+        responses = []
+        for sample in example.samples:
+            pair = (example.instruction, sample.response)
+            if pair not in seen:
+                seen.add(pair)
+                responses.append(sample.response)
+        labels = rouge.scores(example.references, responses).tolist()
+        labelled += [
+            FinetuningExample(example.instruction, response, label)
+            for response, label in zip(responses, labels, strict=True)
+        ]
+    return labelled

@@ -1,0 +1,233 @@
+"""Ways of picking one candidate of each example, and how much of what can be gained each gains.
+
+N examples; example i has C_i candidates (unique responses) and S_i samples, S_i >= C_i. `rougeL` is
+everywhere a list of N float64 arrays [C_i], candidates in their order; results are float64 [N], an
+example each, fractions. Where several candidates are equally good to a way of picking, it takes the
+first.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from cappy.tasks.candidates import Example, read_examples
+from cappy.tasks.rouge import RougeL
+from cappy.tasks.statistics import N_RESAMPLES, bootstrap_means, percentiles
+
+
+@dataclass(frozen=True, slots=True)
+class TaskBaselines:
+    """What can be had of a task's samples without a scorer.
+
+    rougeL: mean by way of picking, as `all_picks` names them. n_candidates: different samples of their example.
+    n_unknown: samples without a log-likelihood, by 'sum' and 'mean'. example_ids: a digest, equal where the
+    examples are.
+    """
+
+    rougeL: dict[str, float]
+    n_examples: int
+    n_samples: int
+    n_candidates: int
+    n_unknown: dict[str, int]
+    example_ids: str
+
+
+def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer) -> TaskBaselines:
+    """The baselines of a file of examples. Raises InputError naming file, line and field."""
+    examples = read_examples(path, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key)
+    rouge = _rouge(rouge_tokenizer)
+    picked = all_picks(examples, candidates_rougeL(examples, rouge), rouge)
+    samples = [sample for example in examples for sample in example.samples]
+    ids = sorted(repr(example.example_idx) for example in examples)
+    return TaskBaselines(
+        rougeL={name: float(np.mean(values)) for name, values in picked.items()},
+        n_examples=len(examples),
+        n_samples=len(samples),
+        n_candidates=sum(len(example.candidates) for example in examples),
+        n_unknown={
+            which: sum(getattr(sample, f'log_likelihood_{which}') is None for sample in samples)
+            for which in ('sum', 'mean')
+        },
+        example_ids=hashlib.sha256('\n'.join(ids).encode()).hexdigest(),
+    )
+
+
+@lru_cache
+def _rouge(tokenizer):
+    return RougeL(tokenizer)  # one a process: the stems of a file serve the next
+
+
+def candidates_rougeL(examples: Sequence[Example], rouge: RougeL) -> list[np.ndarray]:
+    """Best rougeL over the references of each candidate, N arrays float64 [C_i]."""
+    return [rouge.scores(example.references, example.candidates) for example in examples]
+
+
+def random_rougeL(examples, rougeL) -> np.ndarray:
+    """What a sample drawn at random is expected to have: the mean over all samples, repeated ones
+    counted.
+    """
+    return np.array(
+        [values[_candidate_of_sample(example)].mean() for example, values in zip(examples, rougeL, strict=True)]
+    )
+
+
+def first_sample_rougeL(examples, rougeL, decoding) -> np.ndarray | None:
+    """The decoding's first sample; None where an example has no sample of it."""
+    picked = []
+    for example, values in zip(examples, rougeL, strict=True):
+        samples = (sample for sample in example.samples if sample.decoding == decoding)
+        first = next(samples, None)
+        if first is None:
+            return None
+        picked.append(values[example.candidates.index(first.response)])
+    return np.array(picked)
+
+
+def self_score_rougeL(examples, rougeL, which) -> np.ndarray | None:
+    """The sample that the generator itself finds likeliest.
+
+    which: 'sum' or 'mean' of the log-likelihoods of its tokens. Samples without a log-likelihood
+    are passed over; None where an example has none with one.
+    """
+    picked = []
+    for example, values in zip(examples, rougeL, strict=True):
+        likelihoods = [getattr(sample, f'log_likelihood_{which}') for sample in example.samples]
+        if all(likelihood is None for likelihood in likelihoods):
+            return None
+        best = np.argmax([-np.inf if likelihood is None else likelihood for likelihood in likelihoods])
+        picked.append(values[_candidate_of_sample(example)[best]])
+    return np.array(picked)
+
+
+def consensus_rougeL(examples, rougeL, rouge: RougeL) -> np.ndarray:
+    """The candidate with the highest mean rougeL to the other samples, known as minimum Bayes risk
+    decoding.
+    """
+    return np.array([values[consensus_pick(example, rouge)] for example, values in zip(examples, rougeL, strict=True)])
+
+
+def consensus(example: Example, rouge: RougeL) -> np.ndarray:
+    """float64 [C_i]: mean rougeL of each candidate to the other samples of the example; 0 where there is no other.
+
+    A response sampled k times meets itself k - 1 times.
+    """
+    counts = np.bincount(_candidate_of_sample(example))
+    pairwise = rouge.pairwise(example.candidates)
+    # Row by row, so that candidates of equal tokens have sums equal to the last bit; rounded, since
+    # the same terms in another order make another last bit.
+    sums = (pairwise * counts).sum(axis=1) - pairwise.diagonal()
+    return np.round(sums, 9) / max(counts.sum() - 1, 1)
+
+
+def consensus_pick(example: Example, rouge: RougeL) -> int:
+    """Index of the candidate with the highest mean rougeL to the other samples of the example."""
+    return int(np.argmax(consensus(example, rouge)))
+
+
+def scorer_rougeL(rougeL, scores) -> np.ndarray:
+    """The candidate of the highest score; scores: N arrays [C_i]."""
+    return np.array([values[np.argmax(s)] for values, s in zip(rougeL, scores, strict=True)])
+
+
+def oracle_rougeL(rougeL) -> np.ndarray:
+    """The best candidate there is."""
+    return np.array([values.max() for values in rougeL])
+
+
+def gap_closed(method, random, oracle) -> float | None:
+    """Share of the way from the random candidate's mean to the oracle's that a method goes; None
+    without a way.
+
+    method, random, oracle: float64 [N]. Below 0 where the method is worse than random.
+    """
+    gap = np.mean(oracle) - np.mean(random)
+    # Both are means of the same numbers where all candidates are equal; they then differ by
+    # rounding.
+    return float((np.mean(method) - np.mean(random)) / gap) if gap > 1e-12 else None
+
+
+def gap_closed_interval(
+    method, random, oracle, confidence=0.95, n_resamples=N_RESAMPLES, seed=0
+) -> tuple[float | None, float | None]:
+    """Percentile interval (low, high) of `gap_closed`; resamples without a gap are left out."""
+    if gap_closed(method, random, oracle) is None:
+        return None, None
+    return _gap_interval(*bootstrap_means([method, random, oracle], n_resamples, seed), confidence)
+
+
+def comparison(
+    examples: Sequence[Example],
+    rougeL,
+    rouge: RougeL,
+    scores_before=None,
+    scores_after=None,
+    confidence=0.95,
+    n_resamples=N_RESAMPLES,
+    seed=0,
+) -> list[dict]:
+    """`compare` of `all_picks`: every way of picking, the random candidate first and the oracle last."""
+    picked = all_picks(examples, rougeL, rouge, scores_before, scores_after)
+    return compare(picked, confidence, n_resamples, seed)
+
+
+def compare(picked: dict[str, np.ndarray], confidence=0.95, n_resamples=N_RESAMPLES, seed=0) -> list[dict]:
+    """Ways of picking side by side.
+
+    picked: rougeL [N] by name, the random candidate's first and the oracle's last, as `all_picks` gives them. Rows
+    {'name', 'rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high'}: the mean with its interval, the share of the
+    random-to-oracle gap with its own (None where there is no gap).
+    """
+    names, values = list(picked), np.array(list(picked.values()))
+    means = bootstrap_means(values, n_resamples, seed)
+    rows = []
+    for name, row, row_means in zip(names, values, means, strict=True):
+        low, high = percentiles(row_means, confidence)
+        share = gap_closed(row, values[0], values[-1])
+        gap_low, gap_high = (None, None) if share is None else _gap_interval(row_means, means[0], means[-1], confidence)
+        rows.append(
+            {
+                'name': name,
+                'rougeL': float(row.mean()),
+                'low': low,
+                'high': high,
+                'gap_closed': share,
+                'gap_low': gap_low,
+                'gap_high': gap_high,
+            }
+        )
+    return rows
+
+
+def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None, combined=None) -> dict[str, np.ndarray]:
+    """rougeL [N] of every way of picking by its name, the random candidate's first and the oracle's last.
+
+    scores_before, scores_after: N arrays [C_i], the scorer's before and after adapting, or None. combined: such arrays
+    by name, of the scorer with other ways (`cappy.combining`). A way that does not apply to every example (a decoding
+    that some lack, log-likelihoods that are not there) is left out.
+    """
+    picked = {'random candidate': random_rougeL(examples, rougeL)}
+    for decoding in dict.fromkeys(name for example in examples for name in example.decodings):
+        picked[f'first of {decoding}'] = first_sample_rougeL(examples, rougeL, decoding)
+    for which in ('sum', 'mean'):
+        picked[f'self-score {which}'] = self_score_rougeL(examples, rougeL, which)
+    picked['consensus'] = consensus_rougeL(examples, rougeL, rouge)
+    for when, scores in (('before', scores_before), ('after', scores_after)):
+        picked[f'scorer {when} adapting'] = None if scores is None else scorer_rougeL(rougeL, scores)
+    picked |= {name: scorer_rougeL(rougeL, scores) for name, scores in (combined or {}).items()}
+    picked['oracle'] = oracle_rougeL(rougeL)
+    return {name: values for name, values in picked.items() if values is not None}
+
+
+def _candidate_of_sample(example):
+    """Index of each sample's response among the candidates, int [S_i]."""
+    index = {response: number for number, response in enumerate(example.candidates)}
+    return np.array([index[sample.response] for sample in example.samples])
+
+
+def _gap_interval(method_means, random_means, oracle_means, confidence):
+    gaps = oracle_means - random_means
+    has_gap = gaps > 1e-12
+    return percentiles((method_means - random_means)[has_gap] / gaps[has_gap], confidence)
