@@ -1,15 +1,18 @@
 """Cappy: a small scorer that says how correct a response to an instruction is."""
 
+import importlib
+
 from cappy.errors import InputError
 
-__all__ = ['Cappy', 'InputError']
+__all__ = ['Cappy', 'InputError', 'TrainingSettings', 'get_devices']
 __version__ = '0.1.0'
 
 
-def __getattr__(name):
-    # Reading files and tables needs no jax; it is imported when the scorer is asked for.
-    if name == 'Cappy':
-        from cappy.scorer import Cappy
+PUBLIC = {'Cappy': 'scorer', 'TrainingSettings': 'model.training', 'get_devices': 'model.devices'}
 
-        return Cappy
+
+def __getattr__(name):
+    # Reading files and tables needs no jax, so it is imported when one of these is first used.
+    if name in PUBLIC:
+        return getattr(importlib.import_module(f'cappy.{PUBLIC[name]}'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

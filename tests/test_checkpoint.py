@@ -188,7 +188,7 @@ def test_bfloat16_safetensors_are_read_without_torch(tmp_path, tiny):
     file.write_bytes(struct.pack('<Q', len(header)) + header + short.tobytes())
     program = (
         'import sys, numpy; sys.modules["torch"] = None\n'
-        'from cappy.checkpoint import read_tensors\n'
+        'from cappy.model.model_files import read_tensors\n'
         f'numpy.savez({str(tmp_path / "out.npz")!r}, **read_tensors({str(tmp_path)!r}))'
     )
     subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
@@ -296,7 +296,7 @@ def test_tensors_that_fit_are_reported_with_those_that_nobody_asked_for(tiny):
 
 def run_find(name, cache, **environment):
     program = (
-        'import sys; from cappy.checkpoint import find_model; from cappy.errors import InputError\n'
+        'import sys; from cappy.model.model_files import find_model; from cappy.errors import InputError\n'
         'try: print(find_model(sys.argv[1]))\n'
         'except InputError as error: print("InputError:", error)'
     )

@@ -220,7 +220,7 @@ def test_any_other_error_is_a_bug_and_is_not_caught():
 
 def script(tmp_path, body):
     path = tmp_path / 'script.py'
-    path.write_text(f'import sys, time\nfrom cappy.flags import run\n\ndef main(n=1):\n{body}\n\nrun(main)\n')
+    path.write_text(f'import sys, time\nfrom cappy.cli.flags import run\n\ndef main(n=1):\n{body}\n\nrun(main)\n')
     return subprocess.Popen(
         [sys.executable, str(path)],
         stdout=subprocess.PIPE,

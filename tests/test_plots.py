@@ -140,7 +140,7 @@ def test_another_ending_and_a_folder_that_cannot_be_made_are_named(tmp_path):
 
 
 def test_without_matplotlib_one_line_says_how_to_get_it():
-    code = "import sys; sys.modules['matplotlib'] = None; from cappy import plots; plots.check('plot.png')"
+    code = "import sys; sys.modules['matplotlib'] = None; from cappy.study import plots; plots.check('plot.png')"
     process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     last = process.stderr.strip().splitlines()[-1]
     assert last.endswith("matplotlib is not installed, which draws pictures: pip install -e '.[plots]'")

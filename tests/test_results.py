@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from cappy.errors import InputError
+from cappy.files import atomic
+from cappy.files import environment as environment_module
 from cappy.files.atomic import shortest_float32, write_atomically
 from cappy.files.environment import PACKAGES, environment
 from cappy.files.lock import ResultLocked, result_lock
 from cappy.files.updates import Update, read_updates
-from cappy.study import results
 from cappy.study.results import ResultPaths, describe_candidates, read_candidates, read_result, write_result
 from cappy.tasks.candidates import Example, Sample
 
@@ -30,7 +31,8 @@ EXAMPLE = Example(
 LINE = describe_candidates(EXAMPLE, np.array([0.1, 0.3], np.float32), np.array([1 / 3, 0.5]))
 HOLD = """
 import sys, time
-from cappy.results import ResultPaths, result_lock
+from cappy.files.lock import result_lock
+from cappy.study.results import ResultPaths
 with result_lock(ResultPaths(sys.argv[1], 'g', 't')):
     print('held', flush=True)
     time.sleep(60)
@@ -134,7 +136,7 @@ def test_the_result_appears_only_when_the_other_files_exist(paths, monkeypatch):
         order.append(Path(target).name)
         replace(source, target)
 
-    monkeypatch.setattr(results.os, 'replace', note)
+    monkeypatch.setattr(os, 'replace', note)
     write_result(paths, {'rougeL': 1.0}, [LINE], [])
     assert order == ['auto.task.candidates.jsonl', 'auto.task.train.csv', 'auto.task.json']
 
@@ -179,7 +181,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs a device that is always full')
 def test_a_full_disk_is_named_as_such(tmp_path, monkeypatch):
     real_open = open
-    monkeypatch.setattr(results, 'open', lambda path, *rest, **named: real_open('/dev/full', 'w'), raising=False)
+    monkeypatch.setattr(atomic, 'open', lambda path, *rest, **named: real_open('/dev/full', 'w'), raising=False)
     with (
         pytest.raises(InputError, match='f: cannot be written .No space left'),
         write_atomically(tmp_path / 'f') as file,
@@ -241,7 +243,8 @@ def test_of_many_processes_one_at_a_time_holds_the_lock(tmp_path):
     # Each enters 40 times; inside, a folder that only one may make shows a second holder.
     program = """
 import os, sys
-from cappy.results import ResultLocked, ResultPaths, result_lock
+from cappy.files.lock import ResultLocked, result_lock
+from cappy.study.results import ResultPaths
 paths, n = ResultPaths(sys.argv[1], 'g', 't'), 0
 while n < 40:
     try:
@@ -335,7 +338,7 @@ def test_the_commit_is_told_only_where_the_code_is_tracked(tmp_path, monkeypatch
         ).stdout.strip()
 
     module = tmp_path / 'results.py'
-    monkeypatch.setattr(results, '__file__', str(module))
+    monkeypatch.setattr(environment_module, '__file__', str(module))
     assert 'commit' not in environment()
     git('init', '-q')
     module.write_text('1\n')

@@ -192,7 +192,7 @@ def test_an_output_of_other_rows_is_not_continued(tmp_path):
 
 # The script with windows of 500 pairs, so that a short file has many.
 SMALL_WINDOWS = """import runpy, sys
-from cappy import scoring
+from cappy.model import scoring
 scoring.WINDOW = 500
 sys.argv[0] = 'scripts/score.py'
 runpy.run_path('scripts/score.py', run_name='__main__')

@@ -22,20 +22,23 @@ ROOT = Path(__file__).parents[1]
 CELL = """
 import os, signal, sys, time
 sys.path.insert(0, sys.argv[1])
-from cappy import flags, results
+from cappy.cli import flags
+from cappy.errors import InputError
+from cappy.files.lock import result_lock
+from cappy.study import results
 def main(results_dir='', generator='', task='', seconds=0.0, what='ok', tokens_per_device=8, save_dir='',
          overwrite=False):
     paths = results.ResultPaths(results_dir, generator, task)
     if paths.result.exists() and not overwrite:
         return
-    with results.result_lock(paths):
+    with result_lock(paths):
         print('working', tokens_per_device, sorted(os.sched_getaffinity(0)), os.environ.get('CUDA_VISIBLE_DEVICES'))
         if what == 'child':
             import subprocess
             print('child', subprocess.Popen(['sleep', '600']).pid, flush=True)
         time.sleep(seconds)
         if what == 'refuse':
-            raise results.InputError('gens/a.jsonl:3: not JSON')
+            raise InputError('gens/a.jsonl:3: not JSON')
         if what == 'memory' and tokens_per_device > 4:
             raise RuntimeError('RESOURCE_EXHAUSTED: out of memory while trying to allocate 1 byte')
         if what == 'segfault':
@@ -299,7 +302,7 @@ def test_how_a_process_ended_is_judged_by_its_exit_code_and_last_words(case):
 DRIVER = """
 import pickle, sys
 sys.path.insert(0, sys.argv[1])
-from cappy import sweep
+from cappy.study import sweep
 import signal
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 jobs = pickle.load(open(sys.argv[2], 'rb'))

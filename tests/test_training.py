@@ -353,9 +353,9 @@ def test_signals_are_the_users_again_after_training(adapt):
 
 JOB = """
 import json, sys, time
-from cappy.checkpointing import Checkpoint
+from cappy.model.training import TrainingSettings
+from cappy.model.training_state import Checkpoint
 from cappy.scorer import Cappy
-from cappy.training import TrainingSettings
 
 model, folder, job = sys.argv[1:]
 job = json.loads(job)
