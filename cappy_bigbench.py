@@ -11,26 +11,28 @@ ours. See docs/commands.md for each, docs/reproduction.md for what differs.
 """
 
 import contextlib
-import dataclasses
-import itertools
 import logging
 from typing import Literal
 
 import numpy as np
 
+from cappy import Cappy, TrainingSettings, get_devices
 from cappy.cli import flags, tables
-from cappy.cli.phase_timer import Clock
+from cappy.cli.phase_timer import PhaseTimer
 from cappy.files.environment import environment
 from cappy.files.lock import result_lock
-from cappy.model import model_files
-from cappy.model.processes import is_first_process, start_devices
-from cappy.study import results
+from cappy.files.settings import differing
+from cappy.model.devices import is_first_process
+from cappy.model.model_files import check_writable
+from cappy.model.training_state import Checkpoint
+from cappy.study.results import ResultPaths, describe_candidates, read_result, write_result
 from cappy.tasks import blending, picks
 from cappy.tasks.candidates import read_task
 from cappy.tasks.finetuning import build_finetuning_examples
 from cappy.tasks.rouge import RougeL
 
 logger = logging.getLogger('cappy_bigbench')
+FEW_UPDATES = 20  # fewer barely leave the warm-up
 
 
 def main(
@@ -73,57 +75,96 @@ def main(
 ):
     """Adapt a scorer to one task and pick its samples."""
     settings = dict(locals())
-    paths = results.ResultPaths(results_dir, bigbench_gen_model, bigbench_subset_name)
+    paths = ResultPaths(results_dir, bigbench_gen_model, bigbench_subset_name)
     if paths.result.exists() and not overwrite:
         return show_existing(paths, settings)
-    clock = Clock()
-    ways = blending.parse_ways(combine)
+    timer = PhaseTimer()
     task = read_task(
         bigbench_gen_dir, bigbench_gen_model, bigbench_subset_name, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key
     )
-    rouge = RougeL(rouge_tokenizer)
-    together = blending.Together(task, ways, seed, rouge)
-    examples = build_finetuning_examples(together.train, train_size, seed, rouge, reference_labels)
-    rougeL = picks.candidates_rougeL(task['validation'], rouge)
+    train, validation, rouge = task['train'], task['validation'], RougeL(rouge_tokenizer)
     warn_of_unread_texts(rouge, task)
-    clock.lap('data')
+    signals = blending.signals_of(validation, blending.check_names(combine), rouge)
+    train, held_out = blending.hold_out(train, seed) if signals else (train, [])
+    held_out_signals = blending.signals_of(held_out, signals, rouge)
+    examples = build_finetuning_examples(train, train_size, seed, rouge, reference_labels)
+    rougeL = picks.candidates_rougeL(validation, rouge)
+    timer.lap('data')
 
-    devices = start_devices(settings)
-    with writing(paths, settings):
-        scorer = load_scorer(settings, devices)
-        clock.lap('load')
-        trained = adapt(scorer, examples, settings, paths)
-        clock.lap('adapt')
-        scores, counts = score_candidates(scorer, task['validation'], 'scoring')
-        clock.lap('score')
-        combined = combine_ways(scorer, together, scores)
-        before = score_before(settings, devices, task['validation'])
-        clock.lap('score_before')
-        picked = picks.all_picks(task['validation'], rougeL, rouge, before, scores, combined)
-        rows = picks.compare(picked, seed=seed)
-        result = describe(settings, task, examples, trained, counts, clock, devices, rows, together)
-        lines = candidates_lines(task['validation'], scores, rougeL, picked)
-        save(scorer, paths, settings, result, lines, trained)
+    devices = get_devices(n_model_shards, n_processes, host0_address, host0_port, process_id, n_local_devices)
+    training = TrainingSettings.of(settings)
+    training.check(train_size, devices.n_data)
+    checkpoint = Checkpoint(paths.checkpoint)
+    with result_lock(paths) if is_first_process() else contextlib.nullcontext():
+        if is_first_process():
+            if paths.result.exists() and not overwrite:  # another process made it while this one started
+                return show_existing(paths, settings)
+            prepare_outputs(checkpoint, save_dir, overwrite)
+        scorer = Cappy.from_pretrained(
+            model_name_or_path,
+            devices=devices,
+            compute_dtype=compute_dtype,
+            max_length=max_length,
+            tokens_per_device=eval_tokens_per_device,
+            seed=seed,
+        )
+        timer.lap('load')
+        before = score_candidates(scorer, validation, 'scoring (before)')[0] if compare_before else None
+        timer.lap('score_before')
+        trained = scorer.adapt(
+            examples,
+            training,
+            tokens_per_device=tokens_per_device,
+            gradient_checkpointing=gradient_checkpointing,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+        )
+        timer.lap('adapt')
+        scores, counts = score_candidates(scorer, validation, 'scoring')
+        weights = choose_weights(scorer, held_out, held_out_signals, rouge)
+        blends = {name: blending.blend(scores, signals, of_signals) for name, of_signals in weights.items()}
+        timer.lap('score')
+        rougeL_by_pick = picks.all_picks(validation, rougeL, rouge, before, scores, blends)
+        result = {
+            'rougeL': float(np.mean(rougeL_by_pick['scorer after adapting'])),
+            'settings': settings,
+            'counts': {
+                'train_examples': len(task['train']),
+                'held_out_examples': len(held_out),
+                'finetuning_examples': len(set(examples)),
+                **count_validation(validation, before, scores, counts),
+                **count_training(train_size, trained, counts),
+            },
+            'comparison': picks.compare(rougeL_by_pick),
+            'combined_weights': weights,
+            'packing': trained.packing,
+            'seconds': timer.seconds,
+            'versions': environment(),
+            'device': devices.description,
+        }
+        if save_dir:
+            scorer.save_pretrained(save_dir, model_card=model_card(result), overwrite=overwrite)
+        if is_first_process():
+            write_result(paths, result, candidates_lines(validation, scores, rougeL, rougeL_by_pick), trained.updates)
+            checkpoint.remove()
     if is_first_process():
         report(result)
 
 
 def show_existing(paths, settings):
-    """Say that the result is there, and where it was made under other settings."""
-    print(f'Result already exists in {paths.result}. Skipped.')
-    result = results.read_result(paths.result)
-    made_with = result.get('settings', {})
-    ours = ('overwrite', 'results_dir', 'save_dir')  # do not change a result
-    other = [key for key in settings if key not in ours and key in made_with and made_with[key] != settings[key]]
-    if other:
-        told = ', '.join(f'{key} {made_with[key]!r} (asked for: {settings[key]!r})' for key in other)
-        print(f'It was made with {told}. --overwrite replaces it; another --results_dir keeps both.')
+    """Show the result that is there, and say last that it is an old one, and which settings it was made with."""
+    result = read_result(paths.result)
     if 'comparison' in result:
         report(result)
+    print(f'Result already exists in {paths.result}. Skipped: nothing was computed.')
+    not_deciding = ('overwrite', 'results_dir', 'save_dir')
+    if other := differing(result.get('settings', {}), settings, ignoring=not_deciding):
+        print(f'It was made with {", ".join(other)}.')
+    print('--overwrite replaces it; another --results_dir keeps both.')
 
 
 def warn_of_unread_texts(rouge, task):
-    """Say once how many examples the paper's rougeL cannot read."""
+    """Warn once how many examples the paper's rougeL cannot read."""
     groups = [(*example.references, *example.candidates) for split in task.values() for example in split]
     if n_unread := rouge.n_unread(groups):
         logger.warning(
@@ -134,62 +175,12 @@ def warn_of_unread_texts(rouge, task):
         )
 
 
-@contextlib.contextmanager
-def writing(paths, settings):
-    """The first process holds the result's lock, and finds out that a folder cannot be written before any work."""
-    if not is_first_process():
-        yield
-        return
-    with result_lock(paths):
-        if paths.result.exists() and not settings['overwrite']:  # another process made it while this one started
-            show_existing(paths, settings)
-            raise SystemExit(0)
-        if settings['save_dir']:
-            model_files.check_writable(settings['save_dir'], settings['overwrite'])
-        if settings['overwrite']:
-            adapting_checkpoint(paths).remove()
-        yield
-
-
-def adapting_checkpoint(paths):
-    """Where a stopped adapting of this cell lies."""
-    from cappy.model.training_state import Checkpoint
-
-    return Checkpoint(paths.checkpoint)
-
-
-def load_scorer(settings, devices):
-    """The scorer to adapt, after its settings are known to be sound."""
-    from cappy import Cappy
-
-    training_settings(settings).check(settings['train_size'], devices.n_data)
-    return Cappy.from_pretrained(
-        settings['model_name_or_path'],
-        devices=devices,
-        compute_dtype=settings['compute_dtype'],
-        max_length=settings['max_length'],
-        tokens_per_device=settings['eval_tokens_per_device'],
-        seed=settings['seed'],
-    )
-
-
-def training_settings(settings):
-    """Those of the flags that decide the result of training."""
-    from cappy.model.training import TrainingSettings
-
-    return TrainingSettings(**{field.name: settings[field.name] for field in dataclasses.fields(TrainingSettings)})
-
-
-def adapt(scorer, examples, settings, paths):
-    """Finetune; -> training.Trained."""
-    return scorer.adapt(
-        examples,
-        training_settings(settings),
-        tokens_per_device=settings['tokens_per_device'],
-        gradient_checkpointing=settings['gradient_checkpointing'],
-        checkpoint=adapting_checkpoint(paths),
-        checkpoint_every=settings['checkpoint_every'],
-    )
+def prepare_outputs(checkpoint, save_dir, overwrite):
+    """Find out before any work that a folder cannot be written, and remove what is to be replaced."""
+    if save_dir:
+        check_writable(save_dir, overwrite)
+    if overwrite:
+        checkpoint.remove()
 
 
 def score_candidates(scorer, examples, progress):
@@ -200,65 +191,44 @@ def score_candidates(scorer, examples, progress):
     return np.split(scores, ends[:-1]), counts
 
 
-def combine_ways(scorer, together, scores):
-    """{row: [float64 [candidates] of each validation example]} of the scorer together with other ways."""
-    if not together.held_out:
+def choose_weights(scorer, held_out, signals, rouge):
+    """The weights of each blend, {name of the pick: {signal: weight}}; none where nothing is held out."""
+    if not held_out:
         return {}
-    held_scores, _ = score_candidates(scorer, together.held_out, 'scoring (held out)')
-    return together.combine(held_scores, scores)
+    scores, _ = score_candidates(scorer, held_out, 'scoring (held out)')
+    return blending.choose_all_weights(scores, signals, picks.candidates_rougeL(held_out, rouge))
 
 
-def score_before(settings, devices, examples):
-    """Scores of the scorer as it was, read anew (training gives its weights up); None where they are not asked for."""
-    if not settings['compare_before']:
-        return None
-    return score_candidates(load_scorer(settings, devices), examples, 'scoring (before)')[0]
-
-
-def describe(settings, task, examples, trained, counts, clock, devices, rows, together):
-    """The result file's content (docs/design.md, Files)."""
-    by_name = {row['name']: row for row in rows}
+def count_validation(validation, before, scores, counts):
+    """Counts of the validation split; picks_changed: examples in which adapting changed the pick."""
+    changed = None
+    if before is not None:
+        changed = sum(int(np.argmax(old) != np.argmax(new)) for old, new in zip(before, scores, strict=True))
     return {
-        'rougeL': by_name['scorer after adapting']['rougeL'],
-        'settings': settings,
-        'counts': {
-            'train_examples': len(task['train']),
-            'held_out_examples': len(together.held_out),
-            'validation_examples': len(task['validation']),
-            'finetuning_examples': len(set(examples)),
-            'samples': sum(len(example.samples) for example in task['validation']),
-            'candidates': counts['pairs'],
-            'unique_pairs': counts['unique_pairs'],
-            'truncated_pairs': {
-                'train': trained.packing.pop('truncated_pairs'),
-                'validation': counts['truncated_pairs'],
-            },
-            'updates': len(trained.updates),
-            'pairs_trained_on': sum(update.pairs for update in trained.updates),
-            'pairs_left_out': settings['train_size'] - sum(update.pairs for update in trained.updates),
-        },
-        'comparison': rows,
-        'combined_weights': together.weights,
-        'packing': trained.packing,
-        'seconds': clock.seconds,
-        'versions': environment(),
-        'device': devices.description,
+        'validation_examples': len(validation),
+        'samples': sum(len(example.samples) for example in validation),
+        'candidates': counts['pairs'],
+        'unique_pairs': counts['unique_pairs'],
+        'picks_changed': changed,
     }
 
 
-def candidates_lines(examples, scores, rougeL, picked):
-    """Lines of the candidates file, with the rougeL that each way of picking has of each example."""
-    picked = [{name: values[number] for name, values in picked.items()} for number in range(len(examples))]
-    return itertools.starmap(results.describe_candidates, zip(examples, scores, rougeL, picked, strict=True))
+def count_training(train_size, trained, counts):
+    """Counts of the training, and the truncated pairs of both splits."""
+    n_trained = sum(update.pairs for update in trained.updates)
+    return {
+        'truncated_pairs': {'train': trained.n_truncated, 'validation': counts['truncated_pairs']},
+        'updates': len(trained.updates),
+        'pairs_trained_on': n_trained,
+        'pairs_left_out': train_size - n_trained,
+    }
 
 
-def save(scorer, paths, settings, result, lines, trained):
-    """The adapted scorer, where it is to be kept, and the three result files; then the checkpoint may go."""
-    if settings['save_dir']:
-        scorer.save_pretrained(settings['save_dir'], model_card=model_card(result), overwrite=settings['overwrite'])
-    if is_first_process():
-        results.write_result(paths, result, lines, trained.updates)
-        adapting_checkpoint(paths).remove()
+def candidates_lines(examples, scores, rougeL, rougeL_by_pick):
+    """Lines of the candidates file, with the rougeL that each way of picking has for each example."""
+    for number, example in enumerate(examples):
+        by_pick = {name: values[number] for name, values in rougeL_by_pick.items()}
+        yield describe_candidates(example, scores[number], rougeL[number], by_pick)
 
 
 def comparison_table(rows, style='table'):
@@ -288,7 +258,24 @@ def report(result):
     print(f'{counts["candidates"]} candidates; adapted on ', end='')
     print(f'{counts["pairs_trained_on"]} pairs in {counts["updates"]} updates{left_out}.\n')
     print(comparison_table(result['comparison']))
-    print(f'\nCappy + {settings["bigbench_gen_model"]} on {settings["bigbench_subset_name"]}: {result["rougeL"]}')
+    cell = f'{settings["bigbench_gen_model"]} on {settings["bigbench_subset_name"]}'
+    print(f'\nCappy + {cell}: {100 * result["rougeL"]:.2f} (rougeL x 100)')
+    if remark := remark_on_training(result):
+        print(remark)
+
+
+def remark_on_training(result):
+    """What to raise where too little was trained to matter; None where it was enough, or is not known."""
+    settings, counts = result['settings'], result['counts']
+    n_changed, n_updates = counts.get('picks_changed'), counts['updates']
+    if n_changed is None or (n_changed and n_updates >= FEW_UPDATES):
+        return None
+    n_examples = counts['validation_examples']
+    return (
+        f'Adapting changed {n_changed} of {n_examples} picks: {n_updates} updates at a learning rate of at most '
+        f'{settings["learning_rate"]:g} teach little. Raise --train_size, lower --accumulate_grad_batches '
+        f'({settings["accumulate_grad_batches"]}), or raise --learning_rate (docs/choosing.md).'
+    )
 
 
 def model_card(result):

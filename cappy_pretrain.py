@@ -5,7 +5,7 @@
 
 The paper's Cappy is RoBERTa-large after 160 million rows. The reference has no script for it and its rows were never
 released; the ones here are built in the paper's way. What this gives for MiniLM and 55,000 real instances on two CPU
-cores, and what the paper's run would cost, stands in docs/pretraining.md.
+cores, and what the paper's run would cost, is in docs/pretraining.md.
 """
 
 import contextlib
@@ -17,13 +17,16 @@ from typing import Literal
 
 import numpy as np
 
+from cappy import Cappy, get_devices
 from cappy.cli import flags, tables
-from cappy.cli.phase_timer import Clock
+from cappy.cli.phase_timer import PhaseTimer
 from cappy.files.atomic import read_fields, write_atomically, write_json
 from cappy.files.environment import environment
 from cappy.files.lock import result_lock
 from cappy.files.updates import write_updates
-from cappy.model.processes import is_first_process, start_devices
+from cappy.model.devices import is_first_process
+from cappy.model.pretraining import PretrainingSettings
+from cappy.model.training_state import Checkpoint
 from cappy.pretrain_data import evaluation
 from cappy.pretrain_data.stream import HELD_OUT, Stream, check_shards, data_digest, find_shards
 
@@ -64,22 +67,70 @@ def main(
     paths = PretrainingPaths(Path(output_dir))
     if paths.result.exists() and not overwrite:
         return show_existing(paths)
-    clock = Clock()
+    timer = PhaseTimer()
     held_out = read_held_out(data_dir)
-    stream = read_stream(settings)
-    clock.lap('data')
+    training = PretrainingSettings.of(settings)
+    stream = read_stream(data_dir, training)
+    timer.lap('data')
 
-    devices = start_devices(settings)
-    with writing(paths, settings):
-        scorer = load_scorer(settings, devices)
-        clock.lap('load')
-        evaluations = Evaluations(scorer, held_out, paths, settings, stream)
+    devices = get_devices(
+        n_model_shards, n_processes, host0_address, host0_port, process_id, n_local_devices, tensorboard_dir
+    )
+    checkpoint = Checkpoint(paths.checkpoint)
+    with result_lock(paths) if is_first_process() else contextlib.nullcontext():
+        if is_first_process():
+            if paths.result.exists() and not overwrite:  # another process made it while this one started
+                return show_existing(paths)
+            if overwrite:
+                checkpoint.remove()
+                paths.evaluations.unlink(missing_ok=True)
+        scorer = Cappy.from_pretrained(
+            model_name_or_path,
+            devices=devices,
+            compute_dtype=compute_dtype,
+            max_length=max_length,
+            seed=seed,
+            from_scratch=from_scratch,
+        )
+        timer.lap('load')
+        n_updates = training.n_updates(stream.n_rows)
+        evaluations = Evaluations(scorer, held_out, paths, settings, n_updates, checkpoint.updates())
         before = evaluations.begin()
-        clock.lap('evaluate_before')
-        updates, feed = pretrain(scorer, stream, settings, paths, evaluations)
-        clock.lap('pretrain')
-        result = describe(settings, stream, held_out, before, evaluations, updates, feed, clock, devices)
-        save(scorer, paths, settings, result, updates)
+        timer.lap('evaluate_before')
+        updates, feed = scorer.pretrain(
+            stream,
+            training,
+            tokens_per_device=tokens_per_device,
+            gradient_checkpointing=gradient_checkpointing,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            fingerprint={
+                'rows of data_dir': data_digest(stream.shards),
+                'model_name_or_path': model_name_or_path,
+                'from_scratch': from_scratch,
+            },
+            on_update=evaluations,
+        )
+        timer.lap('pretrain')
+        after = evaluations.last or evaluations.judge(None)  # where a stopped run had made its last update already
+        is_judged = held_out is not None
+        result = {
+            'best': evaluations.best(),
+            'settings': settings,
+            'counts': count(stream, held_out, updates, feed),
+            'comparison': evaluation.compare(held_out, before, after, seed) if is_judged else [],
+            'by_template': evaluation.by_template(held_out, before, after) if is_judged else [],
+            'evaluations': evaluations.lines(),
+            'packing': feed.packing,
+            'seconds': timer.seconds,
+            'versions': environment(),
+            'device': devices.description,
+        }
+        scorer.save_pretrained(paths.last, model_card=model_card(settings, evaluations.lines()[-1]), overwrite=True)
+        if is_first_process():
+            write_updates(paths.updates, updates)
+            write_json(paths.result, result)
+            checkpoint.remove()
     if is_first_process():
         report(result, paths)
 
@@ -124,9 +175,9 @@ class PretrainingPaths:
 
 
 def show_existing(paths):
-    """Say that the result is there."""
-    print(f'Result already exists in {paths.result}. Skipped. --overwrite replaces it.')
+    """Show the result that is there, and say last that it is an old one."""
     report(read_fields(paths.result, ('counts', 'comparison', 'best', 'settings')), paths)
+    print(f'Result already exists in {paths.result}. Skipped: nothing was computed. --overwrite replaces it.')
 
 
 def read_held_out(data_dir):
@@ -134,80 +185,48 @@ def read_held_out(data_dir):
     path = Path(data_dir) / HELD_OUT
     if path.exists():
         return evaluation.read_held_out(path)
-    logger.warning('%s: not there; nothing is evaluated, and the last weights are the best', path)
+    logger.warning('%s: no such file; nothing is evaluated, and the last weights are the best', path)
     return None
 
 
-def read_stream(settings):
-    """The rows to train on, each looked at once."""
-    chosen = pretraining_settings(settings)
-    shards = find_shards(settings['data_dir'])
-    chosen.check(sum(path.stat().st_size for path in shards))  # no more rows than bytes: wrong flags are found at once
-    stream = Stream(tuple(check_shards(shards)), chosen.n_epochs, chosen.window_size, chosen.seed)
-    chosen.check(stream.n_rows)
+def read_stream(data_dir, training):
+    """The rows to train on, each checked once."""
+    shards = find_shards(data_dir)
+    training.check(sum(path.stat().st_size for path in shards))  # no more rows than bytes: finds wrong flags early
+    stream = Stream(tuple(check_shards(shards)), training.n_epochs, training.window_size, training.seed)
+    training.check(stream.n_rows)
     return stream
 
 
-def pretraining_settings(settings):
-    """Those of the flags that decide the result, given the rows."""
-    from cappy.model.pretraining import PretrainingSettings
-
-    return PretrainingSettings(
-        **{field.name: settings[field.name] for field in dataclasses.fields(PretrainingSettings)}
-    )
-
-
-@contextlib.contextmanager
-def writing(paths, settings):
-    """The first process holds the folder's lock, and removes what is to be replaced."""
-    if not is_first_process():
-        yield
-        return
-    with result_lock(paths):
-        if paths.result.exists() and not settings['overwrite']:  # another process made it while this one started
-            show_existing(paths)
-            raise SystemExit(0)
-        if settings['overwrite']:
-            saved_state(paths).remove()
-            paths.evaluations.unlink(missing_ok=True)
-        yield
-
-
-def saved_state(paths):
-    """The checkpoint of a stopped run."""
-    from cappy.model.training_state import Checkpoint
-
-    return Checkpoint(paths.checkpoint)
-
-
-def load_scorer(settings, devices):
-    """The scorer to train."""
-    from cappy import Cappy
-
-    return Cappy.from_pretrained(
-        settings['model_name_or_path'],
-        devices=devices,
-        compute_dtype=settings['compute_dtype'],
-        max_length=settings['max_length'],
-        seed=settings['seed'],
-        from_scratch=settings['from_scratch'],
-    )
+def count(stream, held_out, updates, feed):
+    """Counts of the rows, the updates and what is held out."""
+    n_pairs = sum(update.pairs for update in updates)
+    return {
+        'shards': len(stream.shards),
+        'rows': stream.n_rows // stream.n_epochs,
+        'updates': len(updates),
+        'pairs_trained_on': n_pairs,
+        'pairs_left_out': stream.n_rows - n_pairs,
+        'truncated_share': feed.n_truncated / feed.n_pairs if feed.n_pairs else None,
+        'held_out_rows': len(held_out.rows) if held_out else 0,
+        'held_out_instances': len(held_out.starts) - 1 if held_out else 0,
+    }
 
 
 class Evaluations:
-    """Judges the scorer on held-out templates as training goes on, and keeps the best weights.
+    """Judges the scorer on held-out templates during training, and keeps the best weights.
 
-    A line of evaluations.jsonl: {"update": how many were made, "train_loss": mean over those since the line before,
-    measures}. A run that goes on from a checkpoint writes lines after it anew.
+    updates: those that a checkpoint holds already. A line of evaluations.jsonl: {"update": how many were made,
+    "train_loss": mean over those since the line before, measures}. A run that continues from a checkpoint writes the
+    lines after it again.
     """
 
-    def __init__(self, scorer, held_out, paths, settings, stream):
+    def __init__(self, scorer, held_out, paths, settings, n_updates, updates):
         self.scorer, self.held_out, self.paths, self.settings = scorer, held_out, paths, settings
-        self.n_updates = pretraining_settings(settings).n_updates(stream.n_rows)
-        self.updates, self.last = saved_state(paths).updates(), None
+        self.n_updates, self.updates, self.last = n_updates, updates, None
 
     def begin(self):
-        """The Judgement of the scorer as it is; the first line, where there is no checkpoint to go on from."""
+        """The Judgement of the scorer as it is; the first line, where no checkpoint is continued."""
         judgement = self.judge('evaluating (before)')
         if not self.updates:
             self._record(0, judgement)
@@ -255,70 +274,12 @@ class Evaluations:
             write_updates(self.paths.updates, self.updates)
             with write_atomically(self.paths.evaluations) as file:
                 file.writelines(json.dumps(line) + '\n' for line in lines)
-        told = ', '.join(f'{name} {line[name]:.4f}' for name in evaluation.MEASURES if line.get(name) is not None)
-        logger.info('after %d updates: %s', n_made, told)
-        self._log(
-            {f'held out {name}': line[name] for name in evaluation.MEASURES if line.get(name) is not None}, n_made
-        )
+        measured = {name: line[name] for name in evaluation.MEASURES if line.get(name) is not None}
+        logger.info('after %d updates: %s', n_made, ', '.join(f'{name} {measured[name]:.4f}' for name in measured))
+        self._log({f'held out {name}': value for name, value in measured.items()}, n_made)
 
     def _log(self, metrics, step):
         self.scorer.devices.deployer.log_metrics(metrics, step)
-
-
-def pretrain(scorer, stream, settings, paths, evaluations):
-    """Train; -> (updates, pretraining.Feed)."""
-    return scorer.pretrain(
-        stream,
-        pretraining_settings(settings),
-        tokens_per_device=settings['tokens_per_device'],
-        gradient_checkpointing=settings['gradient_checkpointing'],
-        checkpoint=saved_state(paths),
-        checkpoint_every=settings['checkpoint_every'],
-        fingerprint={
-            'rows of data_dir': data_digest(stream.shards),
-            'model_name_or_path': settings['model_name_or_path'],
-            'from_scratch': settings['from_scratch'],
-        },
-        on_update=evaluations,
-        progress='pretraining',
-    )
-
-
-def describe(settings, stream, held_out, before, evaluations, updates, feed, clock, devices):
-    """The content of result.json."""
-    n_pairs = sum(update.pairs for update in updates)
-    after = evaluations.last or evaluations.judge(None)  # where a stopped run had made its last update already
-    judged = held_out is not None
-    return {
-        'best': evaluations.best(),
-        'settings': settings,
-        'counts': {
-            'shards': len(stream.shards),
-            'rows': stream.n_rows // stream.n_epochs,
-            'updates': len(updates),
-            'pairs_trained_on': n_pairs,
-            'pairs_left_out': stream.n_rows - n_pairs,
-            'truncated_share': feed.n_truncated / feed.n_pairs if feed.n_pairs else None,
-            'held_out_rows': len(held_out.rows) if judged else 0,
-            'held_out_instances': len(held_out.starts) - 1 if judged else 0,
-        },
-        'comparison': evaluation.compare(held_out, before, after, settings['seed']) if judged else [],
-        'by_template': evaluation.by_template(held_out, before, after) if judged else [],
-        'evaluations': evaluations.lines(),
-        'packing': feed.packing,
-        'seconds': clock.seconds,
-        'versions': environment(),
-        'device': devices.description,
-    }
-
-
-def save(scorer, paths, settings, result, updates):
-    """The last weights, the course of training and the result; then the checkpoint may go."""
-    scorer.save_pretrained(paths.last, model_card=model_card(settings, result['evaluations'][-1]), overwrite=True)
-    if is_first_process():
-        write_updates(paths.updates, updates)
-        write_json(paths.result, result)
-        saved_state(paths).remove()
 
 
 def report(result, paths):
@@ -367,7 +328,7 @@ Says how correct a response to an instruction is (about 0 to 1, unbounded). Made
 
 - Base: {base}
 - Updates: {line['update']} of {settings['global_batch_size']} pairs, rate {settings['learning_rate']}
-  ({settings['lr_schedule']} after a warm-up), seed {settings['seed']}, at most {settings['max_length']} tokens a pair
+  ({settings['lr_schedule']} after a warm-up), seed {settings['seed']}, at most {settings['max_length']} tokens per pair
 {measured}
 `sentence-transformers`: `CrossEncoder(folder).predict(pairs)` gives these scores as they are; in `transformers` they
 are the logits of `AutoModelForSequenceClassification`.

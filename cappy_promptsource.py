@@ -19,13 +19,16 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from cappy import Cappy, get_devices
 from cappy.cli import flags, tables
-from cappy.cli.phase_timer import Clock
+from cappy.cli.phase_timer import PhaseTimer
 from cappy.errors import InputError
-from cappy.files.atomic import read_fields, write_atomically
+from cappy.files.atomic import read_fields, write_json
 from cappy.files.environment import environment
 from cappy.files.lock import result_lock
-from cappy.model.processes import is_first_process, start_devices
+from cappy.files.settings import differing
+from cappy.model.devices import is_first_process
+from cappy.study.results import ResultPaths
 from cappy.tasks import questions
 
 logger = logging.getLogger('cappy_promptsource')
@@ -54,51 +57,83 @@ def main(
 ):
     """Zero-shot accuracy on classification tasks."""
     settings = dict(locals())
-    paths = result_paths(settings)
+    model = Path(model_name_or_path).name or 'model'
+    paths = ChoicePaths(results_dir, model, Path(data_file).stem) if results_dir else None
     if paths and paths.result.exists() and not overwrite:
         return show_existing(paths, settings)
-    clock = Clock()
+    timer = PhaseTimer()
     rows = questions.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
-    clock.lap('data')
+    timer.lap('data')
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(standard_output_kept())
-        devices = start_devices(settings)
-        stack.enter_context(writing(paths))
-        scorer = load_scorer(settings, devices)
-        clock.lap('load')
+        devices = get_devices(n_model_shards, n_processes, host0_address, host0_port, process_id, n_local_devices)
+        if paths and is_first_process():
+            stack.enter_context(result_lock(paths))
+        scorer = Cappy.from_pretrained(
+            model_name_or_path,
+            devices=devices,
+            compute_dtype=compute_dtype,
+            max_length=max_length,
+            tokens_per_device=tokens_per_device,
+        )
+        timer.lap('load')
         scores, counts = score_rows(scorer, rows)
-        clock.lap('score')
+        timer.lap('score')
         verdicts = questions.grade(rows, scores, grading)
-        result = describe(settings, rows, scores, verdicts, counts, clock, devices)
-        save(paths, result, rows, scores)
+        accuracies = {name: questions.accuracy(questions.grade(rows, scores, name)) for name in questions.GRADINGS}
+        summary = questions.summarise(verdicts, jax_seed)
+        timer.lap('grade')
+        result = {
+            'accuracy': accuracies[grading],
+            'accuracy_by_grading': accuracies,
+            'summary': summary,
+            'settings': settings,
+            'counts': {
+                'rows': len(rows),
+                'unique_pairs': counts['unique_pairs'],
+                'truncated_pairs': counts['truncated_pairs'],
+                'empty_responses': sum(not row.response for row in rows),
+                'graded_questions': len(verdicts),
+                'questions': questions.count_faults(rows, scores),
+            },
+            'datasets_not_graded': [
+                name for name in dict.fromkeys(row.dataset_name for row in rows) if name.split('|||')[0] not in summary
+            ],
+            'data_sha256': file_digest(data_file),
+            'seconds': timer.seconds | {'waiting_for_tokens': counts['seconds_waiting']},  # a part of score
+            'versions': environment(),
+            'device': devices.description,
+        }
+        if paths and is_first_process():  # the result last: where it exists, the scores do
+            questions.write_choice_scores(paths.candidates, rows, scores)
+            write_json(paths.result, result)
     if is_first_process():
         report(result)
 
 
-def result_paths(settings):
-    """Where the result goes; None where nothing is to be written."""
-    if settings['results_dir'] is None:
-        return None
-    model = Path(settings['model_name_or_path']).name or 'model'
-    return questions.ChoicePaths(settings['results_dir'], model, Path(settings['data_file']).stem)
+class ChoicePaths(ResultPaths):
+    """The files of one scorer and data file: {results_dir}/{model}/{data file}.json and .scores.jsonl."""
+
+    @property
+    def candidates(self):
+        return self._with('.scores.jsonl')
 
 
 def show_existing(paths, settings):
     """Give the result that is there; one of another scorer, data or grading is not what was asked for."""
     result = read_fields(paths.result, RESULT_FIELDS)
-    made_with = result['settings'] | {'data_sha256': result['data_sha256']}
-    asked_for = settings | {'data_sha256': file_digest(settings['data_file'])}
-    ours = ('overwrite', 'results_dir', 'per_device_batch_size')  # do not change a result
-    other = [key for key in asked_for if key not in ours and made_with.get(key) != asked_for[key]]
-    if other:
-        told = ', '.join(f'{key} {made_with.get(key)!r} (asked for: {asked_for[key]!r})' for key in other)
+    made = result['settings'] | {'data_sha256': result['data_sha256']}
+    asked = settings | {'data_sha256': file_digest(settings['data_file'])}
+    not_deciding = ('overwrite', 'results_dir', 'per_device_batch_size')
+    if other := differing(made, asked, ignoring=not_deciding):
         raise InputError(
-            f'{paths.result}: exists, made with {told}; --overwrite replaces it, another --results_dir keeps both'
+            f'{paths.result}: exists, made with {", ".join(other)}; '
+            '--overwrite replaces it, another --results_dir keeps both'
         )
     if not settings['process_id']:  # None or the first
-        print(f'Result already exists in {paths.result}. Skipped.', file=sys.stderr)
         report(result)
+        print(f'Result already exists in {paths.result}. Skipped: nothing was computed.', file=sys.stderr)
 
 
 def file_digest(path):
@@ -123,68 +158,12 @@ def standard_output_kept():
         os.close(ours)
 
 
-def writing(paths):
-    """The first process holds the result's lock, and finds out that a folder cannot be written before any work."""
-    return result_lock(paths) if paths and is_first_process() else contextlib.nullcontext()
-
-
-def load_scorer(settings, devices):
-    """The scorer as it is."""
-    from cappy import Cappy
-
-    return Cappy.from_pretrained(
-        settings['model_name_or_path'],
-        devices=devices,
-        compute_dtype=settings['compute_dtype'],
-        max_length=settings['max_length'],
-        tokens_per_device=settings['tokens_per_device'],
-        seed=settings['jax_seed'],
-    )
-
-
 def score_rows(scorer, rows):
     """(float32 [rows], counts). Identical pairs share one score, so that they tie wherever they stand."""
     unique = {}
     place = [unique.setdefault((row.instruction, row.response), len(unique)) for row in rows]
     scores, counts = scorer.score_with_counts(unique, progress='scoring')
     return scores[place], counts
-
-
-def describe(settings, rows, scores, verdicts, counts, clock, devices):
-    """The result file's content (docs/design.md, Files)."""
-    under = {name: questions.accuracy(questions.grade(rows, scores, name)) for name in questions.GRADINGS}
-    summary = questions.summarise(verdicts, settings['jax_seed'])
-    clock.lap('grade')
-    return {
-        'accuracy': under[settings['grading']],
-        'accuracy_by_grading': under,
-        'summary': summary,
-        'settings': settings,
-        'counts': {
-            'rows': len(rows),
-            'unique_pairs': counts['unique_pairs'],
-            'truncated_pairs': counts['truncated_pairs'],
-            'empty_responses': sum(not row.response for row in rows),
-            'graded_questions': len(verdicts),
-            'questions': questions.count_faults(rows, scores),
-        },
-        'datasets_not_graded': [
-            name for name in dict.fromkeys(row.dataset_name for row in rows) if name.split('|||')[0] not in summary
-        ],
-        'data_sha256': file_digest(settings['data_file']),
-        'seconds': clock.seconds | {'waiting_for_tokens': counts['seconds_waiting']},  # a part of score
-        'versions': environment(),
-        'device': devices.description,
-    }
-
-
-def save(paths, result, rows, scores):
-    """The scores, then the result: where it exists, they do."""
-    if paths and is_first_process():
-        questions.write_choice_scores(paths.candidates, rows, scores)
-        with write_atomically(paths.result) as file:
-            json.dump(result, file, ensure_ascii=False, allow_nan=False, indent=4)
-            file.write('\n')
 
 
 def report(result):

@@ -65,7 +65,7 @@ def make_cell(argv):
 
         return call
 
-    training._Run.update = timed(training._Run.update, updates)
+    training.TrainingRun.update = timed(training.TrainingRun.update, updates)
     cappy_bigbench.score_candidates = timed(cappy_bigbench.score_candidates, scorings)
     run(cappy_bigbench.main, argv)
     return updates, scorings

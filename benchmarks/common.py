@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.model.encoder import EncoderConfig, expected_tensors
-from cappy.model.model_files import write_checkpoint
+from cappy.model.config import EncoderConfig
+from cappy.model.model_files import write_model
 from cappy.model.packing import Batch
+from cappy.model.tensors import expected_tensors
 from cappy.tasks.candidates import read_examples
 from cappy.tasks.questions import read_choices
 
@@ -139,7 +140,7 @@ def scorer_directory(size, pairs, dropout=DROPOUT, seed=0):
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / size
         tokenizer = _make_tokenizer(published['model_type'], [text for pair in pairs for text in pair])
-        write_checkpoint(directory, tensors, published, tokenizer=tokenizer)
+        write_model(directory, tensors, published, tokenizer=tokenizer)
         yield directory
 
 

@@ -30,7 +30,7 @@ from cappy.cli.flags import run
 from cappy.generate.decodings import REFERENCE_DECODINGS, parse_decoding, sample_key
 from cappy.generate.generator import Generator
 from cappy.generate.t5 import T5, T5Config, params_shapes, tensor_names
-from cappy.model.model_files import write_checkpoint
+from cappy.model.model_files import write_model
 
 SMALL = {
     'model_type': 't5',
@@ -69,7 +69,7 @@ def generator_directory(texts, mean_length, ends, seed=0):
     set_end(tensors, config, mean_length, ends, generator)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / 'small'
-        write_checkpoint(directory, tensors, SMALL, tokenizer=make_tokenizer(texts, config.vocab_size))
+        write_model(directory, tensors, SMALL, tokenizer=make_tokenizer(texts, config.vocab_size))
         yield directory
 
 

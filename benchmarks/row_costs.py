@@ -46,7 +46,7 @@ class Forward:
     def __init__(self, scorer, shape):
         self.params, self.n_tokens = scorer.params, shape[0] * shape[1]
         self.rows = scorer.devices.put_rows(random_rows(*shape, scorer.config))
-        program = score_program(scorer.config, scorer.compute_dtype, scorer.devices)[0].lower(self.params, self.rows)
+        program = score_program(scorer.config, scorer.compute_dtype, scorer.devices).lower(self.params, self.rows)
         self.compile_seconds = seconds_of(lambda: setattr(self, 'program', program.compile()))
 
     def __call__(self):

@@ -36,7 +36,7 @@ from cappy.model.tokens import encode_pairs
 def score_padded(scorer, pairs, batch_size):
     """float32 [n] scores, one pair a row of 512 tokens."""
     encoded = encode_pairs(scorer.tokenizer, *zip(*pairs, strict=True), scorer.max_length)
-    program, _ = score_program(scorer.config, scorer.compute_dtype, scorer.devices)
+    program = score_program(scorer.config, scorer.compute_dtype, scorer.devices)
     scores = []
     for batch in padded_batches(len(pairs), batch_size):
         rows = scorer.devices.put_rows(fill_rows(batch, encoded, np.arange(len(pairs)), scorer.config))

@@ -18,7 +18,7 @@ from matrix_products import operations
 
 from cappy.cli.flags import run
 from cappy.cli.tables import Column, format_table
-from cappy.model.encoder import EncoderConfig
+from cappy.model.config import EncoderConfig
 from cappy.model.tokens import encode_pairs, load_tokenizer
 from cappy.study.cells import read_task_names
 from cappy.tasks.candidates import read_examples

@@ -65,15 +65,15 @@ class Ours:
             self.plans, self.packing = training._plan_updates(
                 work.order, work.encoded, np.arange(n_pairs), self.config, scorer.devices, tokens_per_device
             )
-        self.run = training._Run(
-            self.config, scorer.compute_dtype, scorer.devices, False, work.optimizer, work.settings.seed, scorer.params
+        self.run = training.TrainingRun(
+            scorer.params, self.config, scorer.devices, scorer.compute_dtype, work.optimizer, work.settings.seed
         )
 
     def update(self, number):
         """One update -> the loss before it."""
         group, labels = self.work.order[number], self.work.labels
         batches = training.micro_batches(self.plans[number], self.work.encoded, group, labels[group], self.config)
-        return self.run.update(number, batches, GOING_ON)[0]
+        return self.run.update(number, len(group), batches, GOING_ON).loss
 
 
 class PyTorch:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.generate.sample_files import check_existing, read_instructions, sampled_file
-from cappy.model.processes import is_first_process, start_devices
+from cappy.model.devices import get_devices, is_first_process
 from cappy.study.cells import read_task_names
 from cappy.tasks.candidates import REFERENCE_DECODINGS, SPLITS, Sample
 
@@ -68,7 +68,7 @@ def main(
     settings = dict(locals())
     check_numbers(settings)
     files = find_files(settings)
-    devices = start_devices(settings)
+    devices = get_devices(n_model_shards, n_processes, host0_address, host0_port, process_id, n_local_devices)
     chosen = choose_decodings(settings)
     files = {name: examples for name, examples in files.items() if not is_done(settings, *name, examples)}
     if not files:

@@ -25,8 +25,7 @@ from cappy.files.atomic import write_atomically
 from cappy.files.lock import result_lock
 from cappy.files.partial import OutputPaths
 from cappy.files.scored_pairs import STANDARD, PairFile, Runs, best_first, find_done
-from cappy.model import processes
-from cappy.model.processes import is_first_process
+from cappy.model.devices import get_devices, is_first_process
 
 logger = logging.getLogger('score')
 
@@ -122,7 +121,8 @@ def start_devices(settings):
     """processes.start_devices, where every process can read the input."""
     if settings['n_processes'] not in (None, 1) and settings['input_file'] == STANDARD:
         raise InputError('standard input reaches one process; give a file that all of them can read')
-    return processes.start_devices(settings)
+    hosts = ('n_processes', 'host0_address', 'host0_port', 'process_id', 'n_local_devices')
+    return get_devices(settings['n_model_shards'], *(settings[name] for name in hosts))
 
 
 def load_scorer(settings, devices):

@@ -107,7 +107,8 @@ def word_pieces():
 
 def random_tensors(config, seed=0):
     """Weights so large that pairs score apart, as named tensors."""
-    from cappy.model.encoder import EncoderConfig, expected_tensors
+    from cappy.model.config import EncoderConfig
+    from cappy.model.tensors import expected_tensors
 
     generator = np.random.default_rng(seed)
     tensors = {}

@@ -16,7 +16,6 @@ from conftest import run_main
 import cappy_bigbench
 from cappy.files.lock import result_lock
 from cappy.files.updates import read_updates
-from cappy.model import devices
 from cappy.study import results
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +81,7 @@ def test_the_recorded_run_gives_the_recorded_picks_and_rougeL_in_its_three_files
     assert len(updates) == 32 and updates[0]['learning_rate'] == '0.0' and updates[1]['pairs'] == '16'
     assert result['counts']['samples'] == 510
     assert files_in(tmp_path) == [f'flan-t5-tiny/{task}{end}' for end in ('.candidates.jsonl', '.json', '.train.csv')]
-    assert f'Cappy + flan-t5-tiny on {task}: {recorded["rougeL"]}' in capsys.readouterr().out
+    assert f'Cappy + flan-t5-tiny on {task}: {100 * recorded["rougeL"]:.2f} (rougeL x 100)' in capsys.readouterr().out
 
 
 def test_an_existing_result_is_left_alone_and_said_with_exit_code_0(tmp_path, capsys):
@@ -91,7 +90,7 @@ def test_an_existing_result_is_left_alone_and_said_with_exit_code_0(tmp_path, ca
     place.write_text('{"rougeL": 0.25, "settings": {"learning_rate": 1e-05}}')
     assert run(*job(tmp_path)) == 0
     out = capsys.readouterr().out
-    assert f'Result already exists in {place}. Skipped.' in out
+    assert f'Result already exists in {place}. Skipped' in out
     assert 'learning_rate 1e-05 (asked for: 2e-05)' in out and '--overwrite' in out
     assert json.loads(place.read_text())['rougeL'] == 0.25
 
@@ -195,16 +194,16 @@ def test_a_second_process_does_not_repeat_a_running_one(tmp_path, capsys):
 
 def test_a_result_that_appears_while_this_process_starts_is_not_made_again(tmp_path, capsys, monkeypatch):
     paths = results.ResultPaths(tmp_path, 'flan-t5-tiny', 'tiny_tense')
-    start = devices.start_devices
+    start = cappy_bigbench.get_devices
 
-    def start_slowly(settings):
+    def start_slowly(*flags):
         paths.result.parent.mkdir(parents=True)
         paths.result.write_text('{"rougeL": 0.5}')
-        return start(settings)
+        return start(*flags)
 
-    monkeypatch.setattr(devices, 'start_devices', start_slowly)
+    monkeypatch.setattr(cappy_bigbench, 'get_devices', start_slowly)
     assert run(*job(tmp_path), *RECORDED_FLAGS) == 0
-    assert capsys.readouterr().out.startswith(f'Result already exists in {paths.result}. Skipped.')
+    assert capsys.readouterr().out.startswith(f'Result already exists in {paths.result}. Skipped')
     assert json.loads(paths.result.read_text()) == {'rougeL': 0.5}
     assert not paths.lock.exists()
 

@@ -90,7 +90,7 @@ def test_an_existing_result_is_given_again_and_one_of_other_settings_is_an_error
     capsys.readouterr()
     assert run(*job('--results_dir', tmp_path)) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == ACCURACY and f'Result already exists in {path}. Skipped.' in err
+    assert json.loads(out) == ACCURACY and f'Result already exists in {path}. Skipped' in err
     assert run(*job('--results_dir', tmp_path, '--grading', 'exact')) == 1
     out, err = capsys.readouterr()
     assert out == '' and "grading 'reference' (asked for: 'exact')" in err and '--overwrite' in err
@@ -141,7 +141,7 @@ def test_bad_flags_and_folders_are_named_and_leave_nothing(tmp_path, capsys):
 
 
 def test_a_second_process_does_not_repeat_a_running_one(tmp_path, capsys):
-    paths = cappy_promptsource.choices.ChoicePaths(tmp_path, 'tiny-cappy', 'promptsource_test')
+    paths = cappy_promptsource.ChoicePaths(tmp_path, 'tiny-cappy', 'promptsource_test')
     with result_lock(paths):
         assert 'works on this result' in refused(capsys, *job('--results_dir', tmp_path))
     assert [path for path in tmp_path.rglob('*') if path.is_file()] == []

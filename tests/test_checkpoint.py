@@ -20,7 +20,7 @@ from cappy.model.model_files import (
     normalise_names,
     read_config,
     read_tensors,
-    write_checkpoint,
+    write_model,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -383,7 +383,7 @@ def contents(directory):
 def test_what_is_written_is_read_back(tmp_path, tiny):
     config = read_config(TINY)
     target = tmp_path / 'deep' / 'model'
-    write_checkpoint(target, tiny, config, model_card='# A card\n')
+    write_model(target, tiny, config, model_card='# A card\n')
     assert_equal_tensors(read_tensors(target), tiny)
     assert read_config(target) == config
     assert (target / 'README.md').read_text() == '# A card\n'
@@ -395,7 +395,7 @@ def test_transposed_and_short_arrays_are_written_as_their_values_in_float32(tmp_
     turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
     short = np.array([1.5, 2.5], ml_dtypes.bfloat16)
     tensors = {'a.weight': turned, 'a.bias': short}
-    write_checkpoint(tmp_path / 'model', tensors, {'dtype': 'float16', 'torch_dtype': 'bfloat16'})
+    write_model(tmp_path / 'model', tensors, {'dtype': 'float16', 'torch_dtype': 'bfloat16'})
     expected = {'a.weight': turned, 'a.bias': np.array([1.5, 2.5], np.float32)}
     assert_equal_tensors(read_tensors(tmp_path / 'model'), expected)
     assert read_config(tmp_path / 'model') == {'dtype': 'float32', 'torch_dtype': 'float32'}
@@ -406,7 +406,7 @@ def test_pytorch_transformers_loads_what_was_written(tmp_path, tiny):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    write_checkpoint(tmp_path / 'model', tiny, read_config(TINY), tokenizer)
+    write_model(tmp_path / 'model', tiny, read_config(TINY), tokenizer)
     model, report = AutoModelForSequenceClassification.from_pretrained(tmp_path / 'model', output_loading_info=True)
     assert not report['missing_keys']
     assert not report['unexpected_keys']
@@ -424,23 +424,23 @@ def test_pytorch_transformers_loads_what_was_written(tmp_path, tiny):
 
 def test_an_existing_directory_is_refused_unless_overwrite_is_set(tmp_path, tiny):
     target = tmp_path / 'model'
-    write_checkpoint(target, tiny, {'a': 1})
+    write_model(target, tiny, {'a': 1})
     before = contents(target)
-    assert 'not empty' in error_line(write_checkpoint, target, tiny, {'a': 2})
+    assert 'not empty' in error_line(write_model, target, tiny, {'a': 2})
     assert contents(target) == before
-    write_checkpoint(target, tiny, {'a': 2}, overwrite=True)
+    write_model(target, tiny, {'a': 2}, overwrite=True)
     assert read_config(target) == {'a': 2}
     assert [entry.name for entry in tmp_path.iterdir()] == ['model']
 
 
 def test_an_empty_directory_is_written_to(tmp_path, tiny):
-    write_checkpoint(tmp_path, tiny, {'a': 1})
+    write_model(tmp_path, tiny, {'a': 1})
     assert read_config(tmp_path) == {'a': 1}
 
 
 def test_overwriting_never_removes_foreign_files(tmp_path, tiny):
     (tmp_path / 'thesis.tex').write_text('years of work')
-    assert 'thesis.tex' in error_line(write_checkpoint, tmp_path, tiny, {}, overwrite=True)
+    assert 'thesis.tex' in error_line(write_model, tmp_path, tiny, {}, overwrite=True)
     assert 'thesis.tex' in error_line(check_writable, tmp_path, overwrite=True)
     assert contents(tmp_path) == {'thesis.tex': b'years of work'}
 
@@ -458,19 +458,19 @@ class BreaksWhileSaving:
 def test_a_crash_in_the_middle_leaves_nothing_and_keeps_what_was_there(error, tmp_path, tiny):
     target = tmp_path / 'model'
     with pytest.raises(type(error)):
-        write_checkpoint(target, tiny, {}, BreaksWhileSaving(error))
+        write_model(target, tiny, {}, BreaksWhileSaving(error))
     assert list(tmp_path.iterdir()) == []
-    write_checkpoint(target, tiny, {'a': 1})
+    write_model(target, tiny, {'a': 1})
     before = contents(target)
     with pytest.raises(type(error)):
-        write_checkpoint(target, tiny, {'a': 2}, BreaksWhileSaving(error), overwrite=True)
+        write_model(target, tiny, {'a': 2}, BreaksWhileSaving(error), overwrite=True)
     assert contents(target) == before
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_move_that_fails_puts_the_old_directory_back(tmp_path, tiny, monkeypatch):
     target = tmp_path / 'model'
-    write_checkpoint(target, tiny, {'a': 1})
+    write_model(target, tiny, {'a': 1})
     before = contents(target)
     rename = Path.rename
 
@@ -480,15 +480,15 @@ def test_a_move_that_fails_puts_the_old_directory_back(tmp_path, tiny, monkeypat
         return rename(path, to)
 
     monkeypatch.setattr(Path, 'rename', rename_but_not_the_new_one)
-    assert 'cannot be written' in error_line(write_checkpoint, target, tiny, {'a': 2}, overwrite=True)
+    assert 'cannot be written' in error_line(write_model, target, tiny, {'a': 2}, overwrite=True)
     assert contents(target) == before
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path, tiny):
     (tmp_path / 'file').write_text('')
-    line = error_line(write_checkpoint, tmp_path / 'file' / 'model', tiny, {})
+    line = error_line(write_model, tmp_path / 'file' / 'model', tiny, {})
     assert line.startswith(f'{tmp_path / "file" / "model"}: cannot be written (Not a directory)')
     full = OSError(28, 'No space left on device')
-    assert 'No space left' in error_line(write_checkpoint, tmp_path / 'm', tiny, {}, BreaksWhileSaving(full))
+    assert 'No space left' in error_line(write_model, tmp_path / 'm', tiny, {}, BreaksWhileSaving(full))
     assert [entry.name for entry in tmp_path.iterdir()] == ['file']

@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 
 from cappy.errors import InputError
-from cappy.model import encoder
+from cappy.model import cpu
+from cappy.model.config import EncoderConfig
 from cappy.model.devices import get_devices
-from cappy.model.encoder import (
-    EncoderConfig,
-    Scorer,
-    dropout,
-    expected_tensors,
-    mix_bits,
-    params_from_tensors,
-    tensors_from_params,
-)
+from cappy.model.encoder import Scorer
+from cappy.model.layers import Dropout, attend, drop, mix_bits
 from cappy.model.model_files import read_config, read_tensors
 from cappy.model.packing import Batch, RowCost, fill_rows, plan_batches
+from cappy.model.tensors import expected_tensors, params_from_tensors, tensors_from_params
 from cappy.model.tokens import EncodedPairs, encode_pairs, load_tokenizer
 from cappy.model.training import TrainingSettings, training_programs
 
@@ -211,35 +206,45 @@ def test_gradients_of_every_parameter_equal_pytorch(tiny_directories, name):
         assert scale > 1e-3 or name.endswith('key.bias'), name
 
 
+ELEMENTS = jnp.arange(64, dtype=jnp.uint32)
+
+
 def test_a_dropped_share_is_the_rate_and_the_rest_is_scaled_up():
     x = jnp.ones((300, 64))
-    noise = mix_bits(jnp.arange(300, dtype=jnp.uint32))
+    seeds = mix_bits(jnp.arange(300, dtype=jnp.uint32))
     for rate in (0.1, 0.5):
-        dropped = np.asarray(dropout(x, rate, noise, site=4))
+        dropped = np.asarray(drop(x, rate, seeds, 4, ELEMENTS))
         spread = 4 * (rate * (1 - rate) / x.size) ** 0.5
         assert abs((dropped == 0).mean() - rate) < spread
         np.testing.assert_allclose(np.unique(dropped), [0, 1 / (1 - rate)], rtol=1e-6)
         assert abs(dropped.mean() - 1) < spread / (1 - rate)
-    assert dropout(x, 0.0, noise, 4) is x
-    assert dropout(x, 0.5, None, 4) is x
+
+
+def test_nothing_is_dropped_without_seeds_or_at_rate_zero():
+    x, weights, positions = jnp.ones((6, 64)), jnp.ones((2, 4, 3, 3)), jnp.zeros((2, 3), jnp.uint32)
+    for seeds, rate in ((None, 0.5), (positions, 0.0)):
+        dropout = Dropout(seeds, positions, 0, rate, rate)
+        assert dropout.hidden(x) is x
+        assert dropout.attention(weights) is weights
+    assert (Dropout(positions, positions, 0, 0.5, 0.5).hidden(x) != x).any()
 
 
 def test_masks_of_tokens_sites_updates_and_elements_are_independent():
     def mask(first, site):
-        noise = mix_bits(mix_bits(jnp.arange(200, dtype=jnp.uint32) + np.uint32(first)))
-        return np.asarray(dropout(jnp.ones((200, 64)), 0.5, noise, site) > 0)
+        seeds = mix_bits(mix_bits(jnp.arange(200, dtype=jnp.uint32) + np.uint32(first)))
+        return np.asarray(drop(jnp.ones((200, 64)), 0.5, seeds, site, ELEMENTS) > 0)
 
-    one = mask(0, 3)
-    assert (one == mask(0, 3)).all()
+    first = mask(0, 3)
+    assert (first == mask(0, 3)).all()
     others = {
         'site': mask(0, 4),
         'update': mask(987654321, 3),
-        'next token': np.roll(one, 1, axis=0),
-        'next element': np.roll(one, 1, axis=1),
+        'next token': np.roll(first, 1, axis=0),
+        'next element': np.roll(first, 1, axis=1),
     }
     for name, other in others.items():
         # Coins agree half the time; five standard deviations.
-        assert abs((one == other).mean() - 0.5) < 5 * 0.5 / one.size**0.5, name
+        assert abs((first == other).mean() - 0.5) < 5 * 0.5 / first.size**0.5, name
 
 
 @pytest.mark.parametrize('name', ['roberta-dropout', 'bert-dropout'])
@@ -314,19 +319,53 @@ def test_configs_of_other_models_are_refused_with_the_field_named(tiny_directori
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize(('spread', 'is_bounded'), [(0.5, True), (20.0, False)])
-def test_softmax_is_the_same_where_a_bound_spares_the_largest_logit_and_where_it_does_not(spread, is_bounded):
+def attention_inputs(spread):
+    """query, key, value [2, 3, 12, 8], and the segments of three stretches of each row, the last one padding."""
     generator = np.random.default_rng(0)
     query, key, value = (jnp.asarray(generator.normal(0, spread, (2, 3, 12, 8)), jnp.float32) for _ in range(3))
-    segments = np.repeat([[1, 2, 0]], 4, axis=1) * np.ones((2, 1), int)
-    same_pair = jnp.asarray(segments[:, None, :, None] == segments[:, None, None, :])
-    logits = np.einsum('rhlk,rhmk->rhlm', query, key)
+    return query, key, value, jnp.asarray(np.repeat([[1, 2, 0]], 4, axis=1) * np.ones((2, 1), int))
+
+
+@pytest.mark.parametrize(('spread', 'is_bounded'), [(0.5, True), (20.0, False)])
+def test_attention_without_the_largest_logit_equals_the_plain_one(spread, is_bounded):
+    query, key, value, segments = attention_inputs(spread)
+    logits = np.einsum('rhqk,rhlk->rhql', query, key)
     norms = [np.linalg.norm(x, axis=-1).max() for x in (query, key)]
-    assert (norms[0] * norms[1] < encoder.SAFE_LOGIT) == is_bounded
-    # Without the largest logit taken off, exp would overflow in the second case.
+    assert (norms[0] * norms[1] < cpu.SAFE_LOGIT) == is_bounded
+    # Without the largest logit subtracted, exp would overflow in the second case.
     assert np.isfinite(np.exp(logits)).all() == is_bounded
-    largest = np.where(same_pair, logits, -np.inf).max(-1, keepdims=True)
-    weights = np.where(same_pair, np.exp(np.where(same_pair, logits, -np.inf) - largest), 0)
-    expected = np.einsum('rhlm,rhmk->rhlk', weights / weights.sum(-1, keepdims=True), value)
-    mixed = jax.jit(encoder.attend_bounded)(query, key, value, same_pair)
-    np.testing.assert_allclose(mixed, expected, rtol=2e-5, atol=1e-6 * spread)
+    dropout = Dropout(None, segments, 0, 0.0, 0.0)
+    expected = attend(query, key, value, segments, segments, dropout)
+    bounded = jax.jit(cpu.attend_bounded)(query, key, value, segments, segments, dropout)
+    np.testing.assert_allclose(bounded, expected, rtol=2e-5, atol=1e-6 * spread)
+
+
+@pytest.mark.parametrize('attention', [attend, cpu.attend_bounded])
+@pytest.mark.parametrize('spread', [0.5, 20.0])
+def test_no_bit_of_a_pair_depends_on_its_neighbours_in_the_row(attention, spread):
+    query, key, value, segments = attention_inputs(spread)
+    dropout = Dropout(None, segments, 0, 0.0, 0.0)
+    before = np.asarray(attention(query, key, value, segments, segments, dropout))
+    # The neighbours' keys keep their norms, on which the bound of one way of computing depends.
+    others = attention(query, key.at[:, :, 4:].multiply(-1), value.at[:, :, 4:].add(9.0), segments, segments, dropout)
+    np.testing.assert_array_equal(np.asarray(others)[:, :, :4], before[:, :, :4])
+    assert (np.asarray(others)[:, :, 4:8] != before[:, :, 4:8]).all()
+
+
+def test_bounded_attention_refuses_dropout():
+    query, key, value, segments = attention_inputs(0.5)
+    with pytest.raises(ValueError, match='drops nothing'):
+        cpu.attend_bounded(query, key, value, segments, segments, Dropout(segments, segments, 0, 0.1, 0.1))
+
+
+def test_attention_drops_other_weights_in_each_head_query_and_update():
+    query, key, value, segments = attention_inputs(0.5)
+    positions = jnp.tile(jnp.arange(12, dtype=jnp.uint32), (2, 1))
+    masks = [
+        np.asarray(
+            Dropout(mix_bits(positions + update), positions, 0, 0.0, 0.5).attention(jnp.ones((2, 3, 12, 12))) > 0
+        )
+        for update in (0, 10**6)
+    ]
+    for others in (masks[1], np.roll(masks[0], 1, axis=1), np.roll(masks[0], 1, axis=2), np.roll(masks[0], 1, axis=3)):
+        assert abs((masks[0] == others).mean() - 0.5) < 0.1

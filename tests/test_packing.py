@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from cappy.errors import InputError
-from cappy.model.encoder import EncoderConfig
+from cappy.model.config import EncoderConfig
 from cappy.model.packing import (
     ROW_LENGTHS,
     Batch,
     RowCost,
-    check_lengths,
+    check_max_length,
     describe_packing,
     fill_rows,
     pack_pairs,
@@ -223,7 +223,7 @@ def test_a_max_length_beyond_the_positions_is_an_error(recorded):
         classifier_dropout=0.0,
         initializer_range=0.02,
     )
-    check_lengths(512, config, 'some/model')
-    with pytest.raises(InputError, match='--max_length 513: some/model has positions for 512 tokens; give') as caught:
-        check_lengths(513, config, 'some/model')
+    check_max_length(512, config, 'some/model')
+    with pytest.raises(InputError, match='max_length 513: some/model has positions for 512 tokens; give') as caught:
+        check_max_length(513, config, 'some/model')
     assert '\n' not in str(caught.value)

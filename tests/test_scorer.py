@@ -165,7 +165,7 @@ def test_adapting_lowers_the_loss_with_tuples_and_with_finetuning_examples(tiny_
     losses = [row.loss for row in runs[0].updates]
     assert np.mean(losses[-4:]) < 0.3 * losses[0]
     assert runs[0].error == runs[1].error < 0.3 * losses[0]
-    assert runs[0].packing['truncated_pairs'] == 0
+    assert runs[0].n_truncated == 0
 
 
 @pytest.mark.parametrize(
@@ -186,13 +186,13 @@ def test_a_bad_example_is_named_and_the_scorer_stays_whole(scorer, example, foun
 def test_a_max_length_beyond_the_positions_is_an_error(tiny_directories):
     path = tiny_directories['roberta']
     message = error_line(Cappy.from_pretrained, path, max_length=99)
-    assert message == f'--max_length 99: {path} has positions for 98 tokens; give --max_length 98 or less'
+    assert message == f'max_length 99: {path} has positions for 98 tokens; give 98 or less'
     assert Cappy.from_pretrained(path).max_length == 98
 
 
 def test_an_unknown_compute_dtype_is_an_error(tiny_directories):
     message = error_line(Cappy.from_pretrained, tiny_directories['roberta'], compute_dtype='float16')
-    assert message == "--compute_dtype: found 'float16'; choose one of float32, bfloat16"
+    assert message == "compute_dtype: found 'float16'; choose one of float32, bfloat16"
 
 
 def test_a_vocabulary_that_the_embeddings_do_not_hold_is_an_error(make_model):
@@ -279,7 +279,7 @@ def test_a_scorer_whose_training_stopped_says_so(tiny_cappy):
 
 @pytest.mark.parametrize('max_length', [-1, 0, 3, 513])
 def test_a_max_length_without_room_or_positions_is_refused(max_length, tiny_cappy):
-    with pytest.raises(InputError, match=f'--max_length {max_length}'):
+    with pytest.raises(InputError, match=f'max_length {max_length}'):
         Cappy.from_pretrained(tiny_cappy, max_length=max_length)
 
 

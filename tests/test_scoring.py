@@ -1,4 +1,3 @@
-import dataclasses
 import logging
 import time
 
@@ -53,7 +52,6 @@ def test_many_pairs_score_as_each_does_alone_and_in_order(scorer, one_by_one, to
 
 def test_identical_pairs_are_scored_once_and_counted(scorer, one_by_one):
     pairs, alone = one_by_one
-    scoring.score_program.cache_clear()  # rows of other tests' shapes would be taken again
     scores, [counts] = scored(scorer, pairs + pairs[:5] + [list(pairs[0])])
     np.testing.assert_allclose(scores, np.concatenate([alone, alone[:5], alone[:1]]), rtol=0, atol=5e-6)
     assert scores[24:29].tolist() == scores[:5].tolist()
@@ -66,43 +64,15 @@ def test_identical_pairs_are_scored_once_and_counted(scorer, one_by_one):
 
 def test_few_pairs_take_the_shapes_that_were_compiled_before(scorer, one_by_one):
     pairs, alone = one_by_one
-    scoring.score_program.cache_clear()
-    scored(scorer, pairs)
-    _, shapes = scoring.score_program(scorer.config, scorer.compute_dtype, scorer.devices)
-    before = set(shapes)
     short = min(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    scores, _ = scored(scorer, [pairs[short]])
-    assert shapes == before
+    compiled, fresh = set(), set()
+    scored(scorer, pairs, compiled=compiled)
+    before = set(compiled)
+    scores, _ = scored(scorer, [pairs[short]], compiled=compiled)
+    assert compiled == before
+    scored(scorer, [pairs[short]], compiled=fresh)
+    assert not fresh <= before  # by itself, the pair would have another shape
     np.testing.assert_allclose(scores, alone[short], rtol=0, atol=5e-6)
-
-
-@pytest.mark.parametrize('name', ['roberta', 'bert'])
-def test_scores_are_the_same_where_the_first_layer_is_looked_up(tiny_directories, texts, name, monkeypatch):
-    pairs, asked = texts(200, seed=3), []
-
-    def pay(n_tokens, *_):
-        asked.append(n_tokens)
-        return looked_up
-
-    monkeypatch.setattr(scoring, 'tables_pay', pay)
-    scorer = Cappy.from_pretrained(tiny_directories[name], max_length=24)
-    scores = {}
-    for looked_up in (False, True):
-        scores[looked_up], _ = scored(scorer, pairs, tokens_per_device=256)
-    assert len(asked) == 2
-    assert scores[False].std() > 0.15
-    assert (scores[True] != scores[False]).any()  # else the same program ran
-    np.testing.assert_allclose(scores[True], scores[False], rtol=0, atol=5e-6)
-
-
-def test_the_first_layer_is_looked_up_only_where_that_pays(scorer):
-    config, devices = scorer.config, scorer.devices
-    enough = 4 * config.vocab_size
-    assert scoring.tables_pay(enough, config, devices, jnp.float32) == (devices.platform == 'cpu')
-    assert not scoring.tables_pay(enough - 1, config, devices, jnp.float32)
-    assert not scoring.tables_pay(enough, config, devices, jnp.bfloat16)
-    for changes in ({'num_hidden_layers': 1}, {'vocab_size': 10**6}):
-        assert not scoring.tables_pay(10**7, dataclasses.replace(config, **changes), devices, jnp.float32)
 
 
 def test_swapping_instruction_and_response_is_another_pair(scorer):
@@ -111,10 +81,9 @@ def test_swapping_instruction_and_response_is_another_pair(scorer):
     assert abs(scores[0] - scores[1]) > 1e-3
 
 
-def test_windows_follow_one_another_in_order(scorer, one_by_one, monkeypatch):
+def test_windows_follow_one_another_in_order(scorer, one_by_one):
     pairs, alone = one_by_one
-    monkeypatch.setattr(scoring, 'WINDOW', 10)
-    scores, counts = scored(scorer, (pair for pair in pairs))
+    scores, counts = scored(scorer, (pair for pair in pairs), window_size=10)
     np.testing.assert_allclose(scores, alone, rtol=0, atol=5e-6)
     assert [count['pairs'] for count in counts] == [10, 10, 4]
 
@@ -134,16 +103,14 @@ def test_no_pairs_have_no_scores(scorer):
 
 def test_where_tokenizing_costs_only_waiting_the_first_window_is_short(scorer, one_by_one, monkeypatch):
     pairs, alone = one_by_one
-    monkeypatch.setattr(scoring, 'WINDOW', 12)
     monkeypatch.setattr(scoring, 'FIRST_WINDOW', {scorer.devices.platform: 4})
-    scores, counts = scored(scorer, pairs[:24])
+    scores, counts = scored(scorer, pairs[:24], window_size=12)
     np.testing.assert_allclose(scores, alone[:24], rtol=0, atol=5e-6)
     assert [count['pairs'] for count in counts] == [4, 12, 8]
 
 
 def test_the_time_in_which_there_is_nothing_to_score_is_told(scorer, one_by_one, monkeypatch):
     pairs, _ = one_by_one
-    monkeypatch.setattr(scoring, 'WINDOW', 8)
     encode = scoring.encode_pairs
     slept = []
 
@@ -152,7 +119,7 @@ def test_the_time_in_which_there_is_nothing_to_score_is_told(scorer, one_by_one,
         return encode(*arguments)
 
     monkeypatch.setattr(scoring, 'encode_pairs', slowly)
-    _, counts = scored(scorer, pairs[:16])
+    _, counts = scored(scorer, pairs[:16], window_size=8)
     assert len(slept) == 2
     assert counts[0]['seconds_waiting'] > 0.3 > counts[1]['seconds_waiting']
 
@@ -167,10 +134,9 @@ def test_the_time_in_which_there_is_nothing_to_score_is_told(scorer, one_by_one,
         ((3, 'b'), 'instruction: expected text; found int'),
     ],
 )
-def test_what_is_no_pair_is_named_by_its_place(scorer, one_by_one, pair, found, monkeypatch):
-    monkeypatch.setattr(scoring, 'WINDOW', 2)
+def test_what_is_no_pair_is_named_by_its_place(scorer, one_by_one, pair, found):
     with pytest.raises(InputError) as caught:
-        scored(scorer, one_by_one[0][:3] + [pair])
+        scored(scorer, one_by_one[0][:3] + [pair], window_size=2)
     assert str(caught.value).startswith('pair 3: ')
     assert found in str(caught.value)
     assert '\n' not in str(caught.value)
@@ -184,7 +150,6 @@ def test_weights_that_are_not_finite_are_an_error(scorer, one_by_one):
 
 
 def test_a_score_that_is_not_finite_is_named_by_its_place_in_all_windows(scorer, one_by_one, monkeypatch):
-    monkeypatch.setattr(scoring, 'WINDOW', 2)
     score = scoring.score_encoded
     windows = []
 
@@ -195,7 +160,7 @@ def test_a_score_that_is_not_finite_is_named_by_its_place_in_all_windows(scorer,
 
     monkeypatch.setattr(scoring, 'score_encoded', third_window_is_wrong)
     with pytest.raises(InputError, match='pair 4 has the score inf'):
-        scored(scorer, one_by_one[0][:6])
+        scored(scorer, one_by_one[0][:6], window_size=2)
 
 
 def test_bfloat16_scores_are_close_and_in_float32(tiny_directories, one_by_one):

@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 from cappy.errors import InputError
 from cappy.model import training
-from cappy.model.encoder import Scorer, tensors_from_params
+from cappy.model.encoder import Scorer
 from cappy.model.packing import Batch, fill_rows
+from cappy.model.tensors import tensors_from_params
 from cappy.model.tokens import encode_pairs
-from cappy.model.training import StopRequest, TrainingSettings, reference_order
-from cappy.model.training_state import Checkpoint
+from cappy.model.training import TrainingSettings, reference_order
+from cappy.model.training_state import Checkpoint, StopRequest
 from cappy.scorer import Cappy
 from cappy.tasks.candidates import read_task
 from cappy.tasks.rouge import RougeL
@@ -251,14 +252,14 @@ def test_pairs_that_fill_no_update_are_left_out(adapt, examples, straight):
 @pytest.mark.parametrize(
     ('changes', 'found'),
     [
-        ({'accumulate_grad_batches': 13}, '--train_size 48: less than one update of 52 pairs (4 x 1 x 13); raise it'),
-        ({'lr_schedule': 'cosine'}, "--lr_schedule: found 'cosine'; choose one of reference, corrected"),
-        ({'per_device_batch_size': 0}, '--per_device_batch_size: found 0; give 1 or more'),
-        ({'warmup_rate': 1.5}, '--warmup_rate: found 1.5'),
-        ({'learning_rate': float('nan')}, '--learning_rate: found nan'),
-        ({'learning_rate': 0.0}, '--learning_rate: found 0.0'),
-        ({'weight_decay': -1.0}, '--weight_decay: found -1.0'),
-        ({'max_length': 99}, '--max_length 99: '),
+        ({'accumulate_grad_batches': 13}, 'train_size 48: less than one update of 52 pairs (4 x 1 x 13); raise it'),
+        ({'lr_schedule': 'cosine'}, "lr_schedule: found 'cosine'; choose one of reference, corrected"),
+        ({'per_device_batch_size': 0}, 'per_device_batch_size: found 0; give 1 or more'),
+        ({'warmup_rate': 1.5}, 'warmup_rate: found 1.5'),
+        ({'learning_rate': float('nan')}, 'learning_rate: found nan'),
+        ({'learning_rate': 0.0}, 'learning_rate: found 0.0'),
+        ({'weight_decay': -1.0}, 'weight_decay: found -1.0'),
+        ({'max_length': 99}, 'max_length 99: '),
     ],
 )
 def test_settings_that_train_nothing_are_refused_before_training(tiny_directories, examples, changes, found):
@@ -271,7 +272,7 @@ def test_settings_that_train_nothing_are_refused_before_training(tiny_directorie
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_update_named(adapt, make_model, tiny_directories, examples):
-    with pytest.raises(InputError, match='^update 2: the loss is (inf|nan) .* lower --learning_rate') as caught:
+    with pytest.raises(InputError, match='^update 2: the loss is (inf|nan) .* lower learning_rate') as caught:
         adapt('roberta', dataclasses.replace(SETTINGS, learning_rate=1e30))
     assert '\n' not in str(caught.value)
     broken = load_file(tiny_directories['roberta'] / 'model.safetensors')

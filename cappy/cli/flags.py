@@ -47,7 +47,11 @@ def run(main, argv=None):
             fire.Fire(lambda: main(**values), command=[], name=name)
         sys.stdout.flush()
     except InputError as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        message = ' '.join(str(error).split())
+        # The Python interface names a setting as its argument; here it is a flag.
+        if re.split('[: ]', message, maxsplit=1)[0] in inspect.signature(main).parameters:
+            message = f'--{message}'
+        print(f'error: {message}', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

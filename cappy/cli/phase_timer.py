@@ -3,7 +3,7 @@
 import time
 
 
-class Clock:
+class PhaseTimer:
     """Started when made; `lap` ends a phase. seconds: {phase: seconds}, in order."""
 
     def __init__(self):

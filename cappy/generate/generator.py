@@ -19,7 +19,7 @@ from cappy.errors import InputError
 from cappy.generate.decoding_loop import BeamLoop, Engine, Lengths, SampleLoop
 from cappy.generate.t5 import T5, load_params
 from cappy.model import model_files
-from cappy.model.devices import COMPUTE_DTYPES, default_dtype, get_devices
+from cappy.model.devices import get_devices
 from cappy.model.scoring import TOKENS_PER_DEVICE
 from cappy.model.tokens import load_tokenizer
 
@@ -101,9 +101,7 @@ class Generator:
         """
         path = model_files.find_model(name_or_dir)
         devices = devices or get_devices()
-        if compute_dtype not in (None, *COMPUTE_DTYPES):
-            raise InputError(f'--compute_dtype: found {compute_dtype!r}; choose one of {", ".join(COMPUTE_DTYPES)}')
-        dtype = COMPUTE_DTYPES[compute_dtype] if compute_dtype else default_dtype(devices.platform)
+        dtype = devices.compute_dtype(compute_dtype)
         tokenizer = load_tokenizer(path)
         _check_vocabulary(tokenizer, model_files.read_config(path), path)
         params, config = load_params(path, devices, dtype)

@@ -10,7 +10,6 @@ C columns of a cache, V words, D model width, H heads, K a head's width.
 """
 
 import dataclasses
-import functools
 import math
 
 import flax.linen as nn
@@ -20,7 +19,8 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.model import model_files
-from cappy.model.encoder import ACTIVATIONS, tensor_names
+from cappy.model.layers import ACTIVATIONS, apply_alike
+from cappy.model.tensors import tensor_names
 
 # PyTorch names the shared embedding up to three times; it is read once.
 OTHER_NAMES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
@@ -231,12 +231,6 @@ class Block(nn.Module):
         return self.feed_forward(hidden), (keys, values)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def apply_block(block, method, params, *inputs):
-    """A block's method, traced once for all blocks."""
-    return block.apply({'params': params}, *inputs, method=method)
-
-
 class T5(nn.Module):
     """The encoder, the decoder and the output; their tables of relative positions are shared by all their layers."""
 
@@ -265,11 +259,6 @@ class T5(nn.Module):
         if not config.is_tied:
             self.lm_head = nn.Dense(config.vocab_size, use_bias=False, name='lm_head')
 
-    def run(self, block, method, *inputs):
-        if self.is_initializing():
-            return getattr(block, method)(*inputs)
-        return apply_block(block.clone(parent=None, name=None), method, block.variables['params'], *inputs)
-
     def embed(self, tokens):
         """int32 [...] -> [.., D]."""
         return self.shared(tokens).astype(self.dtype)
@@ -284,7 +273,7 @@ class T5(nn.Module):
         bias = self.bias('encoder', position_buckets(length, length, self.config, is_causal=False))
         hidden = self.embed(tokens).reshape(-1, self.config.d_model)
         for block in self.encoder:
-            hidden = self.run(block, 'whole', hidden, bias, visible[:, None, :])
+            hidden = apply_alike(block, 'whole', hidden, bias, visible[:, None, :])
         return self.norms['encoder'](hidden).reshape(*tokens.shape, -1)
 
     def decode(self, tokens, segments, source, source_visible):
@@ -299,12 +288,12 @@ class T5(nn.Module):
         visible = (segments[:, :, None] == segments[:, None, :]) & np.tri(length, dtype=bool)
         hidden = self.embed(tokens).reshape(-1, self.config.d_model)
         for block in self.decoder:
-            hidden = self.run(block, 'whole', hidden, bias, visible, source, source_visible)
+            hidden = apply_alike(block, 'whole', hidden, bias, visible, source, source_visible)
         return self.norms['decoder'](hidden)
 
     def source_keys(self, source):
         """[I, S, D] -> for each layer of the decoder, keys and values [I, H, S, K]."""
-        return [self.run(block, 'source_keys', source) for block in self.decoder]
+        return [apply_alike(block, 'source_keys', source) for block in self.decoder]
 
     def column_bias(self, column, n_columns):
         """float32 [H, C]: the bias of each column of a cache for a token at `column`, the cache being a ring."""
@@ -321,7 +310,7 @@ class T5(nn.Module):
         bias = self.column_bias(column, n_columns)
         hidden, new = self.embed(tokens).reshape(-1, self.config.d_model), []
         for block, cache, keys in zip(self.decoder, caches, source_keys, strict=True):
-            hidden, cache = self.run(block, 'step', hidden, cache, column, bias, visible, keys, source_visible)
+            hidden, cache = apply_alike(block, 'step', hidden, cache, column, bias, visible, keys, source_visible)
             new.append(cache)
         return self.logits(self.norms['decoder'](hidden)), new
 

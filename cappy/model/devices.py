@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import inspect
 import logging
 import os
 from pathlib import Path
@@ -40,6 +39,9 @@ SHARDING_RULES = [
     (('lm_head', 'kernel'), P(None, 'mp')),
     (('.*',), P()),
 ]
+
+
+COMPUTE_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,17 @@ class Devices:
     def by_row(self):
         """Rows shared out over the data axis."""
         return NamedSharding(self.mesh, P('dp'))
+
+    def compute_dtype(self, name=None):
+        """What products are computed in: COMPUTE_DTYPES[name]; by default bfloat16 where the device has units for it.
+
+        Raises InputError for another name.
+        """
+        if name is None:
+            return jnp.float32 if self.platform == 'cpu' else jnp.bfloat16
+        if name not in COMPUTE_DTYPES:
+            raise InputError(f'compute_dtype: found {name!r}; choose one of {", ".join(COMPUTE_DTYPES)}')
+        return COMPUTE_DTYPES[name]
 
     def params_shardings(self, params):
         """Where each parameter lies: a tree like `params` (arrays or their shapes) of NamedSharding.
@@ -160,12 +173,6 @@ def get_devices(
     return Devices(deployer, mesh)
 
 
-def start_devices(settings):
-    """The devices that a script's flags ask for: those of them that `get_devices` takes, by name."""
-    names = inspect.signature(get_devices).parameters
-    return get_devices(**{name: settings[name] for name in names if name in settings})
-
-
 def is_first_process():
     """Whether this process writes the files."""
     return jax.process_index() == 0
@@ -187,11 +194,3 @@ def _root_handlers_kept():
         yield
     finally:
         logging.root.handlers[:] = handlers
-
-
-COMPUTE_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-
-
-def default_dtype(platform):
-    """What products are computed in where the user names nothing: bfloat16 where the device has units for it."""
-    return jnp.float32 if platform == 'cpu' else jnp.bfloat16

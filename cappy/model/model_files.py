@@ -337,7 +337,7 @@ READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 # Writing
 
 
-def write_checkpoint(
+def write_model(
     directory: str | os.PathLike,
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
@@ -370,7 +370,7 @@ def write_checkpoint(
 
 
 def check_writable(directory: str | os.PathLike, overwrite: bool = False) -> None:
-    """Raise InputError where write_checkpoint would refuse the directory for what it holds."""
+    """Raise InputError where write_model would refuse the directory for what it holds."""
     directory = Path(directory).expanduser()
     if directory.exists() and not directory.is_dir():
         raise InputError(f'{directory}: is a file; name a directory to write to')

@@ -308,14 +308,12 @@ def describe_packing(plans, lengths):
     }
 
 
-def check_lengths(max_length, config, source):
+def check_max_length(max_length, config, source):
     """Raise InputError where max_length tokens hold no text, or the model has no position for the last of them."""
     if max_length < MIN_LENGTH:
-        raise InputError(
-            f'--max_length {max_length}: special tokens alone fill it; give --max_length {MIN_LENGTH} or more'
-        )
+        raise InputError(f'max_length {max_length}: special tokens alone fill it; give {MIN_LENGTH} or more')
     if max_length > config.max_length:
         raise InputError(
-            f'--max_length {max_length}: {source} has positions for {config.max_length} tokens; '
-            f'give --max_length {config.max_length} or less'
+            f'max_length {max_length}: {source} has positions for {config.max_length} tokens; '
+            f'give {config.max_length} or less'
         )

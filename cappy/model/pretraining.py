@@ -11,10 +11,10 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.model.costs import compile_cost, row_cost
-from cappy.model.optimizer import DECAYS, Optimizer
+from cappy.model.optimizer import DECAYS, Optimizer, SettingsOfFlags, check_settings
 from cappy.model.packing import choose_row_lengths, describe_packing, plan_batches, slots_needed
 from cappy.model.tokens import EncodedPairs, encode_pairs
-from cappy.model.training import COMPILE_SECONDS, TOKENS_PER_DEVICE, micro_batches, run_updates
+from cappy.model.training import COMPILE_SECONDS, TOKENS_PER_DEVICE, TrainingRun, micro_batches, run_updates
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ WINDOW = 16384  # pairs that are read, shuffled and tokenized together, at most,
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainingSettings:
+class PretrainingSettings(SettingsOfFlags):
     """What decides the result of pretraining on given rows; see docs/pretraining.md for where each default is from."""
 
     learning_rate: float = 1e-6
@@ -62,21 +62,12 @@ class PretrainingSettings:
 
     def check(self, n_rows):
         """Raise InputError for settings that train nothing on n_rows of all epochs."""
-        if self.lr_schedule not in DECAYS:
-            raise InputError(f'--lr_schedule: found {self.lr_schedule!r}; choose one of {", ".join(DECAYS)}')
-        for name in ('global_batch_size', 'n_epochs', 'max_length'):
-            if getattr(self, name) < 1:
-                raise InputError(f'--{name}: found {getattr(self, name)}; give 1 or more')
-        for name in ('weight_decay', 'clip_norm', 'seed'):
-            if not getattr(self, name) >= 0:
-                raise InputError(f'--{name}: found {getattr(self, name)}; give 0 or more')
-        if not 0 <= self.warmup_rate <= 1:
-            raise InputError(f'--warmup_rate: found {self.warmup_rate}; give a share from 0 to 1')
-        if not self.learning_rate > 0:
-            raise InputError(f'--learning_rate: found {self.learning_rate}; give more than 0')
+        check_settings(self, DECAYS, 'global_batch_size', 'n_epochs', 'max_length')
+        if not self.clip_norm >= 0:
+            raise InputError(f'clip_norm: found {self.clip_norm}; give 0 or more')
         if self.n_updates(n_rows) < 1:
             raise InputError(
-                f'--global_batch_size {self.global_batch_size}: more than the {n_rows} rows of all passes; lower it'
+                f'global_batch_size {self.global_batch_size}: more than the {n_rows} rows of all passes; lower it'
             )
 
 
@@ -90,10 +81,13 @@ class Window:
 
 
 class Feed:
-    """Micro-batches of a pretrainfiles.Stream's updates, a window prepared while the one before it is worked on.
+    """Micro-batches of the updates on a stream of labelled pairs, each window prepared while the one before trains.
+
+    stream: `windows(first)` yields lists of (instruction, response, label, ..), `n_rows` in all.
+
 
     Row lengths are chosen once, by the first window, so that the shapes of an update, and with them its sums to the
-    last bit, hang on its pairs and not on where a run began.
+    last bit, depend on its pairs and not on where a run began.
     """
 
     def __init__(self, stream, tokenizer, settings, config, platform, n_data, tokens_per_device=None):
@@ -112,8 +106,8 @@ class Feed:
         n_skipped = first % per_window
         for window in self.windows(first // per_window):
             for number, plan in enumerate(window.plans[n_skipped:], start=n_skipped):
-                which = np.arange(number * n_pairs, (number + 1) * n_pairs)
-                yield micro_batches(plan, window.encoded, which, window.labels[which], self.config)
+                pairs = np.arange(number * n_pairs, (number + 1) * n_pairs)
+                yield micro_batches(plan, window.encoded, pairs, window.labels[pairs], self.config)
             n_skipped = 0
 
     def windows(self, first=0):
@@ -163,24 +157,18 @@ class Feed:
             yield Window(encoded, labels, [self._plan(lengths) for lengths in self._groups(encoded.lengths)])
 
 
-def pretrain(params, feed, *, config, devices, dtype, **options):
-    """Train a scorer on a Feed's rows.
+def pretrain(
+    params, feed, *, config, devices, dtype, gradient_checkpointing=False, saving=None, on_update=None, progress=None
+):
+    """Train a scorer on a Feed's pairs.
 
-    params: on the devices; they are given up (donated). options: gradient_checkpointing, checkpoint, checkpoint_every,
-    fingerprint, on_update, progress, as `training.run_updates` takes them.
-    Returns (params, list of results.Update). Raises InputError where the loss is not finite, naming the update.
+    params: on the devices; they are given up (donated). saving, on_update, progress: as `training.run_updates` takes
+    them.
+    Returns (params, list of Update). Raises InputError where the loss is not finite, naming the update.
     """
     settings = feed.settings
     n_updates = settings.n_updates(feed.stream.n_rows)
-    return run_updates(
-        params,
-        feed,
-        n_updates,
-        settings.global_batch_size,
-        config=config,
-        devices=devices,
-        dtype=dtype,
-        optimizer=settings.optimizer(n_updates),
-        seed=settings.seed,
-        **options,
-    )
+    optimizer = settings.optimizer(n_updates)
+    run = TrainingRun(params, config, devices, dtype, optimizer, settings.seed, gradient_checkpointing)
+    updates = run_updates(run, feed, n_updates, settings.global_batch_size, saving, on_update, progress)
+    return run.params, updates

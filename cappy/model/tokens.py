@@ -126,3 +126,12 @@ def _lay_special(tokens, types, place, special):
         tokens[place], types[place] = token, of_type
         place = place + 1
     return place
+
+
+def check_vocabulary(tokenizer, vocab_size, path):
+    """Raise InputError where the tokenizer of a model directory has tokens beyond the model's vocab_size."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise InputError(
+            f'{path}: vocab_size: {vocab_size} in config.json, but its tokenizer has tokens up to {largest}'
+        )

@@ -7,8 +7,6 @@ micro-batches. P pairs of an update, R rows, C slots of a row.
 import dataclasses
 import functools
 import logging
-import signal
-import threading
 import time
 
 import jax
@@ -21,8 +19,9 @@ from cappy.errors import InputError
 from cappy.files.updates import Update
 from cappy.model.costs import compile_cost, row_cost
 from cappy.model.encoder import Scorer
-from cappy.model.optimizer import Optimizer
+from cappy.model.optimizer import Optimizer, SettingsOfFlags, check_settings
 from cappy.model.packing import describe_packing, fill_rows, plan_groups
+from cappy.model.training_state import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ COMPILE_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(SettingsOfFlags):
     """What decides the result of training, with the paper's values (reference, cappy_bigbench.py:113-131)."""
 
     learning_rate: float = 2e-5
@@ -71,25 +70,13 @@ class TrainingSettings:
         return Optimizer(self.learning_rate, int(n_steps * self.warmup_rate), n_steps, weight_decay=self.weight_decay)
 
     def check(self, train_size, n_data):
-        """Raise InputError for settings that train nothing."""
-        if self.lr_schedule not in LR_SCHEDULES:
-            raise InputError(f'--lr_schedule: found {self.lr_schedule!r}; choose one of {", ".join(LR_SCHEDULES)}')
-        for name in ('per_device_batch_size', 'accumulate_grad_batches', 'max_length'):
-            if getattr(self, name) < 1:
-                raise InputError(f'--{name}: found {getattr(self, name)}; give 1 or more')
-        if not 0 <= self.warmup_rate <= 1:
-            raise InputError(f'--warmup_rate: found {self.warmup_rate}; give a share from 0 to 1')
-        if not self.learning_rate > 0:
-            raise InputError(f'--learning_rate: found {self.learning_rate}; give more than 0')
-        if self.seed < 0:
-            raise InputError(f'--seed: found {self.seed}; give 0 or more')
-        if not self.weight_decay >= 0:
-            raise InputError(f'--weight_decay: found {self.weight_decay}; give 0 or more')
+        """Raise InputError for settings that train nothing, or for a value out of range."""
+        check_settings(self, LR_SCHEDULES, 'per_device_batch_size', 'accumulate_grad_batches', 'max_length')
         if self.n_updates(train_size, n_data) < 1:
             raise InputError(
-                f'--train_size {train_size}: less than one update of {self.pairs_per_update(n_data)} pairs '
+                f'train_size {train_size}: less than one update of {self.pairs_per_update(n_data)} pairs '
                 f'({self.per_device_batch_size} x {n_data} x {self.accumulate_grad_batches}); '
-                f'raise it, or lower --accumulate_grad_batches'
+                f'raise it, or lower accumulate_grad_batches'
             )
 
 
@@ -100,45 +87,33 @@ def reference_order(n, seed):
         return np.asarray(jax.random.permutation(key, n))
 
 
-def split_words(params, prefix):
-    """The tree of parameters -> (word embedding table [V, D], the tree without it)."""
-    encoder = dict(params[prefix])
-    words = encoder.pop('embeddings.word_embeddings')
-    return words['embedding'], {**params, prefix: encoder}
-
-
-def join_words(table, rest, prefix):
-    """The inverse of `split_words`."""
-    return {**rest, prefix: {**rest[prefix], 'embeddings.word_embeddings': {'embedding': table}}}
-
-
 @functools.lru_cache(maxsize=4)
 def training_programs(config, dtype, devices, rematerialise, optimizer):
-    """Two programs, to be compiled.
+    """The two programs of an update, to be compiled, and the optimizer as optax has it.
 
-    accumulate(grads, loss, params, rows, labels, weights, key) -> grads, loss: adds a micro-batch; labels and weights
-    float32 [R, C], weights 1 / P where a slot holds a pair; key uint32, the update's dropout.
-    apply(params, opt_state, grads) -> params, opt_state, zeroed grads, norm: one step of the Optimizer; norm: of the
-    gradient, before any clipping. Also returns optax's form of the optimizer.
+    accumulate(grads, loss, params, rows, labels, weights, key) -> grads, loss: adds the squared error of a micro-batch
+    and its gradient; labels and weights float32 [R, C], weights 1 / P where a slot holds a pair; key uint32, the
+    update's dropout.
+    apply(params, opt_state, grads) -> params, opt_state, zeroed grads, norm: one step of the optimizer; norm: of the
+    gradient, before any clipping.
     """
     model = Scorer(config, dtype, rematerialise)
     has_dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout) > 0
     transformation = optimizer.transformation
-
-    def squared_error(rest, vectors, rows, labels, weights, key):
-        scores = model.apply({'params': rest}, vectors, rows, key if has_dropout else None, method='score')
-        return jnp.sum(weights * jnp.square(scores - labels))
+    words = f'{config.prefix}.embeddings.word_embeddings'
 
     def accumulate(grads, loss, params, rows, labels, weights, key):
-        table, rest = split_words(params, config.prefix)
-        vectors = table[rows['tokens']]
-        more, (rest_grads, vector_grads) = jax.value_and_grad(squared_error, argnums=(0, 1))(
-            rest, vectors, rows, labels, weights, key
-        )
-        table_sum, rest_sum = split_words(grads, config.prefix)
+        def squared_error(word_vectors, others):
+            scores = model.apply({'params': others}, word_vectors, rows, key if has_dropout else None, method='score')
+            return jnp.sum(weights * jnp.square(scores - labels))
+
+        others = {name: tree for name, tree in params.items() if name != words}
+        word_vectors = params[words]['embedding'][rows['tokens']]
+        error, (word_grads, other_grads) = jax.value_and_grad(squared_error, argnums=(0, 1))(word_vectors, others)
         # Row by row into the sum: a dense gradient of the table for each micro-batch would cost more than a layer.
-        table_sum = table_sum.at[rows['tokens']].add(vector_grads)
-        return join_words(table_sum, jax.tree.map(jnp.add, rest_sum, rest_grads), config.prefix), loss + more
+        table = grads[words]['embedding'].at[rows['tokens']].add(word_grads)
+        summed = jax.tree.map(jnp.add, {name: grads[name] for name in others}, other_grads)
+        return {**summed, words: {'embedding': table}}, loss + error
 
     def apply(params, opt_state, grads):
         moves, opt_state = transformation.update(grads, opt_state, params)
@@ -148,40 +123,20 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
     return accumulate, apply, transformation
 
 
-class StopRequest:
-    """Ctrl-C and SIGTERM noted and not obeyed at once, so that a checkpoint can be written first; a second one is."""
-
-    def __enter__(self):
-        self.signal = None
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, frame):
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *exception):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 @dataclasses.dataclass
 class Trained:
-    """What training leaves: parameters on the devices, a row for each update, and how full the rows were."""
+    """What finetuning leaves: parameters on the devices, a row for each update, how full the packed rows were."""
 
     params: dict
     updates: list
     packing: dict
+    n_truncated: int = 0  # different pairs that were cut at max_length
 
 
 def train(
     params,
     encoded,
-    which,
+    pair_index,
     labels,
     *,
     config,
@@ -189,119 +144,92 @@ def train(
     dtype,
     settings,
     tokens_per_device=None,
-    progress=True,
-    **options,
-):
-    """Finetune a scorer on pairs in order.
-
-    params: on the devices; they are given up (donated). encoded: EncodedPairs; which: int [train_size], the pair of
-    each example; labels: float [train_size]. Examples are taken in `reference_order`. options: gradient_checkpointing,
-    checkpoint, checkpoint_every, fingerprint, on_update, as `run_updates` takes them.
-    Returns Trained. Raises InputError where the loss is not finite, naming the update.
-    """
-    n_data = devices.n_data
-    settings.check(len(which), n_data)
-    n_pairs, n_updates = settings.pairs_per_update(n_data), settings.n_updates(len(which), n_data)
-    order = reference_order(len(which), settings.seed)[: n_updates * n_pairs].reshape(n_updates, n_pairs)
-    plans, packing = _plan_updates(order, encoded, which, config, devices, tokens_per_device)
-
-    def feed(first):
-        for pairs, plan in zip(order[first:], plans[first:], strict=True):
-            yield micro_batches(plan, encoded, which[pairs], labels[pairs], config)
-
-    params, updates = run_updates(
-        params,
-        feed,
-        n_updates,
-        n_pairs,
-        config=config,
-        devices=devices,
-        dtype=dtype,
-        optimizer=settings.optimizer(len(which), n_data),
-        seed=settings.seed,
-        progress='adapting' if progress else None,
-        **options,
-    )
-    return Trained(params, updates, packing)
-
-
-def micro_batches(plan, encoded, which, labels, config):
-    """Yields (rows, labels, weights) of each Batch of an update's plan, as `training_programs` takes them.
-
-    which: int [P], where in `encoded` each pair of the update lies; labels: float [P].
-    """
-    for batch in plan:
-        yield fill_rows(batch, encoded, which, config), *_targets(batch, labels, len(which))
-
-
-def run_updates(
-    params,
-    feed,
-    n_updates,
-    n_pairs,
-    *,
-    config,
-    devices,
-    dtype,
-    optimizer,
-    seed,
     gradient_checkpointing=False,
-    checkpoint=None,
-    checkpoint_every=0,
-    fingerprint='',
+    saving=None,
     on_update=None,
     progress=None,
 ):
+    """Finetune a scorer on examples, in `reference_order`.
+
+    params: on the devices; they are given up (donated). encoded: EncodedPairs; pair_index: int [train_size], the pair
+    of each example; labels: float [train_size]; settings: TrainingSettings; tokens_per_device: of a micro-batch, None:
+    TOKENS_PER_DEVICE; saving, on_update, progress: as `run_updates` takes them.
+    Returns Trained. Raises InputError where the loss is not finite, naming the update.
+    """
+    n_data = devices.n_data
+    settings.check(len(pair_index), n_data)
+    n_pairs, n_updates = settings.pairs_per_update(n_data), settings.n_updates(len(pair_index), n_data)
+    order = reference_order(len(pair_index), settings.seed)[: n_updates * n_pairs].reshape(n_updates, n_pairs)
+    plans, packing = _plan_updates(order, encoded, pair_index, config, devices, tokens_per_device)
+
+    def batches_from(first):
+        for examples, plan in zip(order[first:], plans[first:], strict=True):
+            yield micro_batches(plan, encoded, pair_index[examples], labels[examples], config)
+
+    optimizer = settings.optimizer(len(pair_index), n_data)
+    state = TrainingRun(params, config, devices, dtype, optimizer, settings.seed, gradient_checkpointing)
+    updates = run_updates(state, batches_from, n_updates, n_pairs, saving, on_update, progress)
+    return Trained(state.params, updates, packing, int(encoded.truncated.sum()))
+
+
+def micro_batches(plan, encoded, pair_index, labels, config):
+    """Yields (rows, labels, weights) of each Batch of an update's plan, as `training_programs` takes them.
+
+    pair_index: int [P], where in `encoded` each pair of the update is; labels: float [P].
+    """
+    for batch in plan:
+        filled = batch.pair >= 0
+        slot_labels = np.where(filled, labels[batch.pair], 0).astype(np.float32)
+        slot_weights = (filled / len(pair_index)).astype(np.float32)
+        yield fill_rows(batch, encoded, pair_index, config), slot_labels, slot_weights
+
+
+def run_updates(run, batches_from, n_updates, n_pairs, saving=None, on_update=None, progress=None):
     """Make n_updates of n_pairs each.
 
-    params: on the devices; they are given up (donated). feed: number of an update -> an iterable of, for that update
-    and each one after it, the micro-batches as `micro_batches` gives them. optimizer: Optimizer; seed: of dropout.
-    checkpoint: a checkpointing.Checkpoint or None; with checkpoint_every N it is written after each N updates and, when
-    the process is asked to stop, before it does. fingerprint: what else must be the same for one to be continued.
-    on_update: called with (Update, params) after each, e.g. to evaluate. progress: words for a progress bar, or None.
-    Returns (params, list of results.Update). Raises InputError where the loss is not finite, naming the update.
+    run: TrainingRun. batches_from: number of an update -> an iterable of, for that update and each one after it, the
+    micro-batches as `micro_batches` gives them. saving: Saving or None; when the process is asked to stop, the state is
+    written before it does. on_update: called with (Update, params) after each. progress: words for a bar, or None.
+    Returns the list of Update. Raises InputError where the loss is not finite, naming the update; KeyboardInterrupt
+    when it was asked to stop.
     """
-    run = _Run(config, dtype, devices, gradient_checkpointing, optimizer, seed, params)
-    rate = optimizer.schedule
-    updates = run.restore(checkpoint, fingerprint)
-    shown = progress is not None and jax.process_index() == 0
+    updates = run.restore(saving) if saving else []
+    n_restored, start = len(updates), time.perf_counter()
+    every = saving.every if saving else 0
+    hidden = not progress or jax.process_index() != 0
     with (
         StopRequest() as stop,
-        tqdm.tqdm(total=n_updates, initial=len(updates), desc=progress, unit='update', disable=not shown) as bar,
+        tqdm.tqdm(total=n_updates, initial=n_restored, desc=progress, unit='update', disable=hidden) as bar,
     ):
-        n_saved, began = len(updates), time.perf_counter()
-        for number, batches in zip(range(len(updates), n_updates), feed(len(updates)), strict=False):
-            measured = run.update(number, batches, stop)
-            if measured is None:
+        for number, batches in zip(range(n_restored, n_updates), batches_from(n_restored), strict=False):
+            update = run.update(number, n_pairs, batches, stop)
+            if update is None:
                 break
-            row = Update(number, n_pairs, float(rate(number)), *measured)
-            if not np.isfinite(row.loss) or not np.isfinite(row.grad_norm):
-                raise InputError(
-                    f'update {number}: the loss is {row.loss} and its gradient {row.grad_norm}; nothing was written. '
-                    f'Try a lower --learning_rate, or --compute_dtype float32'
-                )
-            updates.append(row)
-            pairs_per_second = (len(updates) - n_saved) * n_pairs / (time.perf_counter() - began)
-            told = {'loss': f'{row.loss:.4f}', 'rate': f'{row.learning_rate:.2e}', 'pairs_s': f'{pairs_per_second:.0f}'}
-            bar.set_postfix(told, refresh=False)  # else each update is a line of a log
-            bar.update()
+            updates.append(update)
+            _show(bar, update, (len(updates) - n_restored) * n_pairs / (time.perf_counter() - start))
             if on_update is not None:
-                on_update(row, run.params)
-            if checkpoint_every and len(updates) % checkpoint_every == 0:
-                run.save(checkpoint, fingerprint, updates)
+                on_update(update, run.params)
+            if every and len(updates) % every == 0:
+                run.save(saving, updates)
             if stop.signal is not None:
                 break
         if stop.signal is not None:
-            if checkpoint_every:
-                run.save(checkpoint, fingerprint, updates)
+            if every:
+                run.save(saving, updates)
             raise KeyboardInterrupt
-    return run.params, updates
+    return updates
 
 
-def _plan_updates(order, encoded, which, config, devices, tokens_per_device):
+def _show(bar, update, pairs_per_second):
+    shown = {'loss': f'{update.loss:.4f}', 'rate': f'{update.learning_rate:.2e}', 'pairs_s': f'{pairs_per_second:.0f}'}
+    bar.set_postfix(shown, refresh=False)  # else each update is a line of a log
+    bar.update()
+
+
+def _plan_updates(order, encoded, pair_index, config, devices, tokens_per_device):
     """The batches of each update, of shapes that are alike from update to update; and a description of them."""
     tokens = tokens_per_device or TOKENS_PER_DEVICE.get(devices.platform, 2048)
-    lengths = encoded.lengths[which]
+    lengths = encoded.lengths[pair_index]
     plans = plan_groups(
         order,
         lengths,
@@ -310,68 +238,71 @@ def _plan_updates(order, encoded, which, config, devices, tokens_per_device):
         tokens,
         devices.n_data,
     )
-    return plans, describe_packing(plans, [lengths[pairs] for pairs in order])
+    return plans, describe_packing(plans, [lengths[examples] for examples in order])
 
 
-def _targets(batch, labels, n_pairs):
-    """float32 [R, C]: label of each slot, and 1 / P where it holds a pair."""
-    filled = batch.pair >= 0
-    return (
-        np.where(filled, labels[batch.pair], 0).astype(np.float32),
-        (filled / n_pairs).astype(np.float32),
-    )
+class TrainingRun:
+    """The state of a training on the devices: parameters, optimizer state and the sum of gradients.
 
+    params: a tree of device arrays; they are given up (donated).
+    """
 
-class _Run:
-    """The state of training on the devices: parameters, optimizer state and the sum of gradients."""
-
-    def __init__(self, config, dtype, devices, rematerialise, optimizer, seed, params):
-        self.devices, self.seed = devices, seed
+    def __init__(self, params, config, devices, dtype, optimizer, seed, rematerialise=False):
+        self.params, self.devices, self.seed = params, devices, seed
+        self.learning_rate = optimizer.schedule
         accumulate, apply, transformation = training_programs(config, dtype, devices, rematerialise, optimizer)
-        lay = devices.params_shardings(params)
-        self.params = params
-        opt_state_shape = jax.eval_shape(transformation.init, params)
-        params_structure = jax.tree.structure(params)
-        state_lay = jax.tree.map(
-            lambda node: lay if jax.tree.structure(node) == params_structure else devices.replicated,
-            opt_state_shape,
-            is_leaf=lambda node: jax.tree.structure(node) == params_structure,
-        )
-        whole = devices.replicated
-        self.opt_state = jax.jit(transformation.init, out_shardings=state_lay)(params)
-        self.grads = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=lay)(params)
-        self._accumulate = jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(lay, whole))
-        self._apply = jax.jit(apply, donate_argnums=(0, 1, 2), out_shardings=(lay, state_lay, lay, whole))
+        shardings, replicated = devices.params_shardings(params), devices.replicated
 
-    def update(self, number, batches, stop):
-        """One update -> (loss before it, norm of its gradient); None where a stop was asked for in its midst."""
-        key = np.random.SeedSequence([self.seed, number]).generate_state(1)[0]
-        put, whole = self.devices.put, self.devices.replicated
-        loss, key = put(np.float32(0), whole), put(key, whole)
+        def like_params(tree):
+            return jax.tree.structure(tree) == jax.tree.structure(params)
+
+        state_shardings = jax.tree.map(
+            lambda tree: shardings if like_params(tree) else replicated,
+            jax.eval_shape(transformation.init, params),
+            is_leaf=like_params,
+        )
+        self.opt_state = jax.jit(transformation.init, out_shardings=state_shardings)(params)
+        self.grads = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=shardings)(params)
+        self._accumulate = jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, replicated))
+        self._apply = jax.jit(
+            apply, donate_argnums=(0, 1, 2), out_shardings=(shardings, state_shardings, shardings, replicated)
+        )
+
+    def update(self, number, n_pairs, batches, stop):
+        """Make one update of n_pairs from its micro-batches; number: from 0.
+
+        stop: StopRequest; asked to stop before the update is whole, it is given up.
+        Returns Update with the loss before it, or None where it was given up. Raises InputError where the loss is not
+        finite.
+        """
+        put, by_row, replicated = self.devices.put, self.devices.by_row, self.devices.replicated
+        key = put(np.random.SeedSequence([self.seed, number]).generate_state(1)[0], replicated)
+        loss = put(np.float32(0), replicated)
         for rows, labels, weights in batches:
             if stop.signal is not None:
                 return None
-            by_row = self.devices.by_row
-            self.grads, loss = self._accumulate(
-                self.grads,
-                loss,
-                self.params,
-                self.devices.put_rows(rows),
-                put(labels, by_row),
-                put(weights, by_row),
-                key,
-            )
+            rows = self.devices.put_rows(rows)
+            labels, weights = put(labels, by_row), put(weights, by_row)
+            self.grads, loss = self._accumulate(self.grads, loss, self.params, rows, labels, weights, key)
         self.params, self.opt_state, self.grads, norm = self._apply(self.params, self.opt_state, self.grads)
-        return float(loss), float(norm)
+        update = Update(number, n_pairs, float(self.learning_rate(number)), float(loss), float(norm))
+        if not np.isfinite([update.loss, update.grad_norm]).all():
+            raise InputError(
+                f'update {number}: the loss is {update.loss} and its gradient {update.grad_norm}; nothing was written. '
+                f'Try a lower learning_rate, or compute_dtype float32'
+            )
+        return update
 
-    def save(self, checkpoint, fingerprint, updates):
-        checkpoint.write({'params': self.params, 'opt_state': self.opt_state}, fingerprint, updates)
+    def save(self, saving, updates):
+        """Write the state and the updates made."""
+        saving.checkpoint.write({'params': self.params, 'opt_state': self.opt_state}, saving.fingerprint, updates)
 
-    def restore(self, checkpoint, fingerprint):
-        """Take over a checkpoint's state, if there is one; returns its updates."""
-        if checkpoint is None or not checkpoint.exists():
+    def restore(self, saving):
+        """Take over the state of a checkpoint, where there is one; returns the updates made."""
+        if not saving.checkpoint.exists():
             return []
-        state, updates = checkpoint.read({'params': self.params, 'opt_state': self.opt_state}, fingerprint)
+        state = {'params': self.params, 'opt_state': self.opt_state}
+        state, updates = saving.checkpoint.read(state, saving.fingerprint)
         self.params, self.opt_state = state['params'], state['opt_state']
-        logger.warning('continuing after update %d of %s', len(updates) - 1, checkpoint.path)
+        logger.warning('continuing after update %d of %s', len(updates) - 1, saving.checkpoint.path)
         return updates

@@ -1,8 +1,11 @@
-"""A stopped training's state in one file of tensors, replaced whole, so that a kill at any moment leaves a good one."""
+"""What lets a training be stopped and continued: its state in one file, and signals that wait for it to be written."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -16,7 +19,10 @@ from cappy.files.updates import Update
 
 
 class Checkpoint:
-    """The file {folder}/state.safetensors: parameters, optimizer state, and the updates made."""
+    """The file {folder}/state.safetensors: parameters, optimizer state, and the updates made.
+
+    It is replaced whole, so that a kill at any moment leaves a good one.
+    """
 
     def __init__(self, folder):
         self.path = Path(folder) / 'state.safetensors'
@@ -83,6 +89,40 @@ class Checkpoint:
             leftover.unlink(missing_ok=True)
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """Where and when a training's state is kept, so that a stopped one continues.
+
+    checkpoint: Checkpoint; every: updates between two writings, 0: never written, though one that is
+    there is continued; fingerprint: {setting: value} that a continuation must share.
+    """
+
+    checkpoint: Checkpoint
+    every: int = 0
+    fingerprint: dict = dataclasses.field(default_factory=dict)
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM are noted, so that a checkpoint can be written first; a second one stops at once."""
+
+    def __enter__(self):
+        self.signal = None
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, frame):
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def _named(tree):

@@ -16,7 +16,6 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files.atomic import shortest_float32, write_atomically
 from cappy.files.jsonl import listed, read_objects, shown
-from cappy.study.results import ResultPaths
 from cappy.tasks.statistics import N_RESAMPLES, bootstrap_means
 
 GRADINGS = ('reference', 'exact')
@@ -44,15 +43,6 @@ class Verdict(NamedTuple):
     template_name: str
     example_idx: int | str
     credit: float
-
-
-class ChoicePaths(ResultPaths):
-    """The files of one scorer (`generator`) on one data file (`task`)."""
-
-    @property
-    def candidates(self) -> Path:
-        """Score of every row."""
-        return self._with('.scores.jsonl')
 
 
 def read_choices(path, *, sent0_key='instruction', sent1_key='response') -> list[Choice]:
