@@ -1,9 +1,20 @@
-"""Ways of picking one candidate of each example, and how much of what can be gained each gains.
+"""Methods of picking one candidate of each example, and how much of the possible gain each achieves.
 
-N examples; example i has C_i candidates (unique responses) and S_i samples, S_i >= C_i. `rougeL` is
-everywhere a list of N float64 arrays [C_i], candidates in their order; results are float64 [N], an
-example each, fractions. Where several candidates are equally good to a way of picking, it takes the
-first.
+N examples; example i has C_i candidates (unique responses) and S_i samples, S_i >= C_i. `rougeL` is everywhere a list
+of N float64 arrays [C_i], candidates in their order; results are float64 [N], one value per example, fractions. Where
+several candidates are equally good by a method, it picks the first.
+
+The picks, by the names that files and tables give them:
+
+- random candidate: what a sample drawn at random is expected to have, the mean over all samples.
+- first of D: the first sample of decoding D.
+- self-score sum, self-score mean: the sample to which the generator itself gives the highest log-likelihood, summed or
+  averaged over its tokens (the paper's self-scoring baseline).
+- consensus: the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding).
+- scorer before adapting, scorer after adapting: the candidate with the highest score.
+- oracle: the best candidate by its own rougeL. It knows the references, so it bounds every method.
+
+Gap closed: the share of the way from the random candidate's mean to the oracle's that a method achieves.
 """
 
 import hashlib
@@ -20,11 +31,10 @@ from cappy.tasks.statistics import N_RESAMPLES, bootstrap_means, percentiles
 
 @dataclass(frozen=True, slots=True)
 class TaskBaselines:
-    """What can be had of a task's samples without a scorer.
+    """What a task's samples give without a scorer.
 
-    rougeL: mean by way of picking, as `all_picks` names them. n_candidates: different samples of their example.
-    n_unknown: samples without a log-likelihood, by 'sum' and 'mean'. example_ids: a digest, equal where the
-    examples are.
+    rougeL: mean rougeL by pick. n_candidates: candidates of all examples. n_unknown: samples without a log-likelihood,
+    by 'sum' and 'mean'. example_ids: a digest that is equal where the examples are.
     """
 
     rougeL: dict[str, float]
@@ -39,11 +49,11 @@ def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer) -> TaskBasel
     """The baselines of a file of examples. Raises InputError naming file, line and field."""
     examples = read_examples(path, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key)
     rouge = _rouge(rouge_tokenizer)
-    picked = all_picks(examples, candidates_rougeL(examples, rouge), rouge)
+    rougeL_by_pick = all_picks(examples, candidates_rougeL(examples, rouge), rouge)
     samples = [sample for example in examples for sample in example.samples]
     ids = sorted(repr(example.example_idx) for example in examples)
     return TaskBaselines(
-        rougeL={name: float(np.mean(values)) for name, values in picked.items()},
+        rougeL={name: float(np.mean(values)) for name, values in rougeL_by_pick.items()},
         n_examples=len(examples),
         n_samples=len(samples),
         n_candidates=sum(len(example.candidates) for example in examples),
@@ -57,7 +67,7 @@ def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer) -> TaskBasel
 
 @lru_cache
 def _rouge(tokenizer):
-    return RougeL(tokenizer)  # one a process: the stems of a file serve the next
+    return RougeL(tokenizer)  # one per process: the stems of one file serve the next
 
 
 def candidates_rougeL(examples: Sequence[Example], rouge: RougeL) -> list[np.ndarray]:
@@ -66,16 +76,14 @@ def candidates_rougeL(examples: Sequence[Example], rouge: RougeL) -> list[np.nda
 
 
 def random_rougeL(examples, rougeL) -> np.ndarray:
-    """What a sample drawn at random is expected to have: the mean over all samples, repeated ones
-    counted.
-    """
+    """What a sample drawn at random is expected to have: the mean over all samples, with repetitions."""
     return np.array(
         [values[_candidate_of_sample(example)].mean() for example, values in zip(examples, rougeL, strict=True)]
     )
 
 
 def first_sample_rougeL(examples, rougeL, decoding) -> np.ndarray | None:
-    """The decoding's first sample; None where an example has no sample of it."""
+    """That of the decoding's first sample; None where an example has no sample of it."""
     picked = []
     for example, values in zip(examples, rougeL, strict=True):
         samples = (sample for sample in example.samples if sample.decoding == decoding)
@@ -87,10 +95,10 @@ def first_sample_rougeL(examples, rougeL, decoding) -> np.ndarray | None:
 
 
 def self_score_rougeL(examples, rougeL, which) -> np.ndarray | None:
-    """The sample that the generator itself finds likeliest.
+    """That of the sample to which the generator itself gives the highest log-likelihood.
 
-    which: 'sum' or 'mean' of the log-likelihoods of its tokens. Samples without a log-likelihood
-    are passed over; None where an example has none with one.
+    which: 'sum' or 'mean', over its tokens. Samples without a log-likelihood are skipped; None where no sample of an
+    example has one.
     """
     picked = []
     for example, values in zip(examples, rougeL, strict=True):
@@ -103,21 +111,19 @@ def self_score_rougeL(examples, rougeL, which) -> np.ndarray | None:
 
 
 def consensus_rougeL(examples, rougeL, rouge: RougeL) -> np.ndarray:
-    """The candidate with the highest mean rougeL to the other samples, known as minimum Bayes risk
-    decoding.
-    """
+    """That of the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding)."""
     return np.array([values[consensus_pick(example, rouge)] for example, values in zip(examples, rougeL, strict=True)])
 
 
 def consensus(example: Example, rouge: RougeL) -> np.ndarray:
-    """float64 [C_i]: mean rougeL of each candidate to the other samples of the example; 0 where there is no other.
+    """Mean rougeL of each candidate to the other samples of the example, float64 [C_i]; 0 where there is no other.
 
-    A response sampled k times meets itself k - 1 times.
+    A response that was sampled k times is compared with itself k - 1 times.
     """
     counts = np.bincount(_candidate_of_sample(example))
     pairwise = rouge.pairwise(example.candidates)
-    # Row by row, so that candidates of equal tokens have sums equal to the last bit; rounded, since
-    # the same terms in another order make another last bit.
+    # Row by row, so that candidates of equal tokens have sums equal to the last bit; rounded, since the same terms in
+    # another order give another last bit.
     sums = (pairwise * counts).sum(axis=1) - pairwise.diagonal()
     return np.round(sums, 9) / max(counts.sum() - 1, 1)
 
@@ -128,65 +134,59 @@ def consensus_pick(example: Example, rouge: RougeL) -> int:
 
 
 def scorer_rougeL(rougeL, scores) -> np.ndarray:
-    """The candidate of the highest score; scores: N arrays [C_i]."""
+    """That of the candidate with the highest score; scores: N arrays [C_i]."""
     return np.array([values[np.argmax(s)] for values, s in zip(rougeL, scores, strict=True)])
 
 
 def oracle_rougeL(rougeL) -> np.ndarray:
-    """The best candidate there is."""
+    """That of the best candidate."""
     return np.array([values.max() for values in rougeL])
 
 
 def gap_closed(method, random, oracle) -> float | None:
-    """Share of the way from the random candidate's mean to the oracle's that a method goes; None
-    without a way.
+    """Share of the way from the random candidate's mean to the oracle's that a method achieves; None without a gap.
 
     method, random, oracle: float64 [N]. Below 0 where the method is worse than random.
     """
     gap = np.mean(oracle) - np.mean(random)
-    # Both are means of the same numbers where all candidates are equal; they then differ by
-    # rounding.
+    # Both are means of the same numbers where all candidates are equal; they then differ by rounding.
     return float((np.mean(method) - np.mean(random)) / gap) if gap > 1e-12 else None
 
 
-def gap_closed_interval(
-    method, random, oracle, confidence=0.95, n_resamples=N_RESAMPLES, seed=0
-) -> tuple[float | None, float | None]:
-    """Percentile interval (low, high) of `gap_closed`; resamples without a gap are left out."""
-    if gap_closed(method, random, oracle) is None:
-        return None, None
-    return _gap_interval(*bootstrap_means([method, random, oracle], n_resamples, seed), confidence)
+def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None, blends=None) -> dict[str, np.ndarray]:
+    """rougeL [N] of every pick by its name, that of the random candidate first and that of the oracle last.
 
-
-def comparison(
-    examples: Sequence[Example],
-    rougeL,
-    rouge: RougeL,
-    scores_before=None,
-    scores_after=None,
-    confidence=0.95,
-    n_resamples=N_RESAMPLES,
-    seed=0,
-) -> list[dict]:
-    """`compare` of `all_picks`: every way of picking, the random candidate first and the oracle last."""
-    picked = all_picks(examples, rougeL, rouge, scores_before, scores_after)
-    return compare(picked, confidence, n_resamples, seed)
-
-
-def compare(picked: dict[str, np.ndarray], confidence=0.95, n_resamples=N_RESAMPLES, seed=0) -> list[dict]:
-    """Ways of picking side by side.
-
-    picked: rougeL [N] by name, the random candidate's first and the oracle's last, as `all_picks` gives them. Rows
-    {'name', 'rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high'}: the mean with its interval, the share of the
-    random-to-oracle gap with its own (None where there is no gap).
+    scores_before, scores_after: N arrays [C_i], the scorer's before and after adapting, or None. blends: such arrays by
+    name of the pick, of the scorer with other signals (`cappy.tasks.blending`). A pick that is not defined for every
+    example (a decoding that some lack, missing log-likelihoods) is left out.
     """
-    names, values = list(picked), np.array(list(picked.values()))
-    means = bootstrap_means(values, n_resamples, seed)
+    rougeL_by_pick = {'random candidate': random_rougeL(examples, rougeL)}
+    for decoding in dict.fromkeys(name for example in examples for name in example.decodings):
+        rougeL_by_pick[f'first of {decoding}'] = first_sample_rougeL(examples, rougeL, decoding)
+    for which in ('sum', 'mean'):
+        rougeL_by_pick[f'self-score {which}'] = self_score_rougeL(examples, rougeL, which)
+    rougeL_by_pick['consensus'] = consensus_rougeL(examples, rougeL, rouge)
+    for when, scores in (('before', scores_before), ('after', scores_after)):
+        rougeL_by_pick[f'scorer {when} adapting'] = None if scores is None else scorer_rougeL(rougeL, scores)
+    rougeL_by_pick |= {name: scorer_rougeL(rougeL, scores) for name, scores in (blends or {}).items()}
+    rougeL_by_pick['oracle'] = oracle_rougeL(rougeL)
+    return {name: values for name, values in rougeL_by_pick.items() if values is not None}
+
+
+def compare(rougeL_by_pick: dict[str, np.ndarray], n_resamples=N_RESAMPLES) -> list[dict]:
+    """The picks side by side, one row each.
+
+    rougeL_by_pick: [N] by name, that of the random candidate first and that of the oracle last, as `all_picks` returns
+    them. Rows {'name', 'rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high'}: the mean and the gap closed, each
+    with its interval over examples (None for the gap closed where there is no gap).
+    """
+    names, values = list(rougeL_by_pick), np.array(list(rougeL_by_pick.values()))
+    means = bootstrap_means(values, n_resamples)
     rows = []
     for name, row, row_means in zip(names, values, means, strict=True):
-        low, high = percentiles(row_means, confidence)
+        low, high = percentiles(row_means)
         share = gap_closed(row, values[0], values[-1])
-        gap_low, gap_high = (None, None) if share is None else _gap_interval(row_means, means[0], means[-1], confidence)
+        gap_low, gap_high = (None, None) if share is None else _gap_interval(row_means, means[0], means[-1])
         rows.append(
             {
                 'name': name,
@@ -201,33 +201,14 @@ def compare(picked: dict[str, np.ndarray], confidence=0.95, n_resamples=N_RESAMP
     return rows
 
 
-def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None, combined=None) -> dict[str, np.ndarray]:
-    """rougeL [N] of every way of picking by its name, the random candidate's first and the oracle's last.
-
-    scores_before, scores_after: N arrays [C_i], the scorer's before and after adapting, or None. combined: such arrays
-    by name, of the scorer with other ways (`cappy.combining`). A way that does not apply to every example (a decoding
-    that some lack, log-likelihoods that are not there) is left out.
-    """
-    picked = {'random candidate': random_rougeL(examples, rougeL)}
-    for decoding in dict.fromkeys(name for example in examples for name in example.decodings):
-        picked[f'first of {decoding}'] = first_sample_rougeL(examples, rougeL, decoding)
-    for which in ('sum', 'mean'):
-        picked[f'self-score {which}'] = self_score_rougeL(examples, rougeL, which)
-    picked['consensus'] = consensus_rougeL(examples, rougeL, rouge)
-    for when, scores in (('before', scores_before), ('after', scores_after)):
-        picked[f'scorer {when} adapting'] = None if scores is None else scorer_rougeL(rougeL, scores)
-    picked |= {name: scorer_rougeL(rougeL, scores) for name, scores in (combined or {}).items()}
-    picked['oracle'] = oracle_rougeL(rougeL)
-    return {name: values for name, values in picked.items() if values is not None}
-
-
 def _candidate_of_sample(example):
     """Index of each sample's response among the candidates, int [S_i]."""
     index = {response: number for number, response in enumerate(example.candidates)}
     return np.array([index[sample.response] for sample in example.samples])
 
 
-def _gap_interval(method_means, random_means, oracle_means, confidence):
+def _gap_interval(method_means, random_means, oracle_means):
+    """Interval of the gap closed over the resamples [n_resamples] that have a gap."""
     gaps = oracle_means - random_means
     has_gap = gaps > 1e-12
-    return percentiles((method_means - random_means)[has_gap] / gaps[has_gap], confidence)
+    return percentiles((method_means - random_means)[has_gap] / gaps[has_gap])

@@ -1,7 +1,8 @@
-"""How sure a mean or a difference is: bootstrap, Wilcoxon's signed-rank test, Holm's correction, spread over seeds.
+"""How certain a mean or a difference is: bootstrap, Wilcoxon's signed-rank test, Holm's correction, spread over seeds.
 
-N values, an example or a task each; M rows of values that belong to the same N, and so are drawn together. Intervals
-are (low, high) of the given confidence.
+N values, one per example or one per task; M rows of values of the same N, resampled together. Intervals are (low, high)
+at the confidence `CONFIDENCE`. All that users read is made with `N_RESAMPLES` and seed 0, so that one number has one
+interval wherever it is shown.
 """
 
 import math
@@ -10,21 +11,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+CONFIDENCE = 0.95
 N_RESAMPLES = 10_000
+MIN_TASKS_FOR_INTERVAL = 5  # resamples of fewer tasks take few values: of two tasks, the smaller, the larger, the mean
 _DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap to some 64 MB
 
 
 class Difference(NamedTuple):
-    """Mean of ours minus theirs, with its interval."""
+    """Mean of ours minus theirs, with its interval; low and high are None where there are too few tasks for one."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class Spread(NamedTuple):
-    """Of several seeds: their mean, their standard deviation (n - 1 below the line; None of one) and the mean's
-    interval by Student's t (None of one).
+    """Of several seeds: their mean, their standard deviation (divided by n - 1) and the interval of the mean by
+    Student's t. The last three are None for a single seed.
     """
 
     mean: float
@@ -34,9 +37,9 @@ class Spread(NamedTuple):
 
 
 def bootstrap_means(values, n_resamples=N_RESAMPLES, seed=0) -> np.ndarray:
-    """Means over examples drawn with replacement, the same draws for every row.
+    """Means of values [M, N] over N examples drawn with replacement, the same draws for every row.
 
-    values: float64 [M, N]. Returns float64 [M, n_resamples].
+    Returns float64 [M, n_resamples].
     """
     values = np.atleast_2d(np.asarray(values, np.float64))
     n = values.shape[1]
@@ -51,46 +54,58 @@ def bootstrap_means(values, n_resamples=N_RESAMPLES, seed=0) -> np.ndarray:
     return np.concatenate(means, axis=1)
 
 
-def percentiles(means, confidence=0.95) -> tuple[float, float]:
-    """The interval that holds the middle of the means."""
-    tail = (1 - confidence) / 2
+def percentiles(means) -> tuple[float, float]:
+    """The interval that holds the middle `CONFIDENCE` of the means."""
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def bootstrap_interval(values, confidence=0.95, n_resamples=N_RESAMPLES, seed=0) -> tuple[float, float]:
+def bootstrap_interval(values, n_resamples=N_RESAMPLES, seed=0) -> tuple[float, float]:
     """Percentile interval of the mean of values [N] over examples drawn with replacement."""
-    return percentiles(bootstrap_means(values, n_resamples, seed)[0], confidence)
+    return percentiles(bootstrap_means(values, n_resamples, seed)[0])
 
 
-def paired_bootstrap(
-    ours, others, confidence=0.95, n_resamples=N_RESAMPLES, seed=0
-) -> tuple[tuple[float, float], list[Difference]]:
-    """Interval of the mean of ours, and ours minus each of the others, all on the same draws of examples.
+def paired_bootstrap(ours, others, n_resamples=N_RESAMPLES, seed=0) -> tuple[tuple[float, float], list[Difference]]:
+    """Interval of the mean of ours, and ours minus each of the others, all resampled together.
 
     ours: float64 [N]; others: float64 [M, N].
     """
-    return paired_intervals(ours, others, confidence, n_resamples, seed)[:2]
+    return paired_intervals(ours, others, n_resamples, seed)[:2]
 
 
 def paired_intervals(
-    ours, others, confidence=0.95, n_resamples=N_RESAMPLES, seed=0
+    ours, others, n_resamples=N_RESAMPLES, seed=0
 ) -> tuple[tuple[float, float], list[Difference], list[tuple[float, float]]]:
-    """What `paired_bootstrap` gives, and the interval of the mean of each of the others."""
+    """What `paired_bootstrap` returns, and the interval of the mean of each of the others."""
     ours, others = np.asarray(ours, np.float64), np.asarray(others, np.float64).reshape(len(others), len(ours))
     means, *other_means = bootstrap_means([ours, *others], n_resamples, seed)
     differences = [
-        Difference(float(np.mean(ours - theirs)), *percentiles(means - their_means, confidence))
+        Difference(float(np.mean(ours - theirs)), *percentiles(means - their_means))
         for theirs, their_means in zip(others, other_means, strict=True)
     ]
-    return percentiles(means, confidence), differences, [percentiles(own, confidence) for own in other_means]
+    return percentiles(means), differences, [percentiles(own) for own in other_means]
+
+
+def interval_over_tasks(values) -> tuple[float | None, float | None]:
+    """Interval of the mean of values [n_tasks]; (None, None) for fewer than `MIN_TASKS_FOR_INTERVAL` tasks."""
+    return bootstrap_interval(values) if len(values) >= MIN_TASKS_FOR_INTERVAL else (None, None)
+
+
+def difference_over_tasks(ours, theirs) -> Difference:
+    """Mean difference over tasks, with its interval unless there are fewer than `MIN_TASKS_FOR_INTERVAL` tasks.
+
+    ours, theirs: float64 [n_tasks].
+    """
+    differences = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    return Difference(float(differences.mean()), *interval_over_tasks(differences))
 
 
 def signed_rank_p(ours, theirs) -> float | None:
     """Two-sided p of Wilcoxon's signed-rank test on N pairs; None where no pair differs.
 
-    Pairs that do not differ are left out, as Wilcoxon did. Differences are rounded to 12 decimals first, lest the same
-    difference of two pairs of numbers be two ranks.
+    Pairs that do not differ are left out, as Wilcoxon did. Differences are rounded to 12 decimals first, so that equal
+    differences share a rank although rounding separates them.
     """
     from scipy import stats  # here, since importing it takes longer than most tables
 
@@ -100,10 +115,10 @@ def signed_rank_p(ours, theirs) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Each p corrected for the number of them, by Holm's step-down way; None stays None and does not count.
+    """Each p corrected for the number of tests by Holm's step-down method; None stays None and does not count.
 
-    Rejecting where the corrected p is below a level keeps the chance of any false rejection below it. scipy has no such
-    correction (Holm, 1979, Scandinavian Journal of Statistics 6).
+    Rejecting where the corrected p is below a level keeps the chance of any false rejection below that level. scipy has
+    no such correction (Holm, 1979, Scandinavian Journal of Statistics 6).
     """
     given = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected, largest = [None] * len(p_values), 0.0
@@ -113,8 +128,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def spread(values, confidence=0.95) -> Spread:
-    """Mean and spread of one number measured under several seeds."""
+def spread(values) -> Spread:
+    """Mean and spread of one number measured with several seeds."""
     values = np.asarray(values, np.float64)
     mean = float(values.mean())
     if len(values) < 2:
@@ -122,16 +137,16 @@ def spread(values, confidence=0.95) -> Spread:
     from scipy import stats
 
     std = float(values.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * std / np.sqrt(len(values))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * std / np.sqrt(len(values))
     return Spread(mean, std, float(mean - half), float(mean + half))
 
 
 def rank_correlation(xs, ys) -> float | None:
-    """Spearman's, equal values sharing their mean rank; None where one of the two does not differ."""
+    """Spearman's rank correlation, float; equal values share their mean rank. None where all xs or all ys are equal."""
     ranks = np.array([_ranks(np.asarray(values, np.float64)) for values in (xs, ys)])
     ranks -= ranks.mean(axis=1, keepdims=True)
-    spread = math.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
-    return float((ranks[0] * ranks[1]).sum() / spread) if spread else None
+    scale = math.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    return float((ranks[0] * ranks[1]).sum() / scale) if scale else None
 
 
 def _ranks(values):

@@ -1,4 +1,4 @@
-"""Each way of picking against its definition, worked out by hand or in plain Python."""
+"""Each method of picking against its definition, worked out by hand or in plain Python."""
 
 import json
 import random
@@ -9,13 +9,13 @@ import pytest
 
 from cappy.tasks.candidates import Example, Sample, read_task
 from cappy.tasks.picks import (
+    all_picks,
     candidates_rougeL,
-    comparison,
+    compare,
     consensus_pick,
     consensus_rougeL,
     first_sample_rougeL,
     gap_closed,
-    gap_closed_interval,
     oracle_rougeL,
     random_rougeL,
     scorer_rougeL,
@@ -128,15 +128,20 @@ def test_the_gap_closed_is_0_for_random_1_for_the_oracle_and_none_without_a_gap(
     assert gap_closed((low + high) / 2, low, high) == pytest.approx(0.5)
     assert gap_closed(low - 0.25, low, high) == pytest.approx(-0.5)
     assert gap_closed(low, high, high) is None
-    assert gap_closed_interval(low, high, high) == (None, None)
-    assert gap_closed_interval(high, low, high) == (1, 1)
-    below, above = gap_closed_interval(np.array([0.2, 1.0]), low, high)
-    assert (below, above) == pytest.approx((0, 1))  # the resamples of one example only
 
 
-def test_the_comparison_has_every_way_in_order_with_its_interval():
+def test_the_interval_of_the_gap_closed_is_that_of_the_resamples():
+    low, high = np.array([0.2, 0.4]), np.array([0.6, 1.0])
+    *_, mixed, oracle = compare({'random': low, 'mixed': np.array([0.2, 1.0]), 'oracle': high})
+    assert (mixed['gap_low'], mixed['gap_high']) == pytest.approx((0, 1))  # the resamples that hold one example twice
+    assert (oracle['gap_low'], oracle['gap_high']) == (1, 1)
+    without_gap = compare({'random': high, 'mixed': low, 'oracle': high})
+    assert [(row['gap_closed'], row['gap_low'], row['gap_high']) for row in without_gap] == [(None, None, None)] * 3
+
+
+def test_the_comparison_has_every_pick_in_order_with_its_interval():
     scores = [np.array([0.5, 0.6]), np.array([0.5, 0.6])]
-    rows = comparison(EXAMPLES, ROUGEL, RougeL(), scores, [-s for s in scores], n_resamples=200)
+    rows = compare(all_picks(EXAMPLES, ROUGEL, RougeL(), scores, [-s for s in scores]))
     assert [(row['name'], pytest.approx(row['rougeL'])) for row in rows] == [
         ('random candidate', (4 / 9 + 1 / 3) / 2),
         ('first of beam4', 1 / 3),
@@ -154,9 +159,9 @@ def test_the_comparison_has_every_way_in_order_with_its_interval():
         assert row['low'] <= row['rougeL'] <= row['high']
 
 
-def test_the_comparison_leaves_out_what_does_not_apply_to_every_example():
+def test_the_comparison_leaves_out_picks_that_some_example_lacks():
     examples = [example(('a', 'x'), ('b', 'x')), example(('a', 'a b'))]
-    rows = comparison(examples, candidates_rougeL(examples, RougeL()), RougeL(), n_resamples=10)
+    rows = compare(all_picks(examples, candidates_rougeL(examples, RougeL()), RougeL()))
     assert [(row['name'], row['gap_closed']) for row in rows] == [
         ('random candidate', None),
         ('first of a', None),
