@@ -1,5 +1,8 @@
 """The cells of a sweep, (generator, task): which are asked for, which have results, and what can be compared in them.
 
+A folder of results holds one run of the sweep, or folders seed1, seed2, .. with one run each. Picks are named as
+`cappy.tasks.picks` names them.
+
 The reference is scripts/present_cappy_bigbench_results.py of github.com/tanyuqian/cappy.
 """
 
@@ -17,12 +20,14 @@ from cappy.files.jsonl import near_entries, near_names
 from cappy.study import results
 from cappy.study.results import ResultPaths
 from cappy.tasks.candidates import SPLITS
-from cappy.tasks.statistics import Difference, paired_intervals
+from cappy.tasks.statistics import N_RESAMPLES, Difference, paired_intervals
 
-ADAPTED = 'scorer after adapting'  # the way of picking that a result is about
+ADAPTED = 'scorer after adapting'  # the pick whose rougeL is the result of the cell
+ORACLE = 'oracle'
 PUBLISHED = 'published'  # the folder of published figures among the generators, and their name in a comparison
+DATA_DIR = 'bigbench_data'  # the default of the flag that says where subset_names.json is
 SEED_FOLDER = re.compile(r'seed\d+')  # where a sweep of several seeds puts the results of each
-# Settings that may differ between cells of one table: they name the cell, or do not touch the result.
+# Settings that may differ between cells of one table: they name the cell, or do not change the result.
 HARMLESS_SETTINGS = (
     'bigbench_gen_dir',
     'bigbench_gen_model',
@@ -48,7 +53,7 @@ HARMLESS_SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell's result from each of the results folders (seeds, say); None where a folder has none."""
+    """The results of one cell, one from each folder of results (one per seed); None where a folder has none."""
 
     generator: str
     task: str
@@ -64,20 +69,29 @@ class Cell:
         """Mean over the folders; None where one lacks the result."""
         return float(np.mean([result['rougeL'] for result in self.results])) if self.is_whole else None
 
-    def picked(self, name) -> float | None:
-        """Mean over the folders of another way of picking, as their comparisons have it."""
-        values = [_compared(result, name) for result in self.results]
-        return None if None in values else float(np.mean(values))
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval of rougeL that the result itself gives; None where it gives none, and for several folders."""
+        if len(self.results) > 1 or not self.is_whole:
+            return None
+        row = _comparison(self.results[0]).get(ADAPTED, {})
+        low, high = row.get('low'), row.get('high')
+        return (low, high) if _is_number(low) and _is_number(high) else None
 
-    def ways(self) -> list[str]:
-        """Names of the ways of picking in the comparisons, in order."""
+    def rougeL_of(self, pick) -> float | None:
+        """Mean over the folders of another pick, by its name; None where a folder's comparison lacks it."""
+        rows = [_comparison(result or {}).get(pick) for result in self.results]
+        return None if None in rows else float(np.mean([row['rougeL'] for row in rows]))
+
+    def picks(self) -> list[str]:
+        """Names of the picks in the comparisons, in order."""
         return list(dict.fromkeys(name for result in self.results if result for name in _comparison(result)))
 
 
 @dataclass(frozen=True, slots=True)
 class CellExamples:
-    """What a cell's examples say: the interval of its rougeL, its differences to other ways of picking, by name, and
-    the intervals of these.
+    """What a cell's examples give: the interval of its rougeL and, by name, the differences to other picks and the
+    intervals of these.
     """
 
     n_examples: int
@@ -95,9 +109,9 @@ def split_names(text: str, flag: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def choose_folders(text: str, flag='--result_dir') -> list[Path]:
-    """The results folders `a,b,c`, one a seed; of one that holds nothing but folders seed1, seed2, .. these."""
-    folders = [Path(name) for name in split_names(text, flag)]
+def choose_folders(names: Sequence[str]) -> list[Path]:
+    """The folders of results, one per seed; a single one that holds only folders seed1, seed2, .. stands for these."""
+    folders = [Path(name) for name in names]
     if len(folders) == 1 and folders[0].is_dir():
         inside = [entry for entry in _subfolders(folders[0]) if entry.name != PUBLISHED]
         if inside and all(SEED_FOLDER.fullmatch(entry.name) for entry in inside):
@@ -111,8 +125,8 @@ def read_task_names(data_dir) -> list[str]:
     try:
         names = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError as error:
-        told = f'{path}: no such file{near_entries(path)}; scripts/get_bigbench_data.py writes it'
-        raise InputError(f'{told}, or name tasks with --tasks') from error
+        remedy = 'scripts/get_bigbench_data.py writes it, or name tasks with --tasks'
+        raise InputError(f'{path}: no such file{near_entries(path)}; {remedy}') from error
     except (OSError, ValueError) as error:
         raise InputError(f'{path}: cannot be read ({error})') from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -120,27 +134,46 @@ def read_task_names(data_dir) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def choose_tasks(asked: str | None, data_dir, found: Iterable[str]) -> list[str]:
-    """The tasks asked for, `a,b,c`, or all that the data folder names.
+def choose_tasks(asked: Sequence[str] | None, data_dir, found: Iterable[str]) -> list[str]:
+    """The tasks asked for, or those that have files: first those of {data_dir}/subset_names.json in its order.
 
-    found: tasks that have files, which may be asked for too. Raises InputError for a name that neither has, with near
-    ones.
+    asked: names, or ('all',): those of subset_names.json too, with files or not. found: tasks that have files. Raises InputError for a name that neither has, with near ones; for a data_dir without
+    the list of tasks, unless it is the default one.
     """
-    if asked is None:
-        return read_task_names(data_dir)
-    has_names = (Path(data_dir) / 'subset_names.json').exists()
-    known = set(found) | set(read_task_names(data_dir) if has_names else [])
-    names = split_names(asked, '--tasks')
-    for name in names:
-        if name not in known:
-            raise InputError(f'--tasks {name}: no such task{near_names(name, known, "the list of tasks")}')
-    return names
+    known = listed_tasks(data_dir)
+    found = set(found)
+    if asked is None or tuple(asked) == ('all',):
+        return [task for task in known if asked or task in found] + sorted(found - set(known))
+    for name in asked:
+        if name not in found and name not in known:
+            raise InputError(f'--tasks {name}: no such task{near_names(name, {*found, *known}, "the list of tasks")}')
+    return list(asked)
 
 
-def choose_generators(asked: str | None, folders: Sequence[Path], flag: str) -> list[str]:
-    """The generators asked for, `a,b,c`, or all that have a folder in one of the folders, the FLAN-T5 sizes first.
+def listed_tasks(data_dir) -> list[str]:
+    """The tasks of {data_dir}/subset_names.json; none where the default folder is not there."""
+    is_there = (Path(data_dir) / 'subset_names.json').exists()
+    return read_task_names(data_dir) if is_there or str(data_dir) != DATA_DIR else []
 
-    Raises InputError for a folder that is not there, and for a name without one, with near ones.
+
+def missing_tasks(data_dir, tasks: Iterable[str], what: str) -> list[str]:
+    """A remark on the tasks of {data_dir}/subset_names.json of which there is no file, in a list; [] for no remark.
+
+    There is none where all tasks have files, nor where none of the tasks shown is of the list: then the user has other
+    tasks. what: the files, in the plural.
+    """
+    known, tasks = listed_tasks(data_dir), set(tasks)
+    missing = [task for task in known if task not in tasks]
+    if not missing or len(missing) == len(known):
+        return []
+    where = Path(data_dir) / 'subset_names.json'
+    return [f'{len(missing)} of the {len(known)} tasks of {where} have no {what}; --tasks all names them']
+
+
+def choose_generators(asked: Sequence[str] | None, folders: Sequence[Path], flag: str) -> list[str]:
+    """The generators asked for, or all that have a folder in one of the folders, the FLAN-T5 sizes first.
+
+    Raises InputError for a folder that is not there, and for a generator without a folder, with near names.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -151,15 +184,17 @@ def choose_generators(asked: str | None, folders: Sequence[Path], flag: str) -> 
         if not found:
             raise InputError(f'{folders[0]}: has no folder of a generator')
         return sorted(found, key=_by_size)
-    names = split_names(asked, flag)
-    for name in names:
+    for name in asked:
         if name not in found:
             raise InputError(f'{flag} {name}: no such generator{near_names(name, found, folders[0])}')
-    return names
+    return list(asked)
 
 
 def read_cells(folders, generators, tasks) -> tuple[list[Cell], list[str]]:
-    """The cells, generators outside, and what is wrong with files that are no results (they count as missing)."""
+    """The cells, all tasks of one generator after another, and what is wrong with files that are not results.
+
+    Such a file counts as missing.
+    """
     cells, faults = [], []
     for generator in generators:
         for task in tasks:
@@ -173,6 +208,17 @@ def read_cells(folders, generators, tasks) -> tuple[list[Cell], list[str]]:
                     found.append(None)
             cells.append(Cell(generator, task, tuple(found)))
     return cells, faults
+
+
+def read_published(published_dir, folders, generators, tasks) -> tuple[dict[tuple[str, str], float], list[str]]:
+    """Published rougeL by (generator, task), None where there is none; and what is wrong with the files.
+
+    Empty where the folders of results are themselves the published ones.
+    """
+    if any(Path(folder).resolve() == Path(published_dir).resolve() for folder in folders):
+        return {}, []
+    published, faults = read_cells([published_dir], generators, tasks)
+    return {(cell.generator, cell.task): cell.rougeL for cell in published}, faults
 
 
 def found_tasks(folders, generators) -> set[str]:
@@ -197,9 +243,9 @@ def sampled_tasks(gens_dir, generators, splits=SPLITS) -> set[str]:
 
 
 def whole_tasks(cells: Sequence[Cell], tasks) -> list[str]:
-    """The tasks that all generators have, from every folder: those that averages may be taken over."""
-    lacking = {cell.task for cell in cells if not cell.is_whole}
-    return [task for task in tasks if task not in lacking]
+    """The tasks that have a result of every generator in every folder: those over which averages are taken."""
+    incomplete = {cell.task for cell in cells if not cell.is_whole}
+    return [task for task in tasks if task not in incomplete]
 
 
 def differing_settings(cells: Sequence[Cell]) -> dict[str, dict]:
@@ -227,72 +273,74 @@ def differing_settings(cells: Sequence[Cell]) -> dict[str, dict]:
     return differing
 
 
-def examples_of_cell(paths: Sequence[ResultPaths], rougeL: Sequence[float], n_resamples, seed=0) -> CellExamples:
-    """Bootstrap over the examples of a cell, its folders' values of an example averaged.
+def examples_of_cell(
+    paths: Sequence[ResultPaths], rougeL: Sequence[float], n_resamples=N_RESAMPLES, seed=0
+) -> CellExamples:
+    """Bootstrap over the examples of a cell, the values of an example averaged over the folders.
 
-    paths: the cell in each folder; rougeL: its results there, which the candidates must give too. Raises InputError
-    where a file of candidates is missing, broken, or not of its result.
+    paths: the cell in each folder; rougeL: its result in each, with which the candidates must agree. Raises InputError
+    where a file of candidates is missing, broken, or does not belong to its result.
     """
     by_folder = []
     for cell, expected in zip(paths, rougeL, strict=True):
         lines = results.read_candidates(cell.candidates)
         try:
-            picked = picked_rougeL(lines)
+            by_pick = picked_rougeL(lines)
         except (TypeError, ValueError) as error:
-            raise InputError(f'{cell.candidates}: a rougeL is no number ({error})') from error
-        if not math.isclose(picked[ADAPTED].mean(), expected, abs_tol=1e-9):
-            raise InputError(f'{cell.candidates}: mean rougeL {picked[ADAPTED].mean()}, but its result has {expected}')
-        by_folder.append(([line['example_idx'] for line in lines], picked))
-    examples = by_folder[0][0]
-    for cell, (others, _) in zip(paths, by_folder, strict=True):
-        if others != examples:
+            raise InputError(f'{cell.candidates}: a rougeL is not a number ({error})') from error
+        if not math.isclose(by_pick[ADAPTED].mean(), expected, abs_tol=1e-9):
+            raise InputError(f'{cell.candidates}: mean rougeL {by_pick[ADAPTED].mean()}, but its result has {expected}')
+        by_folder.append(([line['example_idx'] for line in lines], by_pick))
+    first_examples, first_picks = by_folder[0]
+    for cell, (examples, _) in zip(paths, by_folder, strict=True):
+        if examples != first_examples:
             raise InputError(f'{cell.candidates}: other examples than {paths[0].candidates}')
-    names = [name for name in by_folder[0][1] if all(name in picked for _, picked in by_folder)]
-    values = {name: np.mean([picked[name] for _, picked in by_folder], axis=0) for name in names}
+    names = [name for name in first_picks if all(name in by_pick for _, by_pick in by_folder)]
+    values = {name: np.mean([by_pick[name] for _, by_pick in by_folder], axis=0) for name in names}
     ours = values.pop(ADAPTED)
     (low, high), *of_others = paired_intervals(ours, list(values.values()), n_resamples=n_resamples, seed=seed)
-    differences, intervals = (dict(zip(values, of_ways, strict=True)) for of_ways in of_others)
+    differences, intervals = (dict(zip(values, of_picks, strict=True)) for of_picks in of_others)
     return CellExamples(len(ours), low, high, differences, intervals)
 
 
 def picked_rougeL(lines: Sequence[dict]) -> dict[str, np.ndarray]:
-    """rougeL of each example, float64 [N], by way of picking: the lines of a candidates file.
+    """rougeL of each example, float64 [N], by name of the pick, from the lines of a candidates file.
 
-    Ways that the lines do not name: the scorer's and the oracle, and the first sample of a decoding all of whose
-    samples are one candidate in each example, as beam search's single one is.
+    Where the lines do not give it by pick: that of the scorer and the oracle, and of the first sample of each decoding
+    whose samples are a single candidate in every example, as the one sample of beam search is.
     """
-    picked = {ADAPTED: [line['rougeL'] for line in lines]}
+    by_pick = {ADAPTED: [line['rougeL'] for line in lines]}
     named = lines[0].get('picked') or {}
     if all(isinstance(line.get('picked'), dict) and line['picked'].keys() == named.keys() for line in lines) and named:
-        for name in named:
-            if name != ADAPTED:
-                picked[name] = [line['picked'][name] for line in lines]
+        by_pick |= {name: [line['picked'][name] for line in lines] for name in named if name != ADAPTED}
     else:
-        picked |= _single_samples(lines)
-        picked['oracle'] = [max(candidate['rougeL'] for candidate in line['candidates']) for line in lines]
-    return {name: np.array(values, np.float64) for name, values in picked.items()}
+        by_pick |= _single_samples(lines)
+        by_pick[ORACLE] = [max(candidate['rougeL'] for candidate in line['candidates']) for line in lines]
+    return {name: np.array(values, np.float64) for name, values in by_pick.items()}
 
 
 def _single_samples(lines):
     decodings = dict.fromkeys(name for candidate in lines[0]['candidates'] for name in candidate['decodings'])
-    picked = {}
+    by_pick = {}
     for decoding in decodings:
-        of_it = [[one['rougeL'] for one in line['candidates'] if decoding in one['decodings']] for line in lines]
-        if all(len(values) == 1 for values in of_it):
-            picked[f'first of {decoding}'] = [value for (value,) in of_it]
-    return picked
+        sampled = [
+            [candidate['rougeL'] for candidate in line['candidates'] if decoding in candidate['decodings']]
+            for line in lines
+        ]
+        if all(len(values) == 1 for values in sampled):
+            by_pick[f'first of {decoding}'] = [value for (value,) in sampled]
+    return by_pick
 
 
 def _comparison(result):
+    """{pick: its row of the comparison}, of a result that may have another shape."""
     rows = result.get('comparison')
-    if not isinstance(rows, list):
-        return {}
-    rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get('rougeL'), int | float)]
-    return {row['name']: row['rougeL'] for row in rows if isinstance(row.get('name'), str)}
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return {row['name']: row for row in rows if isinstance(row.get('name'), str) and _is_number(row.get('rougeL'))}
 
 
-def _compared(result, name):
-    return None if result is None else _comparison(result).get(name)
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _subfolders(folder):

@@ -1,6 +1,4 @@
-"""Result files of a cell: where they lie, who may write them, and that they appear whole or not at
-all.
-"""
+"""Result files of a cell: their paths, how they are written (whole or not at all), and how they are read."""
 
 import json
 import math
@@ -17,7 +15,7 @@ from cappy.files.updates import write_updates
 
 @dataclass(frozen=True, slots=True)
 class ResultPaths:
-    """The files of one cell: {results_dir}/{generator}/{task} and what follows."""
+    """The files of one cell, {results_dir}/{generator}/{task} with a suffix for each."""
 
     results_dir: str | Path
     generator: str
@@ -28,42 +26,43 @@ class ResultPaths:
 
     @property
     def result(self) -> Path:
-        """rougeL, settings, counts, seconds, versions, device."""
+        """rougeL, comparison of the picks, settings, counts, seconds, versions, device."""
         return self._with('.json')
 
     @property
     def candidates(self) -> Path:
-        """Score and rougeL of every candidate."""
+        """Score and rougeL of every candidate, one line per example."""
         return self._with('.candidates.jsonl')
 
     @property
     def updates(self) -> Path:
-        """What each update applied."""
+        """Pairs, learning rate, loss and gradient norm of each update."""
         return self._with('.train.csv')
 
     @property
     def lock(self) -> Path:
-        """Held while a process works on the cell."""
+        """Locked while a process works on the cell."""
         return self._with('.lock')
 
     @property
     def checkpoint(self) -> Path:
-        """Folder from which a stopped training goes on."""
+        """Folder with the training state from which a stopped training is resumed."""
         return self._with('.checkpoint')
 
     @property
     def written(self) -> tuple[Path, ...]:
-        """The files that `write_atomically` makes."""
+        """The files that are written under a temporary name first, which a killed process may leave behind."""
         return self.result, self.candidates, self.updates
 
 
-def describe_candidates(example, scores, rougeL, picked=None) -> dict:
+def describe_candidates(example, scores, rougeL, rougeL_by_pick=None) -> dict:
     """A line of the candidates file.
 
-    example: a candidates.Example with n candidates; scores: float32 [n]; rougeL: float64 [n], in
-    their order. The pick is the first of the highest scores. picked: rougeL of this example by each
-    way of picking, by name, so that ways can be compared example by example.
+    example: a candidates.Example with n candidates; scores: float32 [n]; rougeL: float64 [n], in their order. The pick
+    is the first candidate with the highest score. rougeL_by_pick: of this example, by name of the pick, so that picks
+    can be compared example by example.
     """
+    by_pick = {} if rougeL_by_pick is None else {'picked': {name: float(v) for name, v in rougeL_by_pick.items()}}
     decodings = {}
     for sample in example.samples:
         decodings.setdefault(sample.response, {})[sample.decoding] = None
@@ -72,7 +71,7 @@ def describe_candidates(example, scores, rougeL, picked=None) -> dict:
         'example_idx': example.example_idx,
         'pick': pick,
         'rougeL': float(rougeL[pick]),
-        **({} if picked is None else {'picked': {name: float(value) for name, value in picked.items()}}),
+        **by_pick,
         'candidates': [
             {
                 'response': response,
@@ -88,10 +87,8 @@ def describe_candidates(example, scores, rougeL, picked=None) -> dict:
 def write_result(paths: ResultPaths, result: dict, candidates: Iterable[dict], updates: Iterable[Sequence]):
     """Write the three files of a cell, the result last: where it exists, the others do.
 
-    result: JSON values, 'rougeL' among them; candidates: lines as `describe_candidates` makes them,
-    in order;
-    updates: rows as `Update`. Raises InputError where a number is not finite, or a file cannot be
-    written.
+    result: JSON values, 'rougeL' among them; candidates: lines as `describe_candidates` makes them, in order; updates:
+    as `cappy.files.updates.Update`. Raises InputError where a number is not finite, or a file cannot be written.
     """
     candidates = list(candidates)
     _check_scores_are_finite(paths.candidates, candidates)
@@ -104,9 +101,7 @@ def write_result(paths: ResultPaths, result: dict, candidates: Iterable[dict], u
 
 
 def read_result(path) -> dict:
-    """The result at `path`. Raises InputError where it is missing, not JSON, or without a
-    rougeL.
-    """
+    """The result at `path`. Raises InputError where it is missing, not JSON, or without a rougeL."""
     text = read_text(path)
     try:
         result = json.loads(text)
@@ -119,9 +114,7 @@ def read_result(path) -> dict:
 
 
 def read_candidates(path) -> list[dict]:
-    """The lines of a candidates file, in order. Raises InputError naming the line that is
-    broken.
-    """
+    """The lines of a candidates file, in order. Raises InputError naming the line that is broken."""
     lines = []
     # Not splitlines, which would also cut at line separators inside a response.
     for number, text in enumerate(read_text(path).removesuffix('\n').split('\n'), start=1):
@@ -131,12 +124,7 @@ def read_candidates(path) -> list[dict]:
             if not 0 <= line['pick'] < len(candidates):
                 raise ValueError(f'pick {line["pick"]} of {len(candidates)} candidates')
             for candidate in candidates:
-                (
-                    candidate['response'],
-                    candidate['score'],
-                    candidate['rougeL'],
-                    candidate['decodings'],
-                )
+                candidate['response'], candidate['score'], candidate['rougeL'], candidate['decodings']
             line['example_idx'], line['rougeL']
         except KeyError as error:
             raise InputError(f'{path}:{number}: {error.args[0]} is missing') from error
@@ -154,5 +142,5 @@ def _check_scores_are_finite(path, lines):
             if not math.isfinite(candidate['score']):
                 raise InputError(
                     f'{path}: not written; example_idx {line["example_idx"]!r}, candidate {number} '
-                    f'has score {candidate["score"]}: the weights of the scorer are broken'
+                    f'has score {candidate["score"]}: the scorer has weights that are not finite'
                 )
