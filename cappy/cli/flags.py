@@ -22,11 +22,11 @@ import fire
 from cappy.errors import InputError
 
 _TRUE, _FALSE = ('true', '1', 'yes'), ('false', '0', 'no')
-_TYPE_NAMES = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'text'}
+_TYPE_NAMES = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'text', 'x': 1}
 _FLAG = re.compile('--|-[a-zA-Z]')  # and not -5, which is a value
 
 
-def run(main, argv=None):
+def run(main, argv=None, aliases=None):
     """Call main with the flags of the command line, and end the process where they or its input are
     wrong.
 
@@ -43,7 +43,7 @@ def run(main, argv=None):
         if any(word in ('--help', '-h', '-help') for word in argv):
             print(help_text(main, name))
         else:
-            values = parse_flags(main, argv)
+            values = parse_flags(main, argv, aliases)
             fire.Fire(lambda: main(**values), command=[], name=name)
         sys.stdout.flush()
     except InputError as error:
@@ -63,7 +63,7 @@ def run(main, argv=None):
         sys.exit(141)
 
 
-def parse_flags(main, argv) -> dict:
+def parse_flags(main, argv, aliases=None) -> dict:
     """The arguments of main that the words give, by name, with their types.
 
     `--flag value`, `--flag=value`, `--flag` and `--noflag` for a bool; dashes in a name are
@@ -74,6 +74,10 @@ def parse_flags(main, argv) -> dict:
     parameters = inspect.signature(main).parameters
     required = [name for name in parameters if parameters[name].default is inspect.Parameter.empty]
     values, words = {}, list(argv)
+    for n, word in enumerate(words):
+        for old, new in (aliases or {}).items():
+            if word.startswith('--' + old):
+                words[n] = word.replace('--' + old, '--' + new)
     while words:
         word = words.pop(0)
         if _FLAG.match(word):
@@ -106,7 +110,9 @@ def convert(text, flag_type, flag):
             return _CONVERTERS[choice](text)
         except ValueError:
             continue
-    expected = ' or '.join(_TYPE_NAMES[choice] if isinstance(choice, type) else repr(choice) for choice in choices)
+    expected = ' or '.join(
+        _TYPE_NAMES.get(choice, 'names') if isinstance(choice, type) else repr(choice) for choice in choices
+    )
     raise InputError(f'{flag}: expected {expected}{" or None" if optional else ""}, found {text!r}')
 
 
@@ -228,7 +234,18 @@ def _to_bool(text):
     raise ValueError(text)
 
 
-_CONVERTERS = {int: _to_int, float: _to_float, bool: _to_bool, str: str}
+class Names(tuple):
+    pass
+
+
+def _to_names(text):
+    names = tuple(name.strip() for name in text.split(','))
+    if not all(names):
+        raise InputError(f'{text!r}: an empty name; write a,b,c')
+    return names
+
+
+_CONVERTERS = {Names: _to_names, int: _to_int, float: _to_float, bool: _to_bool, str: str}
 
 
 def _comments(main):
