@@ -1,12 +1,13 @@
-"""What a generator's samples give without a scorer: rougeL by way of picking, a generator a column.
+"""What a generator's samples give without a scorer: mean rougeL x 100 of each way to pick, one column per generator.
 
     python scripts/present_bigbench_baselines.py
     python scripts/present_bigbench_baselines.py --gen_models flan-t5-xl,flan-t5-xxl --tasks tense,gem --by_task
 
-The rows of the reference first, means over tasks as fractions: beam search, the first sample of each other decoding,
-and the sample that the generator finds likeliest (sum or mean of its tokens' log-likelihoods). Then ours: what a sample
-drawn at random is expected to have, consensus (the sample most like the others), the oracle (the best there is), and
-how many different samples an instruction has. The table goes to standard output, what is missing to standard error.
+The picks (`cappy/tasks/picks.py` defines them): a random candidate, the first sample of each decoding, the sample with
+the highest self-score (the generator's own log-likelihood, summed or averaged over its tokens), consensus (minimum
+Bayes risk) and the oracle (the best candidate there is). Last, how many different samples an example has. The first
+sample of each decoding and the two self-scores are the rows of the reference's table, which gives fractions; csv and
+json give them here, too. The table goes to standard output, remarks on what is missing to standard error.
 """
 
 import sys
@@ -25,44 +26,46 @@ from cappy.tasks.candidates import REFERENCE_DECODINGS
 from cappy.tasks.picks import TaskBaselines, measure_file
 
 SPLIT = ('validation',)
-LIKELIHOODS = {'self_score_sum': 'sum', 'self_score_mean': 'mean'}
-OURS = ('random', 'consensus', 'oracle')
-DISTINCT = 'distinct_samples'  # mean number of different samples of an instruction
+MAIN_PICKS = ('random candidate', 'self-score sum', 'consensus', 'oracle')  # and the first decoding
+N_CANDIDATES = 'candidates per example'  # different samples, a mean
 
 
 def main(
-    bigbench_data_dir='bigbench_data',  # subset_names.json lies here
-    bigbench_gen_dir='bigbench_flan_gens',  # {generator}/{task}_validation.jsonl lie here
+    data_dir='bigbench_data',  # folder of subset_names.json, the list of tasks
+    bigbench_gen_dir='bigbench_flan_gens',  # folder of samples, {generator}/{task}_validation.jsonl
     tgt_key='response',  # field of a sample's text
     refs_key='references',  # field of the references
     src_key='instruction',  # field of the instruction
-    tasks: str | None = None,  # a,b,c; default: all of subset_names.json
-    gen_models: str | None = None,  # a,b,c; default: all that have a folder
-    format: Literal['table', 'markdown', 'latex', 'csv', 'json'] = 'table',
-    by_task=False,  # a row for each task and generator, instead of means over tasks
-    rouge_tokenizer: Literal['default', 'unicode'] = 'default',  # default knows a-z and 0-9 only, as the paper's
-    n_workers: int | None = None,  # processes; default: one for each core
+    tasks: flags.Names | None = None,  # default: all with samples; all: those of subset_names.json without, too
+    gen_models: flags.Names | None = None,  # generators; default: all that have a folder
+    format: Literal['table', 'markdown', 'latex', 'csv', 'json'] = 'table',  # csv, json: fractions, else x 100
+    by_task=False,  # one row per task and generator, instead of means over tasks
+    columns: Literal['main', 'all'] = 'main',  # picks in a table by task; csv and json have all
+    rouge_tokenizer: Literal['default', 'unicode'] = 'default',  # default reads a-z and 0-9 only, as the paper's
+    n_workers: int | None = None,  # processes; default: one per core
 ):
-    """Print the baselines that need no scorer."""
+    """Print what each way to pick a sample gives without a scorer."""
     gens_dir = Path(bigbench_gen_dir)
     generators = cells.choose_generators(gen_models, [gens_dir], '--gen_models')
-    names = cells.choose_tasks(tasks, bigbench_data_dir, cells.sampled_tasks(gens_dir, generators, SPLIT))
+    names = cells.choose_tasks(tasks, data_dir, cells.sampled_tasks(gens_dir, generators, SPLIT))
     measured = measure(gens_dir, generators, names, (src_key, tgt_key, refs_key, rouge_tokenizer), n_workers)
-    if not any(isinstance(one, TaskBaselines) for one in measured.values()):
+    if not any(isinstance(baselines, TaskBaselines) for baselines in measured.values()):
         raise InputError(nothing_to_show(gens_dir, generators, names, measured))
     counted = [task for task in names if all(isinstance(measured[name, task], TaskBaselines) for name in generators)]
-    ways = ways_of(measured.values())
+    picks = order_picks(measured.values())
     if by_task:
-        print(task_table(measured, generators, names, ways, format))
+        shown = picks if columns == 'all' or format in ('csv', 'json') else main_picks(picks)
+        print(task_table(measured, generators, names, shown, format))
     else:
-        print(mean_table(measured, generators, counted, ways, format))
+        print(mean_table(measured, generators, counted, picks, format))
     sys.stdout.flush()
-    for line in remarks(measured, generators, names, counted, by_task):
+    missing = [] if tasks else cells.missing_tasks(data_dir, names, 'samples')
+    for line in [*remarks(measured, generators, names, counted, by_task), *missing]:
         print(line, file=sys.stderr)
 
 
 def measure(gens_dir, generators, tasks, keys, n_workers):
-    """{(generator, task): TaskBaselines, None where there is no file, or the InputError of a bad one}."""
+    """{(generator, task): TaskBaselines, None where there is no file, or the InputError of a broken one}."""
     paths = {(name, task): gens_dir / name / f'{task}_validation.jsonl' for name in generators for task in tasks}
     measured = dict.fromkeys(paths)
     paths = {cell: path for cell, path in paths.items() if path.exists()}
@@ -74,65 +77,78 @@ def measure(gens_dir, generators, tasks, keys, n_workers):
 
 def nothing_to_show(gens_dir, generators, tasks, measured):
     """Why no file could be measured."""
-    faults = [str(one) for one in measured.values() if one is not None]
+    faults = [str(fault) for fault in measured.values() if fault is not None]
     if faults:
         return faults[0]
     there = sorted(cells.sampled_tasks(gens_dir, generators, SPLIT))
-    choose = f'; there are {listed(there)}: choose with --tasks' if there else ''
-    return f'{gens_dir}: {listed(generators)} has no samples of {listed(tasks)}{choose}'
+    found = f'has validation samples of {listed(there)}' if there else 'has no {task}_validation.jsonl'
+    wanted = f'; none of {listed(tasks)}' if tasks else ''
+    return f'{gens_dir}: {listed(generators)} {found}{wanted}'
 
 
-def ways_of(measured):
-    """{row's name: name in TaskBaselines.rougeL} in the order of the table."""
-    found = dict.fromkeys(way for one in measured if isinstance(one, TaskBaselines) for way in one.rougeL)
-    decodings = [way.removeprefix('first of ') for way in found if way.startswith('first of ')]
-    ordered = [name for name in REFERENCE_DECODINGS if name in decodings]
-    ordered += [name for name in decodings if name not in REFERENCE_DECODINGS]
-    ways = {name: f'first of {name}' for name in ordered}
-    ways |= {name: f'self-score {which}' for name, which in LIKELIHOODS.items()}
-    return ways | {name: 'random candidate' if name == 'random' else name for name in OURS}
+def order_picks(measured):
+    """Names of the picks in the order of the table, decodings as the reference orders them."""
+    found = dict.fromkeys(pick for of_task in measured if isinstance(of_task, TaskBaselines) for pick in of_task.rougeL)
+    firsts = [pick for pick in found if pick.startswith('first of ')]
+    known = [f'first of {name}' for name in REFERENCE_DECODINGS if f'first of {name}' in firsts]
+    firsts = known + [pick for pick in firsts if pick not in known]
+    return ['random candidate', *firsts, 'self-score sum', 'self-score mean', 'consensus', 'oracle']
 
 
-def values_of(one, ways):
-    """A task's row; None where the samples do not give a value."""
-    if not isinstance(one, TaskBaselines):
-        return dict.fromkeys([*ways, DISTINCT])
-    values = {name: one.rougeL.get(way) for name, way in ways.items()}
-    return values | {DISTINCT: one.n_candidates / one.n_examples}
+def main_picks(picks):
+    """Those that fit a terminal."""
+    first = next((pick for pick in picks if pick.startswith('first of ')), None)
+    return [pick for pick in picks if pick in (*MAIN_PICKS, first)]
 
 
-def mean_table(measured, generators, tasks, ways, style):
-    """Means over the tasks that all generators have, a generator a column."""
+def values_of(baselines, picks, style):
+    """{column: value} of a task, rougeL x 100 for people; None where the samples do not give a value."""
+    if not isinstance(baselines, TaskBaselines):
+        return dict.fromkeys([*picks, N_CANDIDATES])
+    scale = 1 if style in ('csv', 'json') else 100
+    values = {pick: scale * baselines.rougeL[pick] if pick in baselines.rougeL else None for pick in picks}
+    return values | {N_CANDIDATES: baselines.n_candidates / baselines.n_examples}
+
+
+def mean_table(measured, generators, tasks, picks, style):
+    """Means over the tasks that all generators have, one row per pick and one column per generator."""
+    of_tasks = {
+        generator: [values_of(measured[generator, task], picks, style) for task in tasks] for generator in generators
+    }
     rows = []
-    for name in [*ways, DISTINCT]:
+    for name in [*picks, N_CANDIDATES]:
         row = {'pick': name}
         for generator in generators:
-            values = [values_of(measured[generator, task], ways)[name] for task in tasks]
+            values = [values[name] for values in of_tasks[generator]]
             row[generator] = float(np.mean(values)) if values and None not in values else None
         rows.append(row)
-    columns = [tables.Column('pick', ''), *(tables.Column(name, decimals=6) for name in generators)]
-    return tables.format_table(rows, columns, style)
+    return tables.format_table(rows, ['pick', *(tables.Column(name, decimals=1) for name in generators)], style)
 
 
-def task_table(measured, generators, tasks, ways, style):
-    """A row for each task and generator."""
+def task_table(measured, generators, tasks, picks, style):
+    """One row per task and generator, one column per pick."""
     rows = []
     for task, generator in product(tasks, generators):
-        one = measured[generator, task]
-        n_examples = one.n_examples if isinstance(one, TaskBaselines) else None
-        rows.append({'task': task, 'generator': generator, 'examples': n_examples, **values_of(one, ways)})
-    columns = ['task', 'generator', 'examples', *(tables.Column(name, decimals=4) for name in [*ways, DISTINCT])]
+        baselines = measured[generator, task]
+        n_examples = baselines.n_examples if isinstance(baselines, TaskBaselines) else None
+        rows.append(
+            {'task': task, 'generator': generator, 'examples': n_examples, **values_of(baselines, picks, style)}
+        )
+    is_data = style in ('csv', 'json')
+    columns = ['task', *(['generator'] if is_data or len(generators) > 1 else []), 'examples']
+    # Two lines of a header make narrow columns: first of / beam4.
+    columns += [tables.Column(name, '\n'.join(name.rsplit(' ', 1)), decimals=1) for name in (*picks, N_CANDIDATES)]
     return tables.format_table(rows, columns, style)
 
 
 def remarks(measured, generators, tasks, counted, by_task):
-    """What a reader should know of the table, a line each."""
-    lines = [f'{one}; counted as missing' for one in measured.values() if isinstance(one, InputError)]
+    """What a reader should know of the table, one line each."""
+    lines = [f'{fault}; counted as missing' for fault in measured.values() if isinstance(fault, InputError)]
     if not by_task:
-        lines.append(f'means over {len(counted)} of {len(tasks)} tasks')
+        lines.append(f'means over {count(len(counted), "task")}')
     left_out = {}
-    for (generator, task), one in measured.items():
-        if not isinstance(one, TaskBaselines):
+    for (generator, task), baselines in measured.items():
+        if not isinstance(baselines, TaskBaselines):
             left_out.setdefault(generator, []).append(task)
     for generator, missing in left_out.items():
         others = '' if by_task or len(generators) == 1 else ', left out for every generator'
@@ -145,31 +161,41 @@ def remarks(measured, generators, tasks, counted, by_task):
 
 
 def unknown_likelihoods(measured, generator, tasks):
-    """Of one generator's samples without a log-likelihood."""
+    """Remarks on one generator's samples without a log-likelihood."""
     found = {task: measured[generator, task] for task in tasks}
-    for name, which in LIKELIHOODS.items():
-        missing = [task for task, one in found.items() if f'self-score {which}' not in one.rougeL]
+    for which in ('sum', 'mean'):
+        pick = f'self-score {which}'
+        missing = [task for task, baselines in found.items() if pick not in baselines.rougeL]
         if missing:
-            yield f'{generator}: {name} is missing: examples without a log-likelihood in {listed(missing)}'
-        partly = [task for task, one in found.items() if one.n_unknown[which] and task not in missing]
+            yield f'{generator}: {pick} is missing, since {listed(missing)} has examples without a log-likelihood'
+        partly = [task for task, baselines in found.items() if baselines.n_unknown[which] and task not in missing]
         if partly:
             n_unknown = sum(found[task].n_unknown[which] for task in partly)
             yield (
-                f'{generator}: {n_unknown} samples without a log-likelihood ({which}) or with one that is no number, '
-                f'in {listed(partly)}; {name} passes them over'
+                f'{generator}: {count(n_unknown, "sample")} of {listed(partly)} without a finite log-likelihood '
+                f'({which}); {pick} skips them'
             )
 
 
 def different_examples(measured, tasks):
-    """Of tasks whose files do not hold the same examples for all generators."""
+    """A remark on tasks whose files do not hold the same examples for all generators."""
     different = []
     for task in tasks:
-        found = [one for (_, name), one in measured.items() if name == task and isinstance(one, TaskBaselines)]
-        if len({one.example_ids for one in found}) > 1:
+        found = [
+            baselines
+            for (_, name), baselines in measured.items()
+            if name == task and isinstance(baselines, TaskBaselines)
+        ]
+        if len({baselines.example_ids for baselines in found}) > 1:
             different.append(task)
     if different:
-        yield f'the generators have other examples of {listed(different)}; their columns are not of the same data'
+        yield f'the generators have different examples of {listed(different)}, so their columns cannot be compared'
+
+
+def count(n, noun):
+    """'1 task', '2 tasks'."""
+    return f'{n} {noun}{"" if n == 1 else "s"}'
 
 
 if __name__ == '__main__':
-    flags.run(main)
+    flags.run(main, aliases={'bigbench_data_dir': 'data_dir'})

@@ -40,14 +40,46 @@ def test_a_markdown_table_escapes_its_separator():
 def test_a_latex_table_escapes_its_specials():
     assert format_table(ROWS, COLUMNS, 'latex').splitlines() == [
         r'\begin{tabular}{lrrr}',
+        r'\toprule',
         r'picked by        & rougeL &   n &  low \\',
-        r'\hline',
+        r'\midrule',
         r'random candidate &   63.2 &   5 & 60.0 \\',
         r'first of a\_b    &   70.0 & 120 &      \\',
         r'a|b \& 5\%       &  100.0 &   0 &      \\',
+        r'\bottomrule',
         r'\end{tabular}',
     ]
     assert r'a\textbackslash{}b' in format_table([{'x': 'a\\b'}], ['x'], 'latex')
+
+
+def test_latex_has_minus_signs_before_numbers_and_hyphens_within_names():
+    rows = [{'model': 'flan-t5-xl', 'gain': -0.5, 'interval': '-1.2 (-2.0 to +0.1)'}]
+    line = format_table(rows, ['model', Column('gain', decimals=1), 'interval'], 'latex').splitlines()[4]
+    assert line == r'flan-t5-xl & $-$0.5 & $-$1.2 ($-$2.0 to +0.1) \\'
+
+
+def test_a_cell_is_bold_where_its_row_says_so():
+    rows = [{'x': 0.5, 'is_best': True}, {'x': 0.25, 'is_best': False}, {'x': None, 'is_best': True}]
+    column = Column('x', scale=100, decimals=1, bold='is_best')
+    assert format_table(rows, [column], 'latex').splitlines()[4:7] == [
+        r'\textbf{50.0} \\',
+        r'         25.0 \\',
+        ' ' * 13 + r' \\',
+    ]
+    assert format_table(rows, [column], 'markdown').splitlines()[2:] == ['| **50.0** |', '|     25.0 |', '|          |']
+    assert format_table(rows, [column]).splitlines()[2:] == ['50.0', '25.0', '   -']
+
+
+def test_a_header_of_two_lines_makes_a_narrow_column_in_a_plain_table():
+    rows = [{'task': 'gem', 'x': 1.0}]
+    columns = ['task', Column('x', 'first of\nbeam4', decimals=1)]
+    assert format_table(rows, columns).splitlines() == [
+        '      first of',
+        'task     beam4',
+        '----  --------',
+        'gem        1.0',
+    ]
+    assert format_table(rows, columns, 'markdown').splitlines()[0] == '| task | first of beam4 |'
 
 
 def test_csv_and_json_keep_keys_and_whole_values():

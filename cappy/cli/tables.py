@@ -5,6 +5,7 @@ shows.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -26,19 +27,23 @@ _LATEX_ESCAPES = str.maketrans(
         '\\': r'\textbackslash{}',
     }
 )
+_HYPHEN_AS_MINUS = re.compile(r'(?<![\w.-])-(?=\d)')  # before a number, and not within flan-t5 or 2024-05
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """What of a row a column shows: row[key], under header (the key, if None).
 
-    Numbers are multiplied by scale and shown with `decimals` decimals (as they are, if None).
+    Numbers are multiplied by scale and shown with `decimals` decimals (as they are, if None). A header may have several
+    lines, which 'table' keeps so that the column is narrow. bold: key of the row that says whether 'markdown' and
+    'latex' show the cell in bold.
     """
 
     key: str
     header: str | None = None
     scale: float = 1
     decimals: int | None = None
+    bold: str | None = None
 
     @property
     def title(self) -> str:
@@ -68,9 +73,11 @@ def format_table(rows: Iterable[Mapping], columns: Sequence[Column | str], style
         return json.dumps(values, ensure_ascii=False, indent=4) if style == 'json' else _csv(values, columns)
     are_numbers = [_is_numeric(rows, column) for column in columns]
     cells = [[_cell(row.get(column.key), column) for column in columns] for row in rows]
-    titles = [column.title for column in columns]
-    layout = {'table': _aligned, 'markdown': _markdown, 'latex': _latex}[style]
-    return layout(titles, cells, are_numbers)
+    if style == 'table':
+        return _aligned([column.title for column in columns], cells, are_numbers)
+    titles = [' '.join(column.title.split()) for column in columns]
+    is_bold = [[bool(column.bold and row.get(column.bold)) for column in columns] for row in rows]
+    return {'markdown': _markdown, 'latex': _latex}[style](titles, cells, are_numbers, is_bold)
 
 
 def table_values(rows: Iterable[Mapping], columns: Sequence[Column | str]) -> list[dict]:
@@ -99,24 +106,42 @@ def _cell(value, column):
 
 def _aligned(titles, cells, are_numbers):
     cells = [[cell or '-' for cell in row] for row in cells]
-    lines = _padded([titles, *cells], are_numbers)
+    parts = [title.split('\n') for title in titles]
+    n_lines = max(map(len, parts))
+    headers = [['' for _ in range(n_lines - len(part))] + part for part in parts]  # short ones next to the rule
+    lines = _padded([*map(list, zip(*headers, strict=True)), *cells], are_numbers)
     rule = '  '.join('-' * len(cell) for cell in lines[0])
-    return '\n'.join([*('  '.join(lines[0]).rstrip(), rule), *('  '.join(line).rstrip() for line in lines[1:])])
+    texts = ['  '.join(line).rstrip() for line in lines]
+    return '\n'.join([*texts[:n_lines], rule, *texts[n_lines:]])
 
 
-def _markdown(titles, cells, are_numbers):
+def _markdown(titles, cells, are_numbers, is_bold):
     escaped = [[cell.replace('|', r'\|') for cell in row] for row in [titles, *cells]]
-    first, *rest = (f'| {" | ".join(line)} |' for line in _padded(escaped, are_numbers))
+    first, *rest = (f'| {" | ".join(line)} |' for line in _padded(_bold(escaped, is_bold, '**{}**'), are_numbers))
     rule = f'|{"|".join("---:" if is_number else "---" for is_number in are_numbers)}|'
     return '\n'.join([first, rule, *rest])
 
 
-def _latex(titles, cells, are_numbers):
+def _latex(titles, cells, are_numbers, is_bold):
+    """For the package booktabs."""
     escaped = [[cell.translate(_LATEX_ESCAPES) for cell in row] for row in [titles, *cells]]
-    first, *rest = (rf'{" & ".join(line)} \\' for line in _padded(escaped, are_numbers))
+    escaped = [[_HYPHEN_AS_MINUS.sub('$-$', cell) for cell in row] for row in escaped]
+    lines = _padded(_bold(escaped, is_bold, r'\textbf{{{}}}'), are_numbers)
+    first, *rest = (rf'{" & ".join(line)} \\' for line in lines)
     alignment = ''.join('r' if is_number else 'l' for is_number in are_numbers)
-    lines = [first, r'\hline', *rest]
+    lines = [r'\toprule', first, r'\midrule', *rest, r'\bottomrule']
     return '\n'.join([rf'\begin{{tabular}}{{{alignment}}}', *lines, r'\end{tabular}'])
+
+
+def _bold(lines, is_bold, pattern):
+    titles, *cells = lines
+    return [
+        titles,
+        *(
+            [pattern.format(cell) if bold and cell else cell for cell, bold in zip(row, of_row, strict=True)]
+            for row, of_row in zip(cells, is_bold, strict=True)
+        ),
+    ]
 
 
 def _padded(lines, are_numbers):

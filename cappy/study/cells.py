@@ -137,8 +137,9 @@ def read_task_names(data_dir) -> list[str]:
 def choose_tasks(asked: Sequence[str] | None, data_dir, found: Iterable[str]) -> list[str]:
     """The tasks asked for, or those that have files: first those of {data_dir}/subset_names.json in its order.
 
-    asked: names, or ('all',): those of subset_names.json too, with files or not. found: tasks that have files. Raises InputError for a name that neither has, with near ones; for a data_dir without
-    the list of tasks, unless it is the default one.
+    asked: names, or ('all',): those of subset_names.json too, with files or not. found: tasks that have files. Raises
+    InputError for a name that neither has, with near ones; for a data_dir without the list of tasks, unless it is the
+    default one.
     """
     known = listed_tasks(data_dir)
     found = set(found)
