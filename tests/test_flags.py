@@ -1,5 +1,6 @@
 """Flags are checked before anything runs, and mistakes end in one line."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from cappy.cli.flags import help_text, parse_flags, run
+from cappy.cli.flags import Names, help_text, parse_flags, run
 from cappy.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -103,12 +104,12 @@ def test_a_flags_type_is_that_of_the_signature(words, values):
         ('--n_processes two', "--n_processes: expected an integer or None, found 'two'"),
         ('--overwrite=maybe', "--overwrite: expected True or False, found 'maybe'"),
         ('--nooverwrite=1', '--nooverwrite takes no value; write --overwrite=1'),
-        ('--overwrite 5', "'5' stands alone"),
+        ('--overwrite 5', "'5' belongs to no flag"),
         ('--schedule other', "--schedule: expected 'reference' or 'corrected', found 'other'"),
-        ('operators', "'operators' stands alone; write --flag value"),
+        ('operators', "'operators' belongs to no flag; write --flag value"),
         (
             'train_size=5',
-            "'train_size=5' stands alone; write --flag value; did you mean --train_size?",
+            "'train_size=5' belongs to no flag; write --flag value; did you mean --train_size?",
         ),
     ],
 )
@@ -118,7 +119,7 @@ def test_a_wrong_flag_is_named_in_one_line_and_nothing_runs(capsys, words, messa
     def recorded(**flags):
         calls.append(flags)
 
-    recorded.__signature__ = __import__('inspect').signature(main)
+    recorded.__signature__ = inspect.signature(main)
     recorded.__annotations__ = main.__annotations__
     code, printed = outcome(capsys, recorded, words.split())
     assert (code, calls) == (1, [])
@@ -141,7 +142,7 @@ def test_an_argument_without_default_may_stand_alone_and_must_be_there():
     assert parse_flags(required, ['--folder=a']) == {'folder': 'a'}
     with pytest.raises(InputError, match='--folder must be given'):
         parse_flags(required, [])
-    with pytest.raises(InputError, match="'b' stands alone"):
+    with pytest.raises(InputError, match="'b' belongs to no flag"):
         parse_flags(required, ['a', 'b'])
 
 
@@ -158,11 +159,11 @@ def test_a_signature_that_leaves_a_type_open_is_a_bug():
         parse_flags(starred, [])
 
 
-def test_help_tells_flags_defaults_and_comments_and_runs_nothing(capsys):
+def test_help_lists_flags_defaults_and_comments_and_runs_nothing(capsys):
     run(required, ['--help'])
     printed = capsys.readouterr().out
     assert 'One argument without a default.' in printed
-    assert '--folder (needed)' in printed
+    assert '--folder (required)' in printed
     lines = help_text(main, 'x.py').splitlines()
     assert lines[0] == 'usage: x.py [--flag value ..]'
     assert lines[2:7] == ['Adapt and pick.', '', 'More of it.', '', 'flags:']
@@ -177,11 +178,91 @@ def test_help_tells_flags_defaults_and_comments_and_runs_nothing(capsys):
         '  --host0_address=None',
         '  --overwrite, --nooverwrite (default: False)',
         '        replace a result that exists',
-        '  --schedule=reference',
+        '  --schedule {reference,corrected} (default: reference)',
     ]
 
 
-def test_a_comment_goes_on_below_in_the_same_column():
+def test_help_has_an_example_of_the_scripts_docstring_and_comments_of_several_functions(monkeypatch):
+    def joined():
+        """Takes the flags of two functions."""
+
+    def other(
+        n=1,  # of the other
+        m=2,  # of the other, too
+    ):
+        """Other."""
+
+    def own(
+        n=1,  # how many
+    ):
+        """Own."""
+
+    joined.__signature__, joined.sources = inspect.signature(other), (own, other)
+    monkeypatch.setitem(globals(), '__doc__', 'One.\n\n    make data\n    x.py --n 3\n    x.py --m 4\n')
+    assert help_text(joined, 'x.py').splitlines() == [
+        *('usage: x.py [--flag value ..]', 'example: x.py --n 3', ''),
+        *('Takes the flags of two functions.', '', 'flags:'),
+        *('  --n=1', '        how many', '  --m=2', '        of the other, too'),
+    ]
+
+
+def named(
+    tasks: Names | None = None,  # default: all
+    splits: Names = ('train', 'validation'),
+    decodings: Names = 'beam4,sampling',
+):
+    """Flags of names."""
+    return dict(locals())
+
+
+def test_names_with_commas_between_them_are_a_tuple():
+    parsed = parse_flags(named, ['--tasks', ' tense, gem', '--splits=train'])
+    assert parsed == {'tasks': ('tense', 'gem'), 'splits': ('train',), 'decodings': ('beam4', 'sampling')}
+    assert parse_flags(named, ['--tasks', 'None', '--decodings=temp']) == {'tasks': None, 'decodings': ('temp',)}
+    assert help_text(named, 'x').splitlines()[-4:] == [
+        *('  --tasks=None', '        default: all', '  --splits=train,validation', '  --decodings=beam4,sampling')
+    ]
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ('--tasks a,,b', "--tasks: expected names with commas between them (a,b,c), found 'a,,b'"),
+        ('--tasks=', "--tasks: expected names with commas between them (a,b,c), found ''"),
+        ('--splits a,b,a', '--splits: a is given twice; keep one'),
+    ],
+)
+def test_empty_and_repeated_names_are_refused(capsys, words, message):
+    assert outcome(capsys, named, words.split()) == (1, f'error: {message}\n')
+
+
+ALIASES = {'subset': 'bigbench_subset_name', 'replace': 'overwrite'}
+
+
+@pytest.mark.parametrize(
+    ('words', 'values'),
+    [
+        ('--subset gem', {'bigbench_subset_name': 'gem'}),
+        ('--replace', {'overwrite': True}),
+        ('--noreplace', {'overwrite': False}),
+    ],
+)
+def test_an_old_name_means_the_new_one(words, values):
+    assert parse_flags(main, words.split(), ALIASES) == values
+
+
+def test_an_old_name_beside_the_new_one_is_refused_and_shown_by_help():
+    with pytest.raises(InputError, match=r'^--subset and --bigbench_subset_name are both given; keep --bigbench_sub'):
+        parse_flags(main, ['--subset', 'a', '--bigbench_subset_name', 'a'], ALIASES)
+    with pytest.raises(InputError, match=r'--overwrite and --noreplace|--overwrite and --replace'):
+        parse_flags(main, ['--overwrite', '--noreplace'], ALIASES)
+    lines = help_text(main, 'x', ALIASES).splitlines()
+    assert lines[lines.index('  --bigbench_subset_name=auto_categorization') + 1] == '        task; also --subset'
+    with pytest.raises(TypeError, match='aliases of gone'):
+        parse_flags(main, [], {'old': 'gone'})
+
+
+def test_a_comment_continues_below_in_the_same_column():
     # fmt: off
     def aligned(n=1,  # how many,
                       # at least
@@ -208,6 +289,50 @@ def test_ctrl_c_ends_with_one_word_and_code_130(capsys):
         raise KeyboardInterrupt
 
     assert outcome(capsys, interrupted, []) == (130, 'interrupted\n')
+
+
+class XlaRuntimeError(RuntimeError):
+    """Named as jaxlib's."""
+
+
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (
+            MemoryError(),
+            'error: out of memory (MemoryError); work on less at a time (--help says which flags set how much)',
+        ),
+        (
+            XlaRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\nmore'),
+            'error: out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.); work on less at a time '
+            '(--help says which flags set how much)',
+        ),
+    ],
+)
+def test_lack_of_memory_ends_with_one_line_and_code_75(capsys, error, message):
+    def hungry():
+        raise error
+
+    assert outcome(capsys, hungry, []) == (75, f'{message}\n')
+
+
+def test_a_failed_device_ends_with_its_traceback_and_code_75(capsys):
+    def failing():
+        raise XlaRuntimeError('INTERNAL: the device fell over')
+
+    with pytest.raises(SystemExit) as raised:
+        run(failing, [])
+    lines = capsys.readouterr().err.splitlines()
+    assert raised.value.code == 75
+    assert lines[0].startswith('Traceback') and lines[-1] == 'error: a device failed (INTERNAL: the device fell over)'
+
+
+def test_an_error_of_jax_by_wrong_arguments_is_a_bug():
+    def wrong():
+        raise XlaRuntimeError('INVALID_ARGUMENT: shapes differ')
+
+    with pytest.raises(XlaRuntimeError):
+        run(wrong, [])
 
 
 def test_any_other_error_is_a_bug_and_is_not_caught():

@@ -1,8 +1,8 @@
-"""A script's flags, checked before anything runs and dispatched by fire.
+"""A script's flags: read from the signature of its `main`, checked before anything runs, called through fire.
 
-Fire alone guesses types from the text (`--task 1,2` becomes a tuple), takes a repeated flag's last
-value and complains of a misspelt flag after the job is done. Here the signature of `main` says what
-each flag is.
+Fire alone guesses types from the text (`--task 1,2` becomes a tuple), takes the last value of a repeated flag, and
+complains of a misspelt flag after the job has run. argparse would need a rule of its own for each of: a value such as
+-5e-5, `--overwrite False`, dashes for underscores, repeated flags, and suggestions. Here the signature says it all.
 """
 
 import ast
@@ -13,154 +13,210 @@ import re
 import sys
 import textwrap
 import tokenize
+import traceback
 import types
 import typing
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 import fire
 
 from cappy.errors import InputError
 
+# Exit codes, which scripts/run_cappy_bigbench.py reads of its cells.
+INPUT_ERROR = 1  # a bug's traceback ends with 1, too: trying again helps neither
+DEVICE_FAILURE = 75  # EX_TEMPFAIL: memory ran out or a device failed; less work at a time may pass
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+WIDTH = 100  # of the help's text
 _TRUE, _FALSE = ('true', '1', 'yes'), ('false', '0', 'no')
-_TYPE_NAMES = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'text', 'x': 1}
 _FLAG = re.compile('--|-[a-zA-Z]')  # and not -5, which is a value
+_OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'
+_DEVICE_STATUS = re.compile(rf'\b({_OUT_OF_MEMORY}|INTERNAL|ABORTED|UNAVAILABLE|UNKNOWN)\b')
+
+
+class Names(tuple):
+    """The type of a flag that takes names with commas between them; a tuple of str.
+
+    Write `tasks: flags.Names | None = None` or `splits: flags.Names = ('train', 'validation')`, or such a text as the
+    default. Blanks around names are dropped; an empty name and one that is given twice are errors.
+    """
+
+    @classmethod
+    def from_text(cls, text):
+        """The names of a text; raises ValueError saying what is wrong with it."""
+        names = cls(name.strip() for name in text.split(','))
+        if not all(names):
+            raise ValueError(f'expected names with commas between them (a,b,c), found {text!r}')
+        repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if repeated:
+            raise ValueError(f'{repeated[0]} is given twice; keep one')
+        return names
+
+    def __str__(self):
+        return ','.join(self)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One argument of main.
+
+    kinds: its types, and the texts of a Literal, in the order in which a text is tried. is_optional: whether None is a
+    value. old_names: further names, which the command line takes for this one.
+    """
+
+    name: str
+    kinds: tuple
+    is_optional: bool
+    default: typing.Any
+    old_names: tuple = ()
+
+    @property
+    def is_required(self):
+        """Whether it has no default."""
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def is_switch(self):
+        """Whether it may stand without a value."""
+        return bool in self.kinds
+
+    def convert(self, text):
+        """The value that a text means; raises InputError where it is not of the type."""
+        if self.is_optional and text == 'None':
+            return None
+        for kind in self.kinds:
+            if isinstance(kind, str):  # a text of a Literal
+                if text == kind:
+                    return text
+                continue
+            try:
+                return _CONVERTERS[kind](text)
+            except ValueError as error:
+                if kind is Names:
+                    raise InputError(f'--{self.name}: {error}') from error
+        expected = [_TYPE_NAMES[kind] if isinstance(kind, type) else repr(kind) for kind in self.kinds]
+        expected += ['None'] if self.is_optional else []
+        raise InputError(f'--{self.name}: expected {" or ".join(expected)}, found {text!r}')
 
 
 def run(main, argv=None, aliases=None):
-    """Call main with the flags of the command line, and end the process where they or its input are
-    wrong.
+    """Call main with the flags of the command line; end the process where they, or what they name, are wrong.
 
-    main: its keyword arguments are the flags, each with a default or an annotation that says the
-    type: int, float, bool, str, one of these or None, or a Literal of texts. Arguments without a
-    default may be given by position.
-    argv: the words after the script's name; those of sys.argv if None.
-    An InputError ends with 1 and one line `error: ..` to stderr, Ctrl-C with 130; any other error
-    is a bug and shows its traceback.
+    main: its arguments are the flags, each with a default or an annotation that says the type: int, float, bool, str,
+    Names, one of these or None, or a Literal of texts. Those without a default may be given by position.
+    argv: the words after the script's name; those of sys.argv if None. aliases: {old name: name of a flag}.
+    Exit codes: 0; 1 for an InputError, with one line `error: ..` on standard error; 75 where memory ran out, in one
+    line too, or a device failed; 130 for Ctrl-C; 141 where the reader of the output is gone. Any other error is a bug
+    and shows its traceback.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     name = os.path.basename(sys.argv[0])
     try:
         if any(word in ('--help', '-h', '-help') for word in argv):
-            print(help_text(main, name))
+            print(help_text(main, name, aliases))
         else:
             values = parse_flags(main, argv, aliases)
+            # The reference's command lines are fire's. It gets no words, for it would guess their types; what main
+            # returns is printed in its way.
             fire.Fire(lambda: main(**values), command=[], name=name)
         sys.stdout.flush()
     except InputError as error:
-        message = ' '.join(str(error).split())
-        # The Python interface names a setting as its argument; here it is a flag.
-        if re.split('[: ]', message, maxsplit=1)[0] in inspect.signature(main).parameters:
-            message = f'--{message}'
-        print(f'error: {message}', file=sys.stderr)
-        sys.exit(1)
+        _end(INPUT_ERROR, f'error: {error}')
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        sys.exit(130)
+        _end(INTERRUPTED, 'interrupted')
     except BrokenPipeError:
-        # The reader of our output is gone (`| head`); Python's own flush at exit must not complain
-        # again.
+        # Python flushes standard output once more at exit, and would complain of the same pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.exit(BROKEN_PIPE)
+    except Exception as error:
+        status = device_status(error)
+        if status is None:
+            raise
+        if status != _OUT_OF_MEMORY:
+            traceback.print_exc()  # the reason, and it may be ours
+        _end(DEVICE_FAILURE, f'error: {_describe_device_failure(error, status)}')
+
+
+def device_status(error):
+    """The status of an error by which memory ran out or a device failed, such as RESOURCE_EXHAUSTED; None for others.
+
+    jax is not imported for its class of errors: most scripts do without it.
+    """
+    if isinstance(error, MemoryError):
+        return _OUT_OF_MEMORY
+    if not {'XlaRuntimeError', 'JaxRuntimeError'} & {cls.__name__ for cls in type(error).__mro__}:
+        return None
+    status = _DEVICE_STATUS.search(str(error))
+    return status and status.group()
+
+
+def _describe_device_failure(error, status):
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if status == _OUT_OF_MEMORY:
+        return f'out of memory ({reason}); work on less at a time (--help says which flags set how much)'
+    return f'a device failed ({reason})'
+
+
+def _end(code, message):
+    print(' '.join(message.split()), file=sys.stderr)
+    sys.exit(code)
 
 
 def parse_flags(main, argv, aliases=None) -> dict:
-    """The arguments of main that the words give, by name, with their types.
+    """{name of an argument: its value, with its type} for what the words give.
 
-    `--flag value`, `--flag=value`, `--flag` and `--noflag` for a bool; dashes in a name are
-    underscores. Raises InputError for a flag that is unknown, repeated, without a value or of
-    another type.
+    `--flag value`, `--flag=value`, `--flag` and `--noflag` for a bool; dashes in a name are underscores. Names that
+    are not given, with a text as default, are there as the names of that text.
+    Raises InputError for a flag that is unknown, repeated, without a value or of another type.
     """
-    types_of = _flag_types(main)
-    parameters = inspect.signature(main).parameters
-    required = [name for name in parameters if parameters[name].default is inspect.Parameter.empty]
-    values, words = {}, list(argv)
-    for n, word in enumerate(words):
-        for old, new in (aliases or {}).items():
-            if word.startswith('--' + old):
-                words[n] = word.replace('--' + old, '--' + new)
+    flags = flags_of(main, aliases)
+    named = {name: flag for flag in flags for name in (flag.name, *flag.old_names)}
+    values, words, given_as = {}, list(argv), {}
     while words:
         word = words.pop(0)
         if _FLAG.match(word):
-            name, value = _flag_and_value(word, words, types_of)
+            name, value = _name_and_value(word, words, named)
         else:
-            name = next((name for name in required if name not in values), None)
+            name = next((flag.name for flag in flags if flag.is_required and flag.name not in values), None)
             value = word
             if name is None:
-                raise InputError(f'{word!r} stands alone; write --flag value{_missing_dashes(word, types_of)}')
-        if name in values:
-            raise InputError(f'--{name} is given twice; keep one')
-        values[name] = convert(value, types_of[name], f'--{name}')
-    missing = [f'--{name}' for name in required if name not in values]
+                raise InputError(f'{word!r} belongs to no flag; write --flag value{_missing_dashes(word, named)}')
+        flag = named[name]
+        if flag.name in values:
+            first = given_as[flag.name]
+            means = f' (it means --{flag.name})' if name != flag.name else ''
+            raise InputError(
+                f'--{flag.name} is given twice; keep one'
+                if first == name
+                else f'--{first} and --{name}{means} are both given; keep --{flag.name}'
+            )
+        values[flag.name], given_as[flag.name] = flag.convert(value), name
+    missing = [f'--{flag.name}' for flag in flags if flag.is_required and flag.name not in values]
     if missing:
-        raise InputError(f'{", ".join(missing)} must be given (--help tells what for)')
-    return values
+        raise InputError(f'{", ".join(missing)} must be given (--help says what for)')
+    defaults = {flag.name: flag.default for flag in flags if Names in flag.kinds and isinstance(flag.default, str)}
+    return {name: Names.from_text(text) for name, text in defaults.items() if name not in values} | values
 
 
-def convert(text, flag_type, flag):
-    """The value that a flag's text means; raises InputError where it is not of the type."""
-    choices, optional = _choices(flag_type)
-    if optional and text == 'None':
-        return None
-    for choice in choices:
-        if isinstance(choice, str):  # one of a Literal's texts
-            if text == choice:
-                return text
-            continue
-        try:
-            return _CONVERTERS[choice](text)
-        except ValueError:
-            continue
-    expected = ' or '.join(
-        _TYPE_NAMES.get(choice, 'names') if isinstance(choice, type) else repr(choice) for choice in choices
-    )
-    raise InputError(f'{flag}: expected {expected}{" or None" if optional else ""}, found {text!r}')
-
-
-def help_text(main, name) -> str:
-    """What main does, and its flags with their defaults and the comments beside them in its
-    source.
-    """
-    comments = _comments(main)
-    types_of = _flag_types(main)
-    lines = [
-        f'usage: {name} [--flag value ..]',
-        '',
-        inspect.cleandoc(main.__doc__ or ''),
-        '',
-        'flags:',
-    ]
-    for parameter in inspect.signature(main).parameters.values():
-        if parameter.default is inspect.Parameter.empty:
-            lines.append(f'  --{parameter.name} (needed)')
-        elif types_of[parameter.name] is bool:
-            lines.append(f'  --{parameter.name}, --no{parameter.name} (default: {parameter.default})')
-        else:
-            lines.append(f'  --{parameter.name}={parameter.default}')
-        comment = comments.get(parameter.name)
-        if comment:
-            lines += textwrap.wrap(comment, 92, initial_indent=' ' * 8, subsequent_indent=' ' * 8)
-    return '\n'.join(lines)
-
-
-def _flag_and_value(word, words, types_of):
-    """Name and text of the flag that `word` begins; takes its value off `words` where it stands
-    there.
-    """
+def _name_and_value(word, words, named):
+    """Name and text of the flag that `word` begins; takes its value off the words behind it where it is there."""
     flag, equals, value = word.partition('=')
     name = flag.lstrip('-').replace('-', '_')
     if not flag.startswith('--'):
-        raise InputError(f'{flag}: flags begin with two dashes{_near(name, types_of)}')
+        raise InputError(f'{flag}: flags begin with two dashes{_near(name, named)}')
     negated = name.removeprefix('no').removeprefix('_')
-    if name not in types_of and name.startswith('no') and bool in _choices(types_of.get(negated))[0]:
+    if name not in named and name.startswith('no') and negated in named and named[negated].is_switch:
         if equals:
             raise InputError(f'{flag} takes no value; write --{negated}={value}')
         return negated, 'False'
-    if name not in types_of:
-        raise InputError(f'no flag {flag}{_near(name, types_of)}; --help lists all')
+    if name not in named:
+        raise InputError(f'no flag {flag}{_near(name, named)}; --help lists all')
     if equals:
         return name, value
     follows = words[0] if words and not _FLAG.match(words[0]) else None
-    if bool in _choices(types_of[name])[0]:
+    if named[name].is_switch:
         # `--flag word`: only a truth value belongs to the flag.
         is_value = follows is not None and follows.lower() in (*_TRUE, *_FALSE, 'none')
         return name, words.pop(0) if is_value else 'True'
@@ -169,45 +225,52 @@ def _flag_and_value(word, words, types_of):
     return name, words.pop(0)
 
 
-def _near(name, types_of):
-    near = get_close_matches(name, types_of, n=1, cutoff=0.5)
+def _near(name, named):
+    near = get_close_matches(name, named, n=1, cutoff=0.5)
     return f'; did you mean --{near[0]}?' if near else ''
 
 
-def _missing_dashes(word, types_of):
+def _missing_dashes(word, named):
     name = word.partition('=')[0].replace('-', '_')
-    return f'; did you mean --{name}?' if name in types_of else ''
+    return f'; did you mean --{name}?' if name in named else ''
 
 
-def _flag_types(main):
-    """Type of each argument of main. Raises TypeError where the signature leaves one open."""
-    hints = typing.get_type_hints(main)
-    types_of = {}
+def convert(text, flag_type, flag):
+    """The value of type flag_type that a text means; raises InputError that begins with `flag` where it is none."""
+    kinds, is_optional = _kinds(flag_type)
+    return Flag(flag.removeprefix('--'), kinds, is_optional, None).convert(text)
+
+
+def flags_of(main, aliases=None) -> list[Flag]:
+    """The flags of main, in its order. Raises TypeError where its signature leaves a type open."""
+    hints, old_names = typing.get_type_hints(main), {}
+    for old, name in (aliases or {}).items():
+        old_names.setdefault(name, []).append(old)
+    flags = []
     for name, parameter in inspect.signature(main).parameters.items():
-        flag_type = hints.get(name, type(parameter.default))
-        known = all(isinstance(choice, str) or choice in _CONVERTERS for choice in _choices(flag_type)[0])
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD and parameter.kind is not parameter.KEYWORD_ONLY:
             raise TypeError(f'{main.__qualname__}: *{name} cannot be a flag')
-        if not known or not _choices(flag_type)[0]:
+        kinds, is_optional = _kinds(hints.get(name, type(parameter.default)))
+        if not kinds or not all(isinstance(kind, str) or kind in _CONVERTERS for kind in kinds):
             raise TypeError(f'{main.__qualname__}: annotate {name} with the type of its flag')
-        types_of[name] = flag_type
-    return types_of
+        flags.append(Flag(name, kinds, is_optional, parameter.default, tuple(old_names.pop(name, ()))))
+    if old_names:
+        raise TypeError(f'{main.__qualname__}: aliases of {", ".join(old_names)}, which it has not')
+    return flags
 
 
-def _choices(flag_type):
-    """(types and literal texts in the order in which to try them, whether None is one)."""
-    if flag_type is None:
-        return [], False
+def _kinds(flag_type):
+    """(types and texts of Literals in the order in which to try them, whether None is a value)."""
+    if flag_type is types.NoneType or flag_type is None:
+        return (), True
     if typing.get_origin(flag_type) is typing.Literal:
-        return list(typing.get_args(flag_type)), False
+        return typing.get_args(flag_type), False
     if typing.get_origin(flag_type) not in (typing.Union, types.UnionType):
-        return ([], True) if flag_type is types.NoneType else ([flag_type], False)
-    choices, optional = [], False
-    for part in typing.get_args(flag_type):
-        more, allows_none = _choices(part)
-        choices += more
-        optional = optional or allows_none
-    return sorted(choices, key=lambda choice: choice is str), optional  # text fits all, so it comes last
+        return (flag_type,), False
+    parts = [_kinds(part) for part in typing.get_args(flag_type)]
+    kinds = [kind for of_part, _ in parts for kind in of_part]
+    # Every text is a str, so that comes last.
+    return tuple(sorted(kinds, key=lambda kind: kind is str)), any(is_optional for _, is_optional in parts)
 
 
 def _to_int(text):
@@ -234,23 +297,46 @@ def _to_bool(text):
     raise ValueError(text)
 
 
-class Names(tuple):
-    pass
+_CONVERTERS = {int: _to_int, float: _to_float, bool: _to_bool, str: str, Names: Names.from_text}
+_TYPE_NAMES = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'text', Names: 'names'}
 
 
-def _to_names(text):
-    names = tuple(name.strip() for name in text.split(','))
-    if not all(names):
-        raise InputError(f'{text!r}: an empty name; write a,b,c')
-    return names
+def help_text(main, name, aliases=None) -> str:
+    """What main does, an example call, and its flags with choices, defaults and the comments beside them.
+
+    The example is the first indented line of the module's docstring that names the script. Comments are those of main's
+    source, or of the functions in `main.sources`, where it takes its flags from several; the first of them wins.
+    """
+    sources = getattr(main, 'sources', (main,))
+    comments = {}
+    for source in sources:
+        comments = _comments(source) | comments
+    lines = [f'usage: {name} [--flag value ..]']
+    docstring = getattr(sources[0], '__globals__', {}).get('__doc__') or ''
+    example = re.search(rf'^ {{4}}(?=\S)(.*{re.escape(name)}.*)$', docstring, re.M)
+    lines += [f'example: {example[1]}'] if example else []
+    lines += ['', inspect.cleandoc(main.__doc__ or ''), '', 'flags:']
+    for flag in flags_of(main, aliases):
+        lines.append(f'  --{flag.name}{_default_text(flag)}')
+        notes = [comments.get(flag.name), *(f'also --{old}' for old in flag.old_names)]
+        text = '; '.join(filter(None, notes))
+        lines += textwrap.wrap(text, WIDTH - 8, initial_indent=' ' * 8, subsequent_indent=' ' * 8)
+    return '\n'.join(lines)
 
 
-_CONVERTERS = {Names: _to_names, int: _to_int, float: _to_float, bool: _to_bool, str: str}
+def _default_text(flag):
+    """What follows a flag's name in the help."""
+    choices = f' {{{",".join(flag.kinds)}}}' if all(isinstance(kind, str) for kind in flag.kinds) else ''
+    if flag.is_required:
+        return f'{choices} (required)'
+    default = ','.join(flag.default) if isinstance(flag.default, tuple) else flag.default
+    if flag.is_switch:
+        return f', --no{flag.name} (default: {default})'
+    return f'{choices} (default: {default})' if choices else f'={default}'
 
 
 def _comments(main):
-    """The comment behind each argument in the source of main, with the lines of comment below it
-    that begin in the same column."""
+    """{argument: the comment behind it in the source of main, with the comments below it in the same column}."""
     try:
         source = textwrap.dedent(inspect.getsource(main))
         function = ast.parse(source).body[0]
@@ -260,10 +346,10 @@ def _comments(main):
     names = {argument.lineno: argument.arg for argument in arguments}
     comments, name, column = {}, None, None
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        row, start = token.start
-        if row >= function.body[0].lineno:
+        line, start = token.start
+        if line >= function.body[0].lineno:
             break
-        name = names.get(row, name)
+        name = names.get(line, name)
         if token.type != tokenize.COMMENT or name is None:
             continue
         if token.line[:start].strip():
