@@ -1,9 +1,10 @@
-"""scripts/present_cappy_bigbench_results.py: the reference's output, and what stands beside it."""
+"""scripts/present_cappy_bigbench_results.py: the reference's output, tables beside other picks, and pictures."""
 
 import csv
 import importlib.util
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def write_result(folder, generator, task, seed=0, *, keeps_picks=True, **setting
         results.describe_candidates(example, s, r, named if keeps_picks else None)
         for example, s, r, named in zip(examples, scores, rougeL, of_example, strict=True)
     ]
-    rows = compare(picked, n_resamples=10)
+    rows = compare(picked)
     result = {
         'rougeL': float(picked[cells.ADAPTED].mean()),
         'settings': {'seed': seed, 'learning_rate': 2e-5, 'tokens_per_device': 5 * seed, **settings},
@@ -77,7 +78,7 @@ def write_result(folder, generator, task, seed=0, *, keeps_picks=True, **setting
 
 @pytest.fixture(scope='module')
 def sweep(tmp_path_factory):
-    """(folder of data, results and published figures; {(generator, task): rougeL by way})."""
+    """(folder of data, results and published figures; {(generator, task): rougeL by pick})."""
     folder = tmp_path_factory.mktemp('sweep')
     (folder / 'data').mkdir()
     (folder / 'data' / 'subset_names.json').write_text(json.dumps(TASKS))
@@ -93,9 +94,9 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture
 def flags_of(sweep):
-    """The flags that say where the sweep's data and published figures lie."""
+    """The flags that say where the sweep's data and published figures are."""
     folder, _ = sweep
-    return ['--bigbench_data_dir', folder / 'data', '--published_dir', folder / 'published']
+    return ['--data_dir', folder / 'data', '--published_dir', folder / 'published']
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def own_results(sweep, tmp_path):
 def test_the_published_results_are_printed_as_the_reference_prints_them(size, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     generator = f'flan-t5-{size}'
-    argv = ['--result_dir', 'bigbench_cappy_results/published', '--gen_model_name', generator]
+    argv = ['--results_dir', 'bigbench_cappy_results/published', '--gen_models', generator]
     code, out, err = present(capsys, *argv)
     names = json.loads((ROOT / 'bigbench_data' / 'subset_names.json').read_text())
     rougeL = {name: json.loads((PUBLISHED / generator / f'{name}.json').read_text())['rougeL'] for name in names}
@@ -136,7 +137,7 @@ def test_the_published_files_are_the_shared_figures(shared):
 
 
 def test_the_default_generator_is_the_references(sweep, flags_of, capsys):
-    code, out, err = present(capsys, *flags_of, '--result_dir', sweep[0] / 'results')
+    code, out, err = present(capsys, *flags_of, '--results_dir', sweep[0] / 'results')
     shown, average = out.rsplit('\n', 2)[:2]
     ours = [sweep[1]['flan-t5-xxl', task][cells.ADAPTED].mean() for task in TASKS]
     assert json.loads(shown) == {'flan-t5-xxl': dict(zip(TASKS, ours, strict=True))}
@@ -144,62 +145,65 @@ def test_the_default_generator_is_the_references(sweep, flags_of, capsys):
 
 
 def test_several_generators_have_an_average_each(sweep, flags_of, capsys):
-    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--gen_model_name', 'all']
+    argv = [*flags_of, '--results_dir', sweep[0] / 'results', '--gen_models', 'all']
     _, out, _ = present(capsys, *argv)
     for generator in ('flan-t5-xl', 'flan-t5-xxl'):
         average = np.mean([sweep[1][generator, task][cells.ADAPTED].mean() for task in TASKS])
         assert f'Average on Big-Bench, {generator}: {average}\n' in out
 
 
-def test_a_cell_stands_beside_published_figures_and_baselines_with_paired_intervals(sweep, flags_of, capsys):
+def test_a_cell_is_shown_beside_published_figures_and_other_picks_with_paired_intervals(sweep, flags_of, capsys):
     folder, picked = sweep
-    tables, err = as_json(capsys, *flags_of, '--result_dir', folder / 'results')
+    tables, err = as_json(capsys, *flags_of, '--results_dir', folder / 'results')
     row = tables['cells'][2]
-    by_way = picked['flan-t5-xxl', 'task_2']
-    ours = by_way[cells.ADAPTED]
+    by_pick = picked['flan-t5-xxl', 'task_2']
+    ours = by_pick[cells.ADAPTED]
     assert (row['task'], row['n_examples'], row['rougeL']) == ('task_2', 20, ours.mean())
-    assert (row['low'], row['high']) == bootstrap_interval(ours, n_resamples=2000)
-    assert (row['published'], row['published gain']) == (0.32, pytest.approx(ours.mean() - 0.32))
-    assert row['published gain_low'] is None  # of the published picks there is only the mean
-    for way in ('first of beam4', 'self-score sum', 'consensus', 'oracle'):
-        assert row[way] == pytest.approx(by_way[way].mean(), abs=1e-12)
-        assert row[f'{way} gain'] == pytest.approx(ours.mean() - by_way[way].mean(), abs=1e-12)
-        interval = (row[f'{way} gain_low'], row[f'{way} gain_high'])
-        assert interval == pytest.approx(bootstrap_interval(ours - by_way[way], n_resamples=2000), abs=1e-12)
+    assert (row['low'], row['high']) == bootstrap_interval(ours)
+    assert (row['published'], row['published_gain']) == (0.32, pytest.approx(ours.mean() - 0.32))
+    assert row['published_gain_low'] is None  # of the published picks there is only the mean
+    assert row['oracle'] == pytest.approx(by_pick['oracle'].mean()) and 'oracle_gain' not in row
+    for pick in ('random candidate', 'first of beam4', 'self-score sum', 'consensus'):
+        key = pick.replace(' ', '_').replace('-', '_')
+        assert row[key] == pytest.approx(by_pick[pick].mean(), abs=1e-12)
+        assert row[f'{key}_gain'] == pytest.approx(ours.mean() - by_pick[pick].mean(), abs=1e-12)
+        interval = (row[f'{key}_gain_low'], row[f'{key}_gain_high'])
+        assert interval == pytest.approx(bootstrap_interval(ours - by_pick[pick]), abs=1e-12)
     assert err == ''
 
 
 def test_averages_and_comparisons_are_over_tasks(sweep, flags_of, capsys):
     folder, picked = sweep
-    tables, _ = as_json(capsys, *flags_of, '--result_dir', folder / 'results', '--gen_model_name', 'all')
+    tables, _ = as_json(capsys, *flags_of, '--results_dir', folder / 'results', '--gen_models', 'all')
     p_values = []
     for generator in ('flan-t5-xl', 'flan-t5-xxl'):
         ours = np.array([picked[generator, task][cells.ADAPTED].mean() for task in TASKS])
         beam = np.array([picked[generator, task]['first of beam4'].mean() for task in TASKS])
-        average = next(row for row in tables['cells'] if (row['generator'], row['task']) == (generator, 'Average (6)'))
+        average = next(row for row in tables['averages'] if row['generator'] == generator)
+        assert average['n_tasks'] == 6
         assert average['rougeL'] == pytest.approx(ours.mean())
-        assert (average['low'], average['high']) == pytest.approx(bootstrap_interval(ours, n_resamples=2000))
+        assert (average['low'], average['high']) == pytest.approx(bootstrap_interval(ours))
         rows = {row['against']: row for row in tables['comparisons'] if row['generator'] == generator}
-        assert list(rows) == ['published', 'first of beam4', 'self-score sum', 'consensus']
+        assert list(rows) == ['published', 'random candidate', 'first of beam4', 'self-score sum', 'consensus']
         row = rows['first of beam4']
-        assert row['gain'] == pytest.approx((ours - beam).mean()) == average['first of beam4 gain']
-        interval = pytest.approx(bootstrap_interval(ours - beam, n_resamples=2000))
+        assert row['gain'] == pytest.approx((ours - beam).mean()) == average['first_of_beam4_gain']
+        interval = pytest.approx(bootstrap_interval(ours - beam))
         assert (row['gain_low'], row['gain_high']) == interval
         assert row['p'] == pytest.approx(stats.wilcoxon(ours, beam).pvalue)
         assert (row['n_tasks'], row['n_better'], row['n_worse']) == (6, (ours > beam).sum(), (ours < beam).sum())
         p_values += [row['p'] for row in rows.values()]
     smallest = min(tables['comparisons'], key=lambda row: row['p'])
-    assert smallest['p_holm'] == pytest.approx(min(1, 8 * smallest['p']))
+    assert smallest['p_holm'] == pytest.approx(min(1, 10 * smallest['p']))
     assert smallest['p'] == min(p_values)
 
 
 def test_a_missing_cell_is_shown_and_left_out_on_both_sides(sweep, flags_of, own_results, capsys):
     (own_results / 'flan-t5-xl' / 'task_3.json').unlink()
     (own_results / 'flan-t5-xxl' / 'task_5.json').unlink()
-    argv = [*flags_of, '--result_dir', own_results, '--gen_model_name', 'flan-t5-xl,flan-t5-xxl']
+    argv = [*flags_of, '--results_dir', own_results, '--gen_models', 'flan-t5-xl,flan-t5-xxl']
     tables, err = as_json(capsys, *argv)
     missing = next(row for row in tables['cells'] if (row['generator'], row['task']) == ('flan-t5-xl', 'task_3'))
-    assert (missing['rougeL'], missing['published'], missing['published gain']) == (None, 0.3 + 0.01 * 3, None)
+    assert (missing['rougeL'], missing['published'], missing['published_gain']) == (None, 0.3 + 0.01 * 3, None)
     rest = [0, 1, 2, 4]
     for generator in ('flan-t5-xl', 'flan-t5-xxl'):
         row = next(
@@ -211,7 +215,8 @@ def test_a_missing_cell_is_shown_and_left_out_on_both_sides(sweep, flags_of, own
     assert err.splitlines() == [
         f'{own_results}/flan-t5-xl: no result of task_3',
         f'{own_results}/flan-t5-xxl: no result of task_5',
-        'averages and comparisons are over the 4 of 6 tasks that nobody lacks',
+        'averages and comparisons are over the 4 of 6 tasks that have a result of every generator',
+        'averages and comparisons have no interval and no p, since there are fewer than 5 tasks (4)',
     ]
     code, out, _ = present(capsys, *argv)
     shown = json.loads(out[: out.rindex('}') + 1])
@@ -225,20 +230,20 @@ def test_a_figure_that_was_not_published_leaves_its_task_out_of_that_comparison_
     published.mkdir(parents=True)
     for task in TASKS[:5]:
         (published / f'{task}.json').write_text('{"rougeL": 0.25}')
-    argv = ['--bigbench_data_dir', folder / 'data', '--published_dir', tmp_path / 'published']
-    tables, _ = as_json(capsys, *argv, '--result_dir', folder / 'results')
+    argv = ['--data_dir', folder / 'data', '--published_dir', tmp_path / 'published']
+    tables, _ = as_json(capsys, *argv, '--results_dir', folder / 'results')
     rows = {row['against']: row for row in tables['comparisons']}
     assert (rows['published']['n_tasks'], rows['consensus']['n_tasks']) == (5, 6)
     ours = np.mean([picked['flan-t5-xxl', task][cells.ADAPTED].mean() for task in TASKS[:5]])
     assert rows['published']['gain'] == pytest.approx(ours - 0.25)
-    assert tables['cells'][-1]['published'] is None  # its mean would be of other tasks than ours
+    assert tables['averages'][0]['published'] is None  # its mean would be of other tasks than ours
 
 
 @pytest.mark.parametrize('content', ['running...', '{"rougeL": NaN}', '{"rougeL": "0.5"}', '[]', '', '{"rougeL": 0.'])
 def test_a_corrupt_result_is_named_and_not_counted_and_not_deleted(content, sweep, flags_of, own_results, capsys):
     path = own_results / 'flan-t5-xxl' / 'task_1.json'
     path.write_text(content)
-    code, out, err = present(capsys, *flags_of, '--result_dir', own_results)
+    code, out, err = present(capsys, *flags_of, '--results_dir', own_results)
     assert code == 0 and err.startswith(f'{path}: not a result') and 'counted as missing' in err.splitlines()[0]
     rest = [sweep[1]['flan-t5-xxl', task][cells.ADAPTED].mean() for task in TASKS if task != 'task_1']
     assert out.endswith(f'Average on 5 of 6 Big-Bench tasks: {np.mean(rest)}\n')
@@ -247,7 +252,7 @@ def test_a_corrupt_result_is_named_and_not_counted_and_not_deleted(content, swee
 
 def test_results_of_different_settings_are_said_in_one_line(flags_of, own_results, capsys):
     write_result(own_results, 'flan-t5-xxl', 'task_1', learning_rate=1e-4, max_length=128, results_dir='elsewhere')
-    _, _, err = present(capsys, *flags_of, '--result_dir', own_results)
+    _, _, err = present(capsys, *flags_of, '--results_dir', own_results)
     assert err == (
         'results of different settings: learning_rate 2e-05 (5 results), 0.0001 (1 results); '
         'max_length null (5 results), 128 (1 results)\n'
@@ -260,87 +265,101 @@ def test_seeds_in_several_folders_give_mean_and_spread(sweep, flags_of, capsys, 
         for task in TASKS[:2]:
             picked[seed, task] = write_result(tmp_path / f'seed{seed}', 'flan-t5-xxl', task, seed)
     folders = ','.join(str(tmp_path / f'seed{seed}') for seed in (1, 2, 3))
-    argv = [*flags_of, '--result_dir', folders, '--tasks', 'task_0,task_1']
+    argv = [*flags_of, '--results_dir', folders, '--tasks', 'task_0,task_1']
     tables, err = as_json(capsys, *argv)
-    assert err == ''  # other seeds in other folders are no mixture
+    # Other seeds in other folders are no mixture.
+    assert err == 'averages and comparisons have no interval and no p, since there are fewer than 5 tasks (2)\n'
     assert as_json(capsys, *argv[:-3], tmp_path, *argv[-2:])[0] == tables  # of their folder
     ours = np.array([[picked[seed, task][cells.ADAPTED].mean() for task in TASKS[:2]] for seed in (1, 2, 3)])
-    row, _, average = tables['cells']
+    row, average = tables['cells'][0], tables['averages'][0]
     assert (row['rougeL'], row['std']) == pytest.approx((ours[:, 0].mean(), ours[:, 0].std(ddof=1)))
     assert (average['rougeL'], average['std']) == pytest.approx((ours.mean(), ours.mean(axis=1).std(ddof=1)))
     of_examples = np.mean([picked[seed, 'task_0'][cells.ADAPTED] for seed in (1, 2, 3)], axis=0)
-    assert (row['low'], row['high']) == pytest.approx(bootstrap_interval(of_examples, n_resamples=2000))
+    assert (row['low'], row['high']) == pytest.approx(bootstrap_interval(of_examples))
     _, out, _ = present(capsys, *argv, '--format', 'table', '--show', 'cells')
-    assert 'std over seeds' in out.splitlines()[0]
-    assert out.splitlines()[2].split()[1:3] == ['20', f'{100 * ours[:, 0].mean():.2f}']
+    assert 'std over' in out.splitlines()[0]
+    low, high = 100 * row['low'], 100 * row['high']
+    shown = f'{100 * ours[:, 0].mean():.1f} {low:.1f} to {high:.1f} {100 * ours[:, 0].std(ddof=1):.1f}'
+    assert out.splitlines()[3].split()[1:6] == shown.split()
     ResultPaths(tmp_path / 'seed2', 'flan-t5-xxl', 'task_0').result.unlink()
     tables, err = as_json(capsys, *argv)
-    assert [(row['rougeL'] is None, row['n_results']) for row in tables['cells']] == [(True, 2), (False, 3), (False, 3)]
+    assert [(row['rougeL'] is None, row['n_results']) for row in tables['cells']] == [(True, 2), (False, 3)]
     assert f'{tmp_path}/seed2/flan-t5-xxl: no result of task_0\n' in err
-    average = tables['cells'][-1]
-    assert (average['task'], average['rougeL']) == ('Average (1)', pytest.approx(ours[:, 1].mean()))
+    average = tables['averages'][0]
+    assert (average['n_tasks'], average['rougeL']) == (1, pytest.approx(ours[:, 1].mean()))
 
 
 def test_seeds_mixed_in_one_folder_are_said(flags_of, own_results, capsys):
     write_result(own_results, 'flan-t5-xxl', 'task_1', 7)
     assert (
         'different settings: seed 0 (5 results), 7 (1 results)'
-        in present(capsys, *flags_of, '--result_dir', own_results)[2]
+        in present(capsys, *flags_of, '--results_dir', own_results)[2]
     )
 
 
 def test_candidates_without_picks_give_what_they_can(sweep, flags_of, own_results, capsys):
     picked = write_result(own_results, 'flan-t5-xxl', 'task_1', keeps_picks=False)
-    tables, _ = as_json(capsys, *flags_of, '--result_dir', own_results)
+    tables, _ = as_json(capsys, *flags_of, '--results_dir', own_results)
     row = tables['cells'][1]
-    for way in ('first of beam4', 'oracle'):
-        interval = bootstrap_interval(picked[cells.ADAPTED] - picked[way], n_resamples=2000)
-        assert (row[f'{way} gain_low'], row[f'{way} gain_high']) == pytest.approx(interval, abs=1e-12)
-    assert row['consensus gain'] is not None and row['consensus gain_low'] is None
+    interval = bootstrap_interval(picked[cells.ADAPTED] - picked['first of beam4'])
+    assert (row['first_of_beam4_gain_low'], row['first_of_beam4_gain_high']) == pytest.approx(interval, abs=1e-12)
+    assert row['consensus_gain'] is not None and row['consensus_gain_low'] is None
 
 
-def test_candidates_that_are_missing_or_of_another_run_give_no_interval(flags_of, own_results, capsys):
+def test_candidates_that_are_missing_or_of_another_run_give_no_interval_of_gains(flags_of, own_results, capsys):
     ResultPaths(own_results, 'flan-t5-xxl', 'task_0').candidates.unlink()
     other = ResultPaths(own_results, 'flan-t5-xl', 'task_1').candidates
     other.rename(ResultPaths(own_results, 'flan-t5-xxl', 'task_1').candidates)
-    tables, err = as_json(capsys, *flags_of, '--result_dir', own_results)
-    assert [row['low'] is None for row in tables['cells'][:3]] == [True, True, False]
+    tables, err = as_json(capsys, *flags_of, '--results_dir', own_results)
+    assert [row['consensus_gain_low'] is None for row in tables['cells'][:3]] == [True, True, False]
+    assert [row['low'] is None for row in tables['cells'][:3]] == [False] * 3  # these are in the results themselves
     first, second = err.splitlines()
-    assert 'task_0.candidates.jsonl: no such file; no interval' in first
+    assert 'task_0.candidates.jsonl: no such file; no intervals from it' in first
     assert 'task_1.candidates.jsonl: mean rougeL' in second and 'but its result has' in second
 
 
 def test_every_format_shows_the_same(sweep, flags_of, capsys):
-    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--against', 'beam4']
+    argv = [*flags_of, '--results_dir', sweep[0] / 'results', '--against', 'beam4']
     out = {style: present(capsys, *argv, '--format', style) for style in ('table', 'markdown', 'latex', 'csv', 'json')}
     of_cells = json.loads(out['json'][1])['cells']
     for row, read in zip(of_cells, csv.DictReader(io.StringIO(out['csv'][1])), strict=True):
         assert read == {key: '' if value is None else str(value) for key, value in row.items()}
     assert 'csv holds one table' in out['csv'][2]
     first = of_cells[0]
-    words = f'{100 * first["first of beam4 gain"]:+.2f} ({100 * first["first of beam4 gain_low"]:+.2f} to '
+    texts = {name: f'{100 * first[f"first_of_beam4_gain{name}"]:+.1f}' for name in ('', '_low', '_high')}
+    words = f'{texts[""]} ({texts["_low"]} to {texts["_high"]})'
+    minus = re.sub(r'-(?=\d)', '$-$', words)
     for style in ('table', 'markdown', 'latex'):
-        assert words in out[style][1] and "Holm's p" in out[style][1]
+        gains = present(capsys, *argv, '--format', style, '--columns', 'gains')[1]
+        assert (minus if style == 'latex' else words) in gains and words not in out[style][1]
+        assert f'{100 * first["rougeL"]:.1f}' in out[style][1] and "Holm's p" in out[style][1]
     _, comparisons, _ = present(capsys, *argv, '--format', 'csv', '--show', 'comparisons')
     assert comparisons.splitlines()[0].startswith('generator,against,n_tasks,rougeL,theirs,gain')
 
 
-def test_all_ways_can_be_shown_and_intervals_left_away(sweep, flags_of, capsys):
-    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--against', 'all', '--nointervals']
+def test_all_picks_can_be_shown_and_the_candidates_left_unread(sweep, flags_of, capsys):
+    argv = [*flags_of, '--results_dir', sweep[0] / 'results', '--against', 'all', '--nointervals']
     tables, _ = as_json(capsys, *argv)
-    ways = ['published', 'random candidate', 'first of beam4', 'first of sampling', 'self-score sum', 'self-score mean']
-    assert [row['against'] for row in tables['comparisons']] == [*ways, 'consensus']
-    assert tables['cells'][0]['low'] is None and tables['cells'][0]['consensus gain'] is not None
+    picks = [
+        'published',
+        'random candidate',
+        'first of beam4',
+        'first of sampling',
+        'self-score sum',
+        'self-score mean',
+    ]
+    assert [row['against'] for row in tables['comparisons']] == [*picks, 'consensus']
+    row = tables['cells'][0]
+    assert row['n_examples'] is None and row['consensus_gain'] is not None and row['consensus_gain_low'] is None
 
 
 def test_names_that_are_unknown_get_near_ones(sweep, flags_of, capsys, tmp_path):
-    argv = {'--result_dir': sweep[0] / 'results', '--gen_model_name': 'flan-t5-xl', '--format': 'table'}
+    argv = {'--results_dir': sweep[0] / 'results', '--gen_models': 'flan-t5-xl', '--format': 'table'}
     for flag, value, words in (
-        ('--gen_model_name', 'flan-t5-xll', '--gen_model_name flan-t5-xll: no such generator; near names in'),
+        ('--gen_models', 'flan-t5-xll', '--gen_models flan-t5-xll: no such generator; near names in'),
         ('--tasks', 'task_9', '--tasks task_9: no such task; near names in the list of tasks: task_'),
         ('--against', 'consensos', '--against consensos: not in these results; near names in them: consensus'),
-        ('--result_dir', sweep[0] / 'result', 'near names in'),
-        ('--n_resamples', '0', '--n_resamples 0: expected 1 or more'),
+        ('--results_dir', sweep[0] / 'result', 'near names in'),
     ):
         code, out, err = present(capsys, *flags_of, *(word for item in (argv | {flag: value}).items() for word in item))
         assert (code, out) == (1, '') and words in err and len(err.splitlines()) == 1
@@ -349,18 +368,80 @@ def test_names_that_are_unknown_get_near_ones(sweep, flags_of, capsys, tmp_path)
 def test_a_task_that_is_not_on_the_list_is_said_and_can_be_chosen(flags_of, own_results, capsys):
     folder = own_results / 'flan-t5-xxl'
     (folder / 'mine.json').write_text('{"rougeL": 0.5}')
-    _, out, err = present(capsys, *flags_of, '--result_dir', own_results)
-    assert err == 'not shown, since not among the tasks: mine; --tasks shows them\n'
-    _, out, err = present(capsys, *flags_of, '--result_dir', own_results, '--tasks', 'mine')
+    _, out, err = present(capsys, *flags_of, '--results_dir', own_results)
+    assert err == 'not shown, since not in the list of tasks: mine; --tasks shows them\n'
+    _, out, err = present(capsys, *flags_of, '--results_dir', own_results, '--tasks', 'mine')
     assert json.loads(out[: out.rindex('}') + 1]) == {'flan-t5-xxl': {'mine': 0.5}}
     for task in TASKS:
         (folder / f'{task}.json').unlink()
-    code, _, err = present(capsys, *flags_of, '--result_dir', own_results)
-    assert code == 1 and 'there are mine: choose with --tasks' in err
+    code, out, err = present(capsys, *flags_of, '--results_dir', own_results)
+    assert json.loads(out[: out.rindex('}') + 1]) == {'flan-t5-xxl': {'mine': 0.5}}
+    code, _, err = present(capsys, *flags_of, '--results_dir', own_results, '--tasks', 'task_1')
+    assert code == 1 and 'no result of flan-t5-xxl for task_1; --tasks takes mine' in err
+
+
+def test_tables_are_of_the_tasks_with_results_and_say_how_many_of_the_list_are_missing(flags_of, own_results, capsys):
+    folder = own_results / 'flan-t5-xxl'
+    for task in TASKS[1:]:
+        (folder / f'{task}.json').unlink()
+    shutil.copy(folder / 'task_0.json', folder / 'mine.json')
+    tables, err = as_json(capsys, *flags_of, '--results_dir', own_results)
+    assert [row['task'] for row in tables['cells']] == ['task_0', 'mine']
+    assert f'5 of the 6 tasks of {flags_of[1]}/subset_names.json have no results; --tasks all names them\n' in err
+    tables, err = as_json(capsys, *flags_of, '--results_dir', own_results, '--tasks', 'all')
+    assert [row['task'] for row in tables['cells']] == [*TASKS, 'mine']
+    assert f'{own_results}/flan-t5-xxl: no result of {", ".join(TASKS[1:])}\n' in err
+
+
+def test_without_a_common_task_it_says_what_to_do(flags_of, own_results, capsys):
+    for generator, tasks in (('flan-t5-xl', TASKS[:3]), ('flan-t5-xxl', TASKS[3:])):
+        for task in tasks:
+            (own_results / generator / f'{task}.json').unlink()
+    argv = [*flags_of, '--results_dir', own_results, '--gen_models', 'all']
+    tables, err = as_json(capsys, *argv)
+    assert (tables['averages'], tables['comparisons']) == ([], [])
+    assert 'no task has a result of every generator; choose fewer generators with --gen_models' in err
+
+
+def test_the_generator_is_the_one_there_is_where_the_references_is_not(flags_of, own_results, capsys):
+    shutil.rmtree(own_results / 'flan-t5-xxl')
+    (own_results / 'flan-t5-xl').rename(own_results / 'my-llm')
+    tables, _ = as_json(capsys, *flags_of, '--results_dir', own_results)
+    assert {row['generator'] for row in tables['cells']} == {'my-llm'}
+
+
+def test_a_table_fits_120_characters_with_long_names_of_tasks_and_several_generators(flags_of, own_results, capsys):
+    for generator in ('flan-t5-xl', 'flan-t5-xxl'):
+        for suffix in ('.json', '.candidates.jsonl'):
+            (own_results / generator / f'task_0{suffix}').rename(own_results / generator / f'{"long_" * 6}task{suffix}')
+    argv = [*flags_of, '--results_dir', own_results, '--gen_models', 'all', '--format', 'table']
+    _, out, _ = present(capsys, *argv)
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert lines[0] == 'flan-t5-xl' and lines.count('flan-t5-xxl') == 1
+    assert sum(line.startswith('average of 6 tasks') for line in lines) == 2
+    assert 'random' in lines[1] and 'oracle' in lines[2]
+
+
+def test_the_best_pick_but_the_oracle_is_bold_in_latex(flags_of, own_results, sweep, capsys):
+    argv = [*flags_of, '--results_dir', own_results, '--format', 'latex', '--show', 'cells', '--against']
+    _, out, _ = present(capsys, *argv, 'random candidate,beam4,oracle')
+    by_pick = sweep[1]['flan-t5-xxl', 'task_3']
+    picks = (cells.ADAPTED, 'random candidate', 'first of beam4')
+    best = max(picks, key=lambda pick: by_pick[pick].mean())
+    line = next(line for line in out.splitlines() if line.startswith(r'task\_3'))
+    assert re.findall(r'\\textbf{(.*?)}', line) == [f'{100 * by_pick[best].mean():.1f}']
+
+
+def test_data_has_no_blanks_in_its_keys_and_no_averages_among_the_cells(sweep, flags_of, capsys):
+    argv = [*flags_of, '--results_dir', sweep[0] / 'results', '--format', 'csv', '--against', 'all']
+    for show, n_rows in (('cells', 6), ('averages', 1), ('comparisons', 7)):
+        header, *lines = present(capsys, *argv, '--show', show)[1].splitlines()
+        assert ' ' not in header and len(lines) == n_rows
 
 
 def test_several_processes_give_what_one_does(sweep, flags_of, capsys, monkeypatch):
-    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--gen_model_name', 'all']
+    argv = [*flags_of, '--results_dir', sweep[0] / 'results', '--gen_models', 'all']
     one = as_json(capsys, *argv)
     monkeypatch.setattr(process_pool, 'BYTES_WORTH_A_PROCESS', 1)
     assert as_json(capsys, *argv, '--n_workers', '2') == one
@@ -376,7 +457,7 @@ def drawn(monkeypatch):
 def test_the_picture_of_gains_shows_what_the_table_of_cells_does(sweep, flags_of, capsys, monkeypatch):
     pytest.importorskip('matplotlib')
     figures = drawn(monkeypatch)
-    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--plot', 'gain.pdf']
+    argv = [*flags_of, '--results_dir', sweep[0] / 'results', '--plot', 'gain.pdf']
     tables, err = as_json(capsys, *argv)
     assert err == 'gain.pdf: written\n'
     axes = figures[0].axes[0]
@@ -385,10 +466,23 @@ def test_the_picture_of_gains_shows_what_the_table_of_cells_does(sweep, flags_of
     assert sorted(tasks) == TASKS and 'first of beam4' in figures[0].get_supxlabel()
     points = axes.containers[0].lines[0].get_xydata()
     shown = {tasks[round(height)]: gain for gain, height in points}
-    assert shown == pytest.approx({task: 100 * by_task[task]['first of beam4 gain'] for task in TASKS})
+    assert shown == pytest.approx({task: 100 * by_task[task]['first_of_beam4_gain'] for task in TASKS})
     whisker = axes.containers[0].lines[2][0].get_segments()[0][:, 0]
     row = by_task[tasks[round(points[0][1])]]
-    assert whisker == pytest.approx([100 * row['first of beam4 gain_low'], 100 * row['first of beam4 gain_high']])
+    assert whisker == pytest.approx([100 * row['first_of_beam4_gain_low'], 100 * row['first_of_beam4_gain_high']])
+
+
+def test_gains_are_over_a_random_candidate_where_a_generator_has_no_beam(flags_of, own_results, capsys, monkeypatch):
+    pytest.importorskip('matplotlib')
+    figures = drawn(monkeypatch)
+    for task in TASKS:
+        path = own_results / 'flan-t5-xl' / f'{task}.json'
+        path.write_text(path.read_text().replace('first of beam4', 'first of greedy').replace('first of sampling', 'x'))
+    argv = [*flags_of, '--results_dir', own_results, '--gen_models', 'all', '--plot', 'gain.png']
+    assert present(capsys, *argv)[0] == 0
+    assert 'random candidate' in figures[0].get_supxlabel()
+    _, _, err = present(capsys, *argv, '--against', 'beam4')
+    assert f'flan-t5-xl: no first of beam4 for {", ".join(TASKS)}, so not in the picture\n' in err
 
 
 def test_the_heat_map_shows_rougeL_or_the_gain_that_is_asked_for(sweep, flags_of, own_results, capsys, monkeypatch):
@@ -397,9 +491,9 @@ def test_the_heat_map_shows_rougeL_or_the_gain_that_is_asked_for(sweep, flags_of
     (own_results / 'flan-t5-xl' / 'task_3.json').unlink()
     argv = [
         *flags_of,
-        '--result_dir',
+        '--results_dir',
         own_results,
-        '--gen_model_name',
+        '--gen_models',
         'all',
         '--plot',
         'h.svg',
@@ -418,7 +512,7 @@ def test_the_heat_map_shows_rougeL_or_the_gain_that_is_asked_for(sweep, flags_of
 def test_the_picture_of_samples_ends_in_what_the_cells_have(sweep, flags_of, capsys, monkeypatch):
     pytest.importorskip('matplotlib')
     figures = drawn(monkeypatch)
-    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--plot', 's.png', '--picture', 'samples']
+    argv = [*flags_of, '--results_dir', sweep[0] / 'results', '--plot', 's.png', '--picture', 'samples']
     code, _, err = present(capsys, *argv)
     assert code == 0 and err.startswith('no file of samples of task_0, task_1, task_2')
     lines = {line.get_label(): line.get_ydata()[-1] for line in figures[0].axes[0].lines}
@@ -432,7 +526,7 @@ def test_a_broken_file_is_named_and_left_out_of_the_picture(flags_of, own_result
     figures = drawn(monkeypatch)
     path = ResultPaths(own_results, 'flan-t5-xxl', 'task_1').candidates
     path.write_text('{')
-    argv = [*flags_of, '--result_dir', own_results, '--plot', 's.png', '--picture', 'scores']
+    argv = [*flags_of, '--results_dir', own_results, '--plot', 's.png', '--picture', 'scores']
     code, _, err = present(capsys, *argv)
     assert code == 0 and err.startswith(f'{path}:1: not a line of candidates') and 'not in the picture\n' in err
     others = [ResultPaths(own_results, 'flan-t5-xxl', task).candidates for task in TASKS if task != 'task_1']
@@ -446,17 +540,26 @@ def test_a_broken_file_is_named_and_left_out_of_the_picture(flags_of, own_result
 
 
 def test_a_picture_that_cannot_be_made_is_said_before_anything_is_read(sweep, flags_of, capsys):
-    argv = [*flags_of, '--result_dir', sweep[0] / 'nothing', '--plot', 'plot.gif']
+    argv = [*flags_of, '--results_dir', sweep[0] / 'nothing', '--plot', 'plot.gif']
     code, out, err = present(capsys, *argv)
     assert (code, out) == (1, '') and err.startswith('error: plot.gif: the ending says what a picture is')
-    code, out, err = present(capsys, *flags_of, '--result_dir', sweep[0] / 'results', '--picture', 'scores')
+    code, out, err = present(capsys, *flags_of, '--results_dir', sweep[0] / 'results', '--picture', 'scores')
     assert (code, out, err) == (1, '', 'error: --picture scores: --plot says which file it goes to\n')
 
 
 def test_the_script_runs_as_a_command(sweep, flags_of, run_python):
-    argv = [*flags_of, '--result_dir', sweep[0] / 'results', '--format', 'table', '--tasks', 'task_4']
+    # The names of the reference's flags.
+    argv = [
+        '--bigbench_data_dir',
+        *flags_of[1:],
+        '--result_dir',
+        sweep[0] / 'results',
+        '--gen_model_name',
+        'flan-t5-xxl',
+    ]
+    argv += ['--format', 'table', '--tasks', 'task_4']
     process = run_python('scripts/present_cappy_bigbench_results.py', *argv)
     out, err = process.communicate(timeout=120)
     ours = 100 * sweep[1]['flan-t5-xxl', 'task_4'][cells.ADAPTED].mean()
-    assert (process.returncode, err) == (0, '')
-    assert out.splitlines()[2].split()[:3] == ['task_4', '20', f'{ours:.2f}']
+    assert process.returncode == 0 and err.count('\n') == 1 and 'fewer than 5 tasks (1)' in err
+    assert out.splitlines()[3].split()[:2] == ['task_4', f'{ours:.1f}']

@@ -51,9 +51,9 @@ class Column:
         return self.key if self.header is None else self.header
 
 
-def percent(key, header=None) -> Column:
+def percent(key, header=None, bold=None) -> Column:
     """A column of fractions, shown times 100 with one decimal."""
-    return Column(key, header, scale=100, decimals=1)
+    return Column(key, header, scale=100, decimals=1, bold=bold)
 
 
 def format_table(rows: Iterable[Mapping], columns: Sequence[Column | str], style: str = 'table') -> str:
