@@ -64,7 +64,7 @@ def main(
     gradient_checkpointing=False,  # less memory, more time
     checkpoint_every=0,  # updates between checkpoints; a stopped run then goes on where it was
     compare_before=True,  # also score with the scorer as it was before adapting
-    combine: str | None = None,  # consensus, self_score or both: also pick by the scorer together with them
+    combine: flags.Names | None = None,  # consensus, self_score or both: also pick by blends of the scorer with them
     save_dir: str | None = None,  # keep the adapted scorer in this folder
     overwrite=False,  # replace an existing result, checkpoint and save_dir
     n_processes: int | None = None,  # hosts, as redco's Deployer takes them; so the next four
