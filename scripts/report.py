@@ -1,12 +1,13 @@
 """One HTML page of a folder of results, to be read in a browser without a network.
 
-    python scripts/report.py --result_dir bigbench_cappy_results --output report.html
-    python scripts/report.py --result_dir R/seed1,R/seed2,R/seed3
+    python scripts/report.py --results_dir bigbench_cappy_results --output report.html
+    python scripts/report.py --results_dir R/seed1,R/seed2,R/seed3
 
-It shows all cells as a heat map and as a table that sorts and filters; of each cell its intervals, other ways of
-picking, published figures, curves, settings, and its examples with every candidate. Of several seeds it shows means and
-spreads, and the curves and examples of each. Instructions, references and how often a sample was drawn come from the
-generators' files where they are there. What is broken is named in the page and on standard error.
+The page begins with a verdict and the gains over the other picks, as means over tasks. It shows all cells as a grid and
+as a table that sorts and filters; of each cell the intervals of all picks, published numbers, curves, settings, and its
+examples with every candidate. Of several seeds it shows means and spreads, and the curves and examples of each.
+Instructions, references and how often a sample was drawn come from the generators' files where they are available. What
+is broken is named in the page and on standard error.
 """
 
 import sys
@@ -25,33 +26,28 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(
-    result_dir='bigbench_cappy_results',  # {generator}/{task}.json, or seed1, .. with these; a,b,c: a folder a seed
+    results_dir='bigbench_cappy_results',  # {generator}/{task}.json, or seed1, .. with these; a,b,c: one folder per seed
     output='report.html',  # the page
-    bigbench_data_dir='bigbench_data',  # subset_names.json lies here: the tasks that may be missing
-    gen_model_name='all',  # generators, a,b,c; all: those that have a folder
+    data_dir='bigbench_data',  # its subset_names.json lists the tasks that may be missing
+    gen_models: str | None = None,  # generators, a,b,c; default: those that have a folder
     tasks: str | None = None,  # a,b,c; default: those with a result, and the rest of their list
-    bigbench_gen_dir: str | None = None,  # the generators' files; default: where each result's were read
-    published_dir: str | None = None,  # the figures called published; default: those of this checkout
-    max_examples=1000,  # of a cell, those of the largest differences
-    n_resamples=2000,  # of each bootstrap
-    seed=0,  # of the bootstraps and the subsets of samples
-    n_workers: int | None = None,  # processes; default: one for each core
+    bigbench_gen_dir: str | None = None,  # the generators' files; default: where each result read them
+    published_dir: str | None = None,  # the published numbers; default: those of this checkout
+    max_examples=1000,  # examples per cell, those of the largest differences
+    n_workers: int | None = None,  # processes; default: one per core
 ):
-    """Write a page of the results of a sweep."""
-    for name, value in (('max_examples', max_examples), ('n_resamples', n_resamples)):
-        if value < 1:
-            raise InputError(f'--{name} {value}: expected 1 or more')
-    folders = cells.choose_folders(result_dir)
-    generators = cells.choose_generators(
-        None if gen_model_name == 'all' else gen_model_name, folders, '--gen_model_name'
-    )
-    names = choose_tasks(tasks, bigbench_data_dir, cells.found_tasks(folders, generators))
+    """Write one HTML page of the results of a sweep."""
+    if max_examples < 1:
+        raise InputError(f'--max_examples {max_examples}: expected 1 or more')
+    folders = cells.choose_folders(results_dir, '--results_dir')
+    generators = cells.choose_generators(gen_models, folders, '--gen_models')
+    names = choose_tasks(tasks, data_dir, cells.found_tasks(folders, generators))
     grid, faults = cells.read_cells(folders, generators, names)
     known = [cell for cell in grid if cell.is_whole]
     if not known:
         raise InputError(faults[0] if faults else f'{listed(map(str, folders))}: no result of {listed(generators)}')
-    faults += lacking_seeds(folders, grid)
-    pages = build_pages(folders, known, bigbench_gen_dir, max_examples, n_resamples, seed, n_workers)
+    faults += missing_seeds(folders, grid)
+    pages = build_pages(folders, known, bigbench_gen_dir, max_examples, n_workers)
     published = read_published(published_dir, folders, generators, names, faults)
     for page in pages:
         faults += page.faults
@@ -59,12 +55,12 @@ def main(
     summary = {'folders': list(map(str, folders)), 'generators': generators, 'tasks': names, 'faults': faults}
     summary['made'] = datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC')
     summary['differing'] = cells.differing_settings(known)
-    report.write_page(output, f'Cappy: {name_of(folders)}', summary, pages)
-    tell(output, known, grid, faults)
+    report.write_page(output, f'Cappy: {title_of(folders)}', summary, pages)
+    print_summary(output, known, grid, faults)
 
 
-def name_of(folders):
-    """The folder's name, or that of the folder of several seeds."""
+def title_of(folders):
+    """The folder's name, or that of the folder that contains those of several seeds."""
     above = {folder.resolve().parent.name for folder in folders}
     if len(folders) > 1 and len(above) == 1:
         return f'{above.pop()}, {len(folders)} seeds'
@@ -72,7 +68,7 @@ def name_of(folders):
 
 
 def choose_tasks(asked, data_dir, found):
-    """The tasks asked for, or those with a result; with the others of the list where some of it are among them."""
+    """The tasks asked for, or those with a result, and the rest of subset_names.json where it names some of them."""
     if asked:
         return cells.choose_tasks(asked, data_dir, found)
     has_names = (Path(data_dir) / 'subset_names.json').exists()
@@ -82,8 +78,8 @@ def choose_tasks(asked, data_dir, found):
     return [*listed_tasks, *sorted(found - set(listed_tasks))]
 
 
-def lacking_seeds(folders, grid):
-    """Of cells that some of the folders have: which of them lacks it, a line each; they are not shown."""
+def missing_seeds(folders, grid):
+    """One line per result that a folder lacks and another has; such cells are not shown."""
     paths = [
         ResultPaths(folder, cell.generator, cell.task).result
         for cell in grid
@@ -93,12 +89,12 @@ def lacking_seeds(folders, grid):
     return [f'{path}: missing, so this cell is not shown' for path in paths if not path.exists()]
 
 
-def build_pages(folders, known, gens_dir, max_examples, n_resamples, seed, n_workers):
+def build_pages(folders, known, gens_dir, max_examples, n_workers):
     """report.CellPage of each cell."""
     arguments, sizes = [], []
     for cell in known:
         paths = [ResultPaths(folder, cell.generator, cell.task) for folder in folders]
-        arguments.append((paths, cell.results, gens_dir, max_examples, n_resamples, seed))
+        arguments.append((paths, cell.results, gens_dir, max_examples))
         sizes.append(sum(path.candidates.stat().st_size for path in paths if path.candidates.exists()))
     return run_over_files(report.build_cell, arguments, sizes, n_workers, progress='reading candidates')
 
@@ -113,13 +109,13 @@ def read_published(published_dir, folders, generators, tasks, faults):
     return {(cell.generator, cell.task): cell.rougeL for cell in published}
 
 
-def tell(output, known, grid, faults):
-    """What was written, and what is wrong with the files."""
+def print_summary(output, known, grid, faults):
+    """What is wrong with the files, and what was written."""
     for fault in faults:
         print(fault, file=sys.stderr)
     missing = f', {len(grid) - len(known)} without a result' if len(known) < len(grid) else ''
     size = Path(output).stat().st_size / 2**20
-    print(f'{output}: {len(known)} cells{missing}, {size:.1f} MiB')
+    print(f'{output}: {len(known)} cell{"" if len(known) == 1 else "s"}{missing}, {size:.1f} MiB')
 
 
 if __name__ == '__main__':

@@ -39,11 +39,15 @@ class Samples:
 
 
 class Bin(NamedTuple):
-    """A tenth of the candidates, of neighbouring scores: how many, their mean score and mean rougeL."""
+    """A tenth of the candidates, neighbours by score: how many, their mean score and mean rougeL, and the quartiles of
+    their rougeL.
+    """
 
     n: int
     score: float
     rougeL: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +193,16 @@ def calibrate(scores: Sequence, rougeL: Sequence, n_bins=N_BINS) -> Calibration:
     scores, rougeL = np.concatenate(scores), np.concatenate(rougeL)
     order = np.argsort(scores, kind='stable')
     bins = [
-        Bin(len(part), float(scores[part].mean()), float(rougeL[part].mean()))
+        Bin(len(part), float(scores[part].mean()), float(rougeL[part].mean()), *_quartiles(rougeL[part]))
         for part in np.array_split(order, min(n_bins, len(order)))
     ]
     error = sum(one.n * abs(one.score - one.rougeL) for one in bins) / len(order)
     within = float(np.mean(known)) if known else None
     return Calibration(rank_correlation(scores, rougeL), within, len(known), error, bins)
+
+
+def _quartiles(values):
+    return tuple(float(value) for value in np.quantile(values, [0.25, 0.75]))
 
 
 def scores_and_rougeL(lines: Sequence[dict], path='') -> tuple[list[np.ndarray], list[np.ndarray]]:

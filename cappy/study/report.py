@@ -1,8 +1,8 @@
-"""One HTML page of a folder of results: what of each cell it shows, and how it is put together.
+"""One HTML page of a folder of results: what it shows of each cell, and how it is put together.
 
-The page is cappy/report.html with a summary of all cells, which is read at once, and for each cell and seed a block of
-gzipped JSON in base64, which is decoded when a reader opens that cell. Texts of models are data in both, never markup,
-and the page's own policy lets no script run but its own.
+The page is cappy/study/report.html with a summary of all cells, which is read at once, and for each cell and seed a
+block of gzipped JSON in base64, which is decoded when a reader opens that cell. Texts of models are data in both, never
+markup, and the page's own policy lets no script run but its own.
 """
 
 import base64
@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,33 +22,31 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
 from cappy.files.updates import read_updates
-from cappy.study import cells, curves
+from cappy.study import cells, curves, verdict
 from cappy.study.cells import ADAPTED
 from cappy.study.results import ResultPaths
 from cappy.tasks.rouge import RougeL
-from cappy.tasks.statistics import spread
+from cappy.tasks.statistics import N_RESAMPLES, spread
 
 TEMPLATE = Path(__file__).with_name('report.html')
-KEPT = ('settings', 'counts', 'seconds', 'versions', 'device')  # of a result, shown as they are
-MAX_UPDATES = 1000  # points of a training curve; more are thinned out
+SHOWN_AS_TABLES = ('settings', 'counts', 'seconds', 'versions', 'device')  # keys of a result
+MAX_UPDATES = 1000  # points of a training curve; of more updates, evenly spaced ones are kept
 
 
 @dataclass(slots=True)
 class CellPage:
-    """What the page has of a cell: its line of the summary, a block a seed (None without files), what is broken."""
+    """The page's part of one cell: its summary, a block per seed (None without files), and the faults of its files."""
 
     summary: dict
     blocks: list[str | None] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
-def build_cell(
-    paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=None, max_examples=1000, n_resamples=2000, seed=0
-) -> CellPage:
+def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=None, max_examples=1000) -> CellPage:
     """A cell's part of the page. Files that are broken or missing are named in its faults, and the rest is shown.
 
-    paths, results: the cell in each of the results folders (seeds, say). Numbers are means over them, and intervals are
-    of these means; each folder has its own block.
+    paths, results: the cell in each of the results folders (one per seed, say). Numbers are means over them, and
+    intervals are of these means; each folder has its own block.
     """
     values = [result['rougeL'] for result in results]
     page = CellPage({'generator': paths[0].generator, 'task': paths[0].task, 'rougeL': float(np.mean(values))})
@@ -56,17 +54,13 @@ def build_cell(
     if len(results) > 1:
         page.summary['seeds'] = {'values': values, **spread(values)._asdict()}
     attempt = _Attempts(page.faults)
-    has_files = [path.candidates.exists() or 'comparison' in one for path, one in zip(paths, results, strict=True)]
-    # A published figure, or the reference's own result, has no files beside it.
-    examples = attempt(cells.examples_of_cell, paths, values, n_resamples, seed) if all(has_files) else None
+    has_files = [path.candidates.exists() or 'comparison' in result for path, result in zip(paths, results, strict=True)]
+    # A published number, or the reference implementation's own result, has no files beside it.
+    examples = attempt(cells.examples_of_cell, paths, values, N_RESAMPLES) if all(has_files) else None
     if examples:
-        gains = {way: list(difference) for way, difference in examples.differences.items()}
-        page.summary |= {'n': examples.n_examples, 'low': examples.low, 'high': examples.high, 'gains': gains}
-        intervals = {ADAPTED: (examples.low, examples.high), **examples.intervals}
-        for row in page.summary['comparison'] if len(results) > 1 else ():
-            row |= dict(zip(('low', 'high'), intervals.get(row['name'], ()), strict=False))
+        _add_intervals(page.summary, examples)
     page.blocks = [
-        _build_block(path, result, gens_dir, max_examples, seed, attempt) if has else None
+        _build_block(path, result, gens_dir, max_examples, attempt) if has else None
         for path, result, has in zip(paths, results, has_files, strict=True)
     ]
     page.faults[:] = dict.fromkeys(page.faults)  # a file that is read twice has its fault twice
@@ -74,26 +68,13 @@ def build_cell(
     return page
 
 
-def _build_block(paths, result, gens_dir, max_examples, seed, attempt):
-    """What is read when a reader opens the cell."""
-    data = {name: result.get(name) for name in KEPT}
-    data['training'] = attempt(_training, paths)
-    lines = attempt(curves.read_lines, paths.candidates)
-    if lines:
-        settings = result['settings'] if isinstance(result.get('settings'), dict) else {}
-        sources = attempt(curves.read_generator_file, paths, lines, settings, gens_dir)
-        data |= attempt(_charts, paths, lines, sources, settings, seed) or {}
-        data |= attempt(_browser, paths, lines, sources, max_examples) or {}
-    return _pack(data, paths, attempt.faults)
-
-
 def write_page(path, title: str, summary: dict, pages: Sequence[CellPage]):
-    """Write the page. summary: what it says of the folder; the cells' lines are added to it.
+    """Write the page. summary: 'folders', 'generators', 'tasks', 'faults', 'differing', 'made'; the rest is added here.
 
     Raises InputError where the file cannot be written.
     """
     numbers, blocks = itertools.count(), {}
-    made = summary | {'title': title, 'cells': []}
+    made = summary | describe_sweep(summary, [page.summary for page in pages]) | {'title': title, 'cells': []}
     for page in pages:
         places = [None if block is None else next(numbers) for block in page.blocks]
         blocks |= {place: block for place, block in zip(places, page.blocks, strict=True) if block is not None}
@@ -106,8 +87,77 @@ def write_page(path, title: str, summary: dict, pages: Sequence[CellPage]):
         file.write(after)
 
 
+def describe_sweep(summary: dict, cells_shown: Sequence[dict]) -> dict:
+    """What the page says of all cells: {'verdict': sentences, 'averages', 'reference': the pick to compare with}.
+
+    Adds to each of cells_shown its own 'verdict'.
+    """
+    for cell in cells_shown:
+        cell['verdict'] = _cell_verdict(cell)
+    generators, tasks = summary['generators'], summary['tasks']
+    averages = verdict.averages(cells_shown, generators, tasks)
+    picks_of_cells = [[row['name'] for row in cell['comparison'] if row['name'] != ADAPTED] for cell in cells_shown]
+    if len(cells_shown) == 1:
+        lines = cells_shown[0]['verdict']
+    elif averages:
+        n_tasks = averages[0]['n_tasks']
+        where = f'Over {_count(n_tasks, "task")}' + (
+            f' and {_count(len(generators), "generator")}' if len(generators) > 1 else f', with samples of {generators[0]}'
+        )
+        note = verdict.NO_INTERVAL if 'low' not in averages[0]['rows'][0] else ''
+        lines = verdict.sentences(averages[0]['rows'], where, 'over tasks', note)
+        if not any(picks_of_cells) and len(averages) > 1:
+            lines.append(verdict.levels(averages[1:]))
+    else:
+        lines = ['No task has a result of all generators, so there are no means over tasks.']
+    return {'verdict': lines, 'averages': averages, 'reference': verdict.common_reference_pick(picks_of_cells)}
+
+
+def _cell_verdict(cell):
+    rows = [{**row} for row in cell['comparison']]
+    for row in rows:
+        if row['name'] != ADAPTED:
+            row['gain'] = cell.get('gains', {}).get(row['name']) or [cell['rougeL'] - row['rougeL'], None, None]
+    if not any(row['name'] == ADAPTED for row in rows):
+        rows.append({'name': ADAPTED, 'rougeL': cell['rougeL']} | {key: cell[key] for key in ('low', 'high') if key in cell})
+    if isinstance(cell.get('published'), float):
+        gain = [cell['rougeL'] - cell['published'], None, None]
+        rows.append({'name': cells.PUBLISHED, 'rougeL': cell['published'], 'gain': gain})
+    n = f'over {_count(cell["n"], "example")}' if 'n' in cell else 'over examples'
+    return verdict.sentences(rows, f'On {cell["task"]}, with samples of {cell["generator"]}', n)
+
+
+def _count(n, noun):
+    return f'{n:,} {noun}' + ('' if n == 1 else 's')
+
+
+def _add_intervals(summary, examples):
+    """Intervals over examples; a result's own comparison keeps those that it was written with."""
+    gains = {pick: list(difference) for pick, difference in examples.differences.items()}
+    intervals = {ADAPTED: (examples.low, examples.high), **examples.intervals}
+    for row in summary['comparison']:
+        if 'low' not in row:
+            row |= dict(zip(('low', 'high'), intervals.get(row['name'], ()), strict=False))
+    ours = next((row for row in summary['comparison'] if row['name'] == ADAPTED and 'low' in row), None)
+    low, high = (ours['low'], ours['high']) if ours else (examples.low, examples.high)
+    summary |= {'n': examples.n_examples, 'low': low, 'high': high, 'gains': gains}
+
+
+def _build_block(paths, result, gens_dir, max_examples, attempt):
+    """What is read when a reader opens the cell."""
+    data = {name: result.get(name) for name in SHOWN_AS_TABLES}
+    data['training'] = attempt(_training, paths)
+    lines = attempt(curves.read_lines, paths.candidates)
+    if lines:
+        settings = result['settings'] if isinstance(result.get('settings'), dict) else {}
+        sources = attempt(curves.read_generator_file, paths, lines, settings, gens_dir)
+        data |= attempt(_charts, paths, lines, sources, settings) or {}
+        data |= attempt(_examples, paths, lines, sources, max_examples) or {}
+    return _pack(data, paths, attempt.faults)
+
+
 class _Attempts:
-    """Calls that may meet a broken file: then None, and the fault is kept."""
+    """Calls that may meet a broken file: then they return None, and the fault is kept."""
 
     def __init__(self, faults):
         self.faults = faults
@@ -121,7 +171,7 @@ class _Attempts:
 
 
 def _comparison(result):
-    """Ways of picking with their values, of a result whose shape is not to be relied on."""
+    """The well-formed rows of a result's comparison; the file may have been written by anything."""
     keys = ('rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high')
     rows = result.get('comparison')
     return [
@@ -131,17 +181,17 @@ def _comparison(result):
     ]
 
 
-def _mean_comparison(of_folders):
-    """The ways that all folders have, rougeL and the gap averaged; of several folders without their intervals."""
-    if len(of_folders) == 1:
-        return of_folders[0]
+def _mean_comparison(by_folder):
+    """The picks that all folders have, rougeL and the gap closed averaged; of several folders without their intervals."""
+    if len(by_folder) == 1:
+        return by_folder[0]
     kept = []
-    for row in of_folders[0]:
-        same = [one for rows in of_folders for one in rows if one['name'] == row['name']]
-        if len(same) < len(of_folders):
+    for row in by_folder[0]:
+        same = [other for rows in by_folder for other in rows if other['name'] == row['name']]
+        if len(same) < len(by_folder):
             continue
-        keys = [key for key in ('rougeL', 'gap_closed') if all(key in one for one in same)]
-        kept.append({'name': row['name'], **{key: float(np.mean([one[key] for one in same])) for key in keys}})
+        keys = [key for key in ('rougeL', 'gap_closed') if all(key in other for other in same)]
+        kept.append({'name': row['name'], **{key: float(np.mean([other[key] for other in same])) for key in keys}})
     return kept
 
 
@@ -155,37 +205,40 @@ def _training(paths):
     return {key: [getattr(row, key) for row in rows[::step]] for key in ('update', 'loss', 'learning_rate')}
 
 
-def _charts(paths, lines, sources, settings, seed):
+def _charts(paths, lines, sources, settings):
     tokenizer = settings.get('rouge_tokenizer') or 'default'
     samples = curves.samples_of(lines, sources, RougeL(tokenizer), paths.candidates)
-    sizes, made = curves.sample_curves(samples, seed=seed)
+    sizes, by_pick = curves.sample_curves(samples)
     scores, rougeL = curves.scores_and_rougeL(lines, paths.candidates)
     calibration = asdict(curves.calibrate(scores, rougeL))
     return {
-        'curves': {'sizes': sizes, 'ways': made, 'are_drawn': sources is not None},
-        'calibration': calibration | {'bins': [list(one) for one in calibration['bins']]},
+        'curves': {'sizes': sizes, 'picks': by_pick, 'are_drawn': sources is not None},
+        'calibration': calibration | {'bins': [group._asdict() for group in calibration['bins']]},
     }
 
 
-def _browser(paths, lines, sources, max_examples):
-    """The examples of the browser: those with the largest difference to the first of the ways of picking."""
+def _examples(paths, lines, sources, max_examples):
+    """The examples to browse: those with the largest difference to the reference pick."""
     try:
-        picked = cells.picked_rougeL(lines)
-        ours, ways = picked.pop(ADAPTED), list(picked)
-        first = default_way(ways)
-        order = np.argsort(-np.abs(ours - picked[first]), kind='stable')[:max_examples]
-        decodings = list(
-            dict.fromkeys(name for line in lines for one in line['candidates'] for name in one['decodings'])
-        )
+        rougeL_by_pick = cells.picked_rougeL(lines)
+        ours, others = rougeL_by_pick.pop(ADAPTED), list(rougeL_by_pick)
+        reference = verdict.reference_pick(others)
+        order = np.argsort(-np.abs(ours - rougeL_by_pick[reference]), kind='stable')[:max_examples]
+        names = (name for line in lines for candidate in line['candidates'] for name in candidate['decodings'])
+        decodings = list(dict.fromkeys(names))
         place = {name: number for number, name in enumerate(decodings)}
         examples = [
             _example(lines[number], sources[number] if sources else None, place)
-            | {'ours': round(float(ours[number]), 4), 'picked': [round(float(picked[way][number]), 4) for way in ways]}
+            | {
+                'rougeL': round(float(ours[number]), 4),
+                'rougeL_of_others': [round(float(rougeL_by_pick[pick][number]), 4) for pick in others],
+            }
             for number in sorted(order)
         ]
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f'{paths.candidates}: not lines of candidates ({error})') from error
-    return {'examples': examples, 'n_examples': len(lines), 'ways': ways, 'first': first, 'decodings': decodings}
+    counts = {'n_examples': len(lines), 'others': others, 'reference': reference}
+    return {'examples': examples, 'decodings': decodings, **counts}
 
 
 def _example(line, source, place):
@@ -193,24 +246,15 @@ def _example(line, source, place):
     drawn = Counter((sample.response, sample.decoding) for sample in source.samples) if source else {}
     candidates = [
         [
-            one['response'],
-            float(f'{one["score"]:.6g}'),
-            round(one['rougeL'], 4),
-            [[place[name], drawn.get((one['response'], name), 1)] for name in one['decodings']],
+            candidate['response'],
+            float(f'{candidate["score"]:.6g}'),
+            round(candidate['rougeL'], 4),
+            [[place[name], drawn.get((candidate['response'], name), 1)] for name in candidate['decodings']],
         ]
-        for one in line['candidates']
+        for candidate in line['candidates']
     ]
-    told = {'instruction': source.instruction, 'references': list(source.references)} if source else {}
-    return {'idx': line['example_idx'], 'pick': line['pick'], 'candidates': candidates, **told}
-
-
-def default_way(ways: Iterable[str]) -> str:
-    """What picks are compared with first: the beam's sample, else a single sample, a random one, or what there is."""
-    ways = list(ways)
-    known = [way for way in ways if way.startswith('first of beam')] + [
-        way for way in ways if way == 'random candidate'
-    ]
-    return (known + [way for way in ways if way.startswith('first of ')] + ways)[0]
+    texts = {'instruction': source.instruction, 'references': list(source.references)} if source else {}
+    return {'idx': line['example_idx'], 'pick': line['pick'], 'candidates': candidates, **texts}
 
 
 def _pack(data, paths, faults):
@@ -224,9 +268,9 @@ def _pack(data, paths, faults):
 
 def _without_nan(value):
     if isinstance(value, dict):
-        return {key: _without_nan(one) for key, one in value.items()}
+        return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
