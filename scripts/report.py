@@ -26,11 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(
-    results_dir='bigbench_cappy_results',  # {generator}/{task}.json, or seed1, .. with these; a,b,c: one folder per seed
+    results_dir: flags.Names = ('bigbench_cappy_results',),  # with {generator}/{task}.json, or with seed1, seed2, ..
+    # that have these; a,b,c: one folder per seed
     output='report.html',  # the page
-    data_dir='bigbench_data',  # its subset_names.json lists the tasks that may be missing
-    gen_models: str | None = None,  # generators, a,b,c; default: those that have a folder
-    tasks: str | None = None,  # a,b,c; default: those with a result, and the rest of their list
+    data_dir='bigbench_data',  # folder of subset_names.json, the list of tasks
+    gen_models: flags.Names | None = None,  # generators; default: those that have a folder
+    tasks: flags.Names | None = None,  # default: all with results; all: those of subset_names.json without, too
     bigbench_gen_dir: str | None = None,  # the generators' files; default: where each result read them
     published_dir: str | None = None,  # the published numbers; default: those of this checkout
     max_examples=1000,  # examples per cell, those of the largest differences
@@ -39,24 +40,27 @@ def main(
     """Write one HTML page of the results of a sweep."""
     if max_examples < 1:
         raise InputError(f'--max_examples {max_examples}: expected 1 or more')
-    folders = cells.choose_folders(results_dir, '--results_dir')
+    folders = cells.choose_folders(results_dir)
     generators = cells.choose_generators(gen_models, folders, '--gen_models')
-    names = choose_tasks(tasks, data_dir, cells.found_tasks(folders, generators))
+    names = cells.choose_tasks(tasks, data_dir, cells.found_tasks(folders, generators))
     grid, faults = cells.read_cells(folders, generators, names)
     known = [cell for cell in grid if cell.is_whole]
     if not known:
         raise InputError(faults[0] if faults else f'{listed(map(str, folders))}: no result of {listed(generators)}')
     faults += missing_seeds(folders, grid)
     pages = build_pages(folders, known, bigbench_gen_dir, max_examples, n_workers)
-    published = read_published(published_dir, folders, generators, names, faults)
+    published_dir = Path(published_dir or ROOT / 'bigbench_cappy_results' / PUBLISHED)
+    published, more = cells.read_published(published_dir, folders, generators, names)
+    faults += more
     for page in pages:
         faults += page.faults
         page.summary['published'] = published.get((page.summary['generator'], page.summary['task']))
     summary = {'folders': list(map(str, folders)), 'generators': generators, 'tasks': names, 'faults': faults}
     summary['made'] = datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC')
     summary['differing'] = cells.differing_settings(known)
+    summary['notes'] = [] if tasks else cells.missing_tasks(data_dir, names, 'results')
     report.write_page(output, f'Cappy: {title_of(folders)}', summary, pages)
-    print_summary(output, known, grid, faults)
+    print_summary(output, known, grid, faults + summary['notes'])
 
 
 def title_of(folders):
@@ -65,17 +69,6 @@ def title_of(folders):
     if len(folders) > 1 and len(above) == 1:
         return f'{above.pop()}, {len(folders)} seeds'
     return ', '.join(folder.resolve().name for folder in folders)
-
-
-def choose_tasks(asked, data_dir, found):
-    """The tasks asked for, or those with a result, and the rest of subset_names.json where it names some of them."""
-    if asked:
-        return cells.choose_tasks(asked, data_dir, found)
-    has_names = (Path(data_dir) / 'subset_names.json').exists()
-    listed_tasks = cells.read_task_names(data_dir) if has_names else []
-    if not found & set(listed_tasks):
-        listed_tasks = []
-    return [*listed_tasks, *sorted(found - set(listed_tasks))]
 
 
 def missing_seeds(folders, grid):
@@ -99,20 +92,10 @@ def build_pages(folders, known, gens_dir, max_examples, n_workers):
     return run_over_files(report.build_cell, arguments, sizes, n_workers, progress='reading candidates')
 
 
-def read_published(published_dir, folders, generators, tasks, faults):
-    """{(generator, task): published rougeL}; nothing where the results are themselves the published ones."""
-    published_dir = Path(published_dir or ROOT / 'bigbench_cappy_results' / PUBLISHED)
-    if any(folder.resolve() == published_dir.resolve() for folder in folders):
-        return {}
-    published, more = cells.read_cells([published_dir], generators, tasks)
-    faults += more
-    return {(cell.generator, cell.task): cell.rougeL for cell in published}
-
-
-def print_summary(output, known, grid, faults):
-    """What is wrong with the files, and what was written."""
-    for fault in faults:
-        print(fault, file=sys.stderr)
+def print_summary(output, known, grid, remarks):
+    """What is wrong with the files or missing, and what was written."""
+    for remark in remarks:
+        print(remark, file=sys.stderr)
     missing = f', {len(grid) - len(known)} without a result' if len(known) < len(grid) else ''
     size = Path(output).stat().st_size / 2**20
     print(f'{output}: {len(known)} cell{"" if len(known) == 1 else "s"}{missing}, {size:.1f} MiB')

@@ -23,7 +23,7 @@ from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
 from cappy.files.updates import read_updates
 from cappy.study import cells, curves, verdict
-from cappy.study.cells import ADAPTED
+from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED
 from cappy.study.results import ResultPaths
 from cappy.tasks.rouge import RougeL
 from cappy.tasks.statistics import N_RESAMPLES, spread
@@ -69,7 +69,7 @@ def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=N
 
 
 def write_page(path, title: str, summary: dict, pages: Sequence[CellPage]):
-    """Write the page. summary: 'folders', 'generators', 'tasks', 'faults', 'differing', 'made'; the rest is added here.
+    """Write the page. summary: 'folders', 'generators', 'tasks', 'faults', 'notes', 'differing', 'made'; the rest is added here.
 
     Raises InputError where the file cannot be written.
     """
@@ -96,7 +96,9 @@ def describe_sweep(summary: dict, cells_shown: Sequence[dict]) -> dict:
         cell['verdict'] = _cell_verdict(cell)
     generators, tasks = summary['generators'], summary['tasks']
     averages = verdict.averages(cells_shown, generators, tasks)
-    picks_of_cells = [[row['name'] for row in cell['comparison'] if row['name'] != ADAPTED] for cell in cells_shown]
+    picks_of_cells = [
+        [row['name'] for row in cell['comparison'] if row['name'] not in (ADAPTED, ORACLE)] for cell in cells_shown
+    ]
     if len(cells_shown) == 1:
         lines = cells_shown[0]['verdict']
     elif averages:
@@ -106,6 +108,8 @@ def describe_sweep(summary: dict, cells_shown: Sequence[dict]) -> dict:
         )
         note = verdict.NO_INTERVAL if 'low' not in averages[0]['rows'][0] else ''
         lines = verdict.sentences(averages[0]['rows'], where, 'over tasks', note)
+        if counted := verdict.tally(cells_shown):
+            lines.insert(0 if note else 1, counted)  # with the numbers, or first where the means allow no judgement
         if not any(picks_of_cells) and len(averages) > 1:
             lines.append(verdict.levels(averages[1:]))
     else:
@@ -116,13 +120,13 @@ def describe_sweep(summary: dict, cells_shown: Sequence[dict]) -> dict:
 def _cell_verdict(cell):
     rows = [{**row} for row in cell['comparison']]
     for row in rows:
-        if row['name'] != ADAPTED:
+        if row['name'] not in (ADAPTED, ORACLE):
             row['gain'] = cell.get('gains', {}).get(row['name']) or [cell['rougeL'] - row['rougeL'], None, None]
     if not any(row['name'] == ADAPTED for row in rows):
         rows.append({'name': ADAPTED, 'rougeL': cell['rougeL']} | {key: cell[key] for key in ('low', 'high') if key in cell})
     if isinstance(cell.get('published'), float):
         gain = [cell['rougeL'] - cell['published'], None, None]
-        rows.append({'name': cells.PUBLISHED, 'rougeL': cell['published'], 'gain': gain})
+        rows.append({'name': PUBLISHED, 'rougeL': cell['published'], 'gain': gain})
     n = f'over {_count(cell["n"], "example")}' if 'n' in cell else 'over examples'
     return verdict.sentences(rows, f'On {cell["task"]}, with samples of {cell["generator"]}', n)
 
@@ -133,7 +137,7 @@ def _count(n, noun):
 
 def _add_intervals(summary, examples):
     """Intervals over examples; a result's own comparison keeps those that it was written with."""
-    gains = {pick: list(difference) for pick, difference in examples.differences.items()}
+    gains = {pick: list(difference) for pick, difference in examples.differences.items() if pick != ORACLE}
     intervals = {ADAPTED: (examples.low, examples.high), **examples.intervals}
     for row in summary['comparison']:
         if 'low' not in row:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cappy.study.cells import ADAPTED, PUBLISHED
+from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED
 from cappy.tasks import picks
 from cappy.tasks.statistics import MIN_TASKS_FOR_INTERVAL, difference_over_tasks, interval_over_tasks
 
-RANDOM, CONSENSUS, ORACLE = 'random candidate', 'consensus', 'oracle'
+RANDOM, CONSENSUS = 'random candidate', 'consensus'
 # Gains that the sentence names, beside that over the reference pick.
 JUDGED = (RANDOM, 'self-score sum', CONSENSUS, 'scorer before adapting')
 NO_INTERVAL = f'No interval over tasks: fewer than {MIN_TASKS_FOR_INTERVAL} tasks.'
@@ -71,7 +71,7 @@ def sentences(rows: Sequence[dict], where: str, over: str, note: str = '') -> li
     by_name = {row['name']: row for row in rows}
     ours = by_name[ADAPTED]
     gains = {name: by_name[name]['gain'] for name in _judged(by_name) if 'gain' in by_name[name]}
-    numbers = [f'{_signed(gain[0])}{_between(gain[1:], _signed)} over {_named(name)}' for name, gain in gains.items()]
+    numbers = [_gain(name, gain) for name, gain in gains.items()]
     interval = _between([ours.get('low'), ours.get('high')], _percent)
     text = f'{where}, the picks of the adapted scorer have mean rougeL {_percent(ours["rougeL"])}{interval}'
     if numbers:
@@ -81,6 +81,23 @@ def sentences(rows: Sequence[dict], where: str, over: str, note: str = '') -> li
         text += f'. They close {_share(ours["gap_closed"])}{of_gap} of the gap between a random candidate and the oracle'
     notes = [f'In brackets: 95% intervals {over}.'] if ' to ' in text else []
     return [line for line in (_judgement(gains), f'{text}.', *notes, note) if line]
+
+
+def tally(cells: Sequence[dict]) -> str:
+    """In how many cells the scorer is better or worse than the common reference pick, by the intervals over examples.
+
+    cells: summaries, {'gains': {pick: [mean, low, high]}}; an empty text where no cell has such intervals.
+    """
+    known = [cell['gains'] for cell in cells if cell.get('gains')]
+    reference = common_reference_pick([[name for name in gains if name != ORACLE] for gains in known])
+    gains = [by_pick[reference] for by_pick in known if reference in by_pick]
+    if not gains:
+        return ''
+    n_better, n_worse = sum(low > 0 for _, low, _ in gains), sum(high < 0 for _, _, high in gains)
+    n_unclear = len(gains) - n_better - n_worse
+    unclear = f', not clearly different in {n_unclear}' if n_unclear else ''
+    counts = f'better than {_named(reference)} in {n_better}, worse in {n_worse}{unclear}'
+    return f'Of {len(gains)} cells, by their intervals over examples, the adapted scorer is {counts}.'
 
 
 def levels(of_generators: Sequence[dict]) -> str:
@@ -119,7 +136,7 @@ def _average(by_task):
         row['low'], row['high'] = interval_over_tasks(values[row['name']])
         if len(by_task) < MIN_TASKS_FOR_INTERVAL:
             row['gap_low'] = row['gap_high'] = None
-        if row['name'] != ADAPTED:
+        if row['name'] not in (ADAPTED, ORACLE):  # nothing can exceed the oracle
             row['gain'] = list(difference_over_tasks(values[ADAPTED], values[row['name']]))
     rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
     return {'rows': rows, 'left_out': [name for name in names if name not in common]}
@@ -150,6 +167,10 @@ def _named(pick):
     articles = {RANDOM: 'a', 'self-score sum': 'the', 'scorer before adapting': 'the', PUBLISHED: 'the'}
     name = {'self-score sum': 'self-score (sum)', PUBLISHED: 'published result'}.get(pick, pick)
     return f'{articles[pick]} {name}' if pick in articles else name
+
+
+def _gain(pick, gain):
+    return f'{_signed(gain[0])}{_between(gain[1:], _signed)} {"against" if gain[0] < 0 else "over"} {_named(pick)}'
 
 
 def _listed(parts):
