@@ -1,6 +1,6 @@
-"""What the pictures of a cell show: rougeL against the number of samples, and how scores go with rougeL.
+"""What the pictures of a cell show: rougeL against the number of samples, and how scores relate to rougeL.
 
-An example has S samples, of which some may be the same text. Sizes are numbers of samples, K of them. All figures are
+An example has S samples, some of which may be the same text. Sizes are numbers of samples, K of them. All values are
 fractions, float64.
 """
 
@@ -21,15 +21,16 @@ from cappy.tasks.candidates import Example, read_examples
 from cappy.tasks.rouge import RougeL
 from cappy.tasks.statistics import rank_correlation
 
-N_SUBSETS = 32  # drawn of each size and example for the consensus, whose pick depends on the whole subset
-MAX_ENUMERATED = 150  # subsets of a size, up to which all are taken instead
+N_SUBSETS = 32  # drawn per size and example for the consensus, whose pick depends on the whole subset
+MAX_ENUMERATED = 150  # subsets of a size; up to as many, all are taken instead
 N_BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The samples of one example: score, rougeL, log-likelihood (None where one lacks it) [S], and rougeL to each
-    other [S, S].
+    """The samples of one example: their scores, rougeL and log-likelihoods [S], and the rougeL between each two [S, S].
+
+    likelihoods: -inf for a sample without one, None where no sample has one.
     """
 
     scores: np.ndarray
@@ -39,8 +40,8 @@ class Samples:
 
 
 class Bin(NamedTuple):
-    """A tenth of the candidates, neighbours by score: how many, their mean score and mean rougeL, and the quartiles of
-    their rougeL.
+    """A tenth of the candidates, neighbours by score: how many, their mean score and mean rougeL, and the lower and
+    upper quartile of their rougeL.
     """
 
     n: int
@@ -52,10 +53,10 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How scores go with rougeL.
+    """How scores relate to rougeL.
 
-    spearman: rank correlation over all candidates; within: its mean over the n_within examples in which both differ;
-    None where nothing differs. error: mean distance of a bin's score and rougeL, weighted by n.
+    spearman: rank correlation over all candidates; within: its mean over the n_within examples whose scores and rougeL
+    both vary; None where nothing varies. error: mean distance between a bin's score and rougeL, weighted by n.
     """
 
     spearman: float | None
@@ -66,23 +67,23 @@ class Calibration:
 
 
 def read_lines(path) -> list[dict]:
-    """results.read_candidates, with texts where texts are to be. Raises InputError naming the line that is broken."""
+    """The lines of a candidates file, their texts checked too. Raises InputError naming the line that is broken."""
     lines = read_candidates(path)
     for number, line in enumerate(lines, start=1):
-        for one in line['candidates']:
-            decodings = one['decodings']
-            if not isinstance(one['response'], str):
-                raise InputError(f'{path}:{number}: response: expected text, found {shown(one["response"])}')
+        for candidate in line['candidates']:
+            response, decodings = candidate['response'], candidate['decodings']
+            if not isinstance(response, str):
+                raise InputError(f'{path}:{number}: response: expected text, found {shown(response)}')
             if not isinstance(decodings, list) or not all(isinstance(name, str) for name in decodings):
                 raise InputError(f'{path}:{number}: decodings: expected a list of names, found {shown(decodings)}')
     return lines
 
 
 def read_generator_file(paths: ResultPaths, lines: Sequence[dict], settings: dict, gens_dir=None):
-    """The examples behind a cell's lines of candidates, with instruction and samples; None where their file is gone.
+    """The examples of a cell's lines of candidates, with instruction and samples; None where their file is missing.
 
-    settings: of the result; they name the file's fields, and its folder where gens_dir is None. Returns a list of
-    candidates.Example. Raises InputError where they are not the examples that were scored.
+    settings: those of the result, which name the file's fields, and its folder where gens_dir is None. Returns a list
+    of candidates.Example. Raises InputError where they are not the examples that were scored.
     """
     folder = gens_dir or settings.get('bigbench_gen_dir')
     path = Path(folder or '') / paths.generator / f'{paths.task}_validation.jsonl'
@@ -93,17 +94,18 @@ def read_generator_file(paths: ResultPaths, lines: Sequence[dict], settings: dic
     examples = []
     for line in lines:
         example = by_idx.get(line['example_idx'])
-        if example is None or set(example.candidates) != {one['response'] for one in line['candidates']}:
-            raise InputError(f'{path}: example_idx {line["example_idx"]!r} differs from {paths.candidates}; made anew?')
+        if example is None or set(example.candidates) != {candidate['response'] for candidate in line['candidates']}:
+            where = f'{path}: example_idx {line["example_idx"]!r}'
+            raise InputError(f'{where}: other samples than those in {paths.candidates}; were they drawn again since?')
         examples.append(example)
     return examples
 
 
 def sample_curves_of_cell(paths: ResultPaths, result: dict, gens_dir=None, n_subsets=N_SUBSETS, seed=0):
-    """(sizes, curves) as `sample_curves` gives them, and whether samples that were drawn twice count twice.
+    """(sizes, curves) as `sample_curves` returns them, and whether samples that were drawn twice count twice.
 
-    They count once, and have no self-score, where the generator's file is not there. Raises InputError where a file is
-    broken.
+    They count once, and there is no self-score, where the generator's file is missing. Raises InputError where a file
+    is broken.
     """
     lines, settings = read_lines(paths.candidates), result.get('settings') or {}
     examples = read_generator_file(paths, lines, settings, gens_dir)
@@ -113,53 +115,54 @@ def sample_curves_of_cell(paths: ResultPaths, result: dict, gens_dir=None, n_sub
 
 
 def read_scores(path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Of each line of a candidates file the scores and the rougeL."""
+    """(scores, rougeL) of a candidates file, one array per line each. Raises InputError where the file is broken."""
     return scores_and_rougeL(read_lines(path), path)
 
 
 def samples_of(lines: Sequence[dict], examples: Sequence[Example] | None, rouge: RougeL, path='') -> list[Samples]:
     """The samples of each line of candidates: as often as its example has them, or once each without examples.
 
-    path: of the lines, for messages.
+    path: the file of the lines, for messages.
     """
     scores, rougeL = scores_and_rougeL(lines, path)
     samples = []
     for number, line in enumerate(lines):
         responses = [one['response'] for one in line['candidates']]
-        one = Samples(scores[number], rougeL[number], None, rouge.pairwise(responses))
-        samples.append(one if examples is None else _as_drawn(one, responses, examples[number]))
+        unique = Samples(scores[number], rougeL[number], None, rouge.pairwise(responses))
+        samples.append(unique if examples is None else _as_drawn(unique, responses, examples[number]))
     return samples
 
 
 def sample_sizes(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, 16, .. as far as a sixth below `most`, and `most`."""
+    """1, 2, 3, 4, 6, 8, 12, 16, .. as long as 1.2 times a size is below `most`, and `most`."""
     sizes = sorted({step * 2**power for step in (2, 3) for power in range(most.bit_length())} | {1})
     return [size for size in sizes if 1.2 * size < most] + [most]
 
 
 def sample_curves(samples: Sequence[Samples], n_subsets=N_SUBSETS, seed=0) -> tuple[list[int], dict[str, list[float]]]:
-    """(sizes, {way of picking: mean rougeL at each size}): of a pick among so many samples drawn without replacement.
+    """(sizes, {pick: mean rougeL at each size}) of a pick among so many samples, drawn without replacement.
 
-    Scorer, self-score and oracle exactly; the consensus over all subsets of a size, or over n_subsets seeded ones of
-    each example where there are many. An example with fewer samples has all of them. The last value is that of all
-    samples.
+    Those of scorer, self-score and oracle are exact; that of the consensus is over all subsets of a size, or over
+    n_subsets seeded ones per example where there are many. An example with fewer samples takes all of them. The last
+    value is that of all samples.
     """
-    sizes = sample_sizes(max(len(one.rougeL) for one in samples))
+    sizes = sample_sizes(max(len(example.rougeL) for example in samples))
     generator = np.random.default_rng(seed)
-    ways = {'scorer': [], 'self-score sum': [], 'consensus': [], 'oracle': []}
-    for one in samples:
-        own = tuple(min(size, len(one.rougeL)) for size in sizes)
-        ways['scorer'].append(best_of_subsets(one.scores, one.rougeL, own))
-        if one.likelihoods is not None:
-            ways['self-score sum'].append(best_of_subsets(one.likelihoods, one.rougeL, own))
-        ways['consensus'].append(consensus_of_subsets(one.pairwise, one.rougeL, own, n_subsets, generator))
-        ways['oracle'].append(best_of_subsets(one.rougeL, one.rougeL, own))
-    whole = {name: values for name, values in ways.items() if len(values) == len(samples)}
-    return sizes, {name: np.mean(values, axis=0).tolist() for name, values in whole.items()}
+    by_pick = {'scorer': [], 'self-score sum': [], 'consensus': [], 'oracle': []}
+    for example in samples:
+        rougeL = example.rougeL
+        own = tuple(min(size, len(rougeL)) for size in sizes)
+        by_pick['scorer'].append(best_of_subsets(example.scores, rougeL, own))
+        if example.likelihoods is not None:
+            by_pick['self-score sum'].append(best_of_subsets(example.likelihoods, rougeL, own))
+        by_pick['consensus'].append(consensus_of_subsets(example.pairwise, rougeL, own, n_subsets, generator))
+        by_pick['oracle'].append(best_of_subsets(rougeL, rougeL, own))
+    complete = {pick: values for pick, values in by_pick.items() if len(values) == len(samples)}
+    return sizes, {pick: np.mean(values, axis=0).tolist() for pick, values in complete.items()}
 
 
 def best_of_subsets(values, outcomes, sizes: tuple[int, ...]) -> np.ndarray:
-    """Expected outcome [K] of the sample with the highest value, the first of equals, over all subsets of each size.
+    """Expected outcome [K] of the sample with the highest value, over all subsets of each size; of equals the first.
 
     values, outcomes: float64 [S]; sizes at most S.
     """
@@ -169,17 +172,17 @@ def best_of_subsets(values, outcomes, sizes: tuple[int, ...]) -> np.ndarray:
 def consensus_of_subsets(pairwise, outcomes, sizes: tuple[int, ...], n_subsets, generator) -> np.ndarray:
     """Expected outcome [K] of the sample with the highest mean rougeL to the others of its subset.
 
-    pairwise: float64 [S, S]; outcomes: float64 [S]; generator: numpy's, which draws n_subsets of a size that has more
-    than MAX_ENUMERATED.
+    pairwise: float64 [S, S]; outcomes: float64 [S]; generator: numpy's, which draws n_subsets subsets of a size that
+    has more than MAX_ENUMERATED.
     """
     n = len(outcomes)
     groups = [_all_subsets(n, size) for size in sizes]
     groups = [
-        _drawn_subsets(n, size, n_subsets, generator) if every is None else every
-        for size, every in zip(sizes, groups, strict=True)
+        _drawn_subsets(n, size, n_subsets, generator) if group is None else group
+        for size, group in zip(sizes, groups, strict=True)
     ]
     subsets = np.concatenate(groups)
-    # Rounded as baselines.consensus rounds, so that equal samples stay equal.
+    # Rounded as picks.consensus rounds, so that equal samples stay equal.
     sums = np.where(subsets, np.round(subsets @ pairwise - pairwise.diagonal(), 9), -np.inf)
     lengths = [len(group) for group in groups]
     starts = np.cumsum([0, *lengths[:-1]])
@@ -187,7 +190,7 @@ def consensus_of_subsets(pairwise, outcomes, sizes: tuple[int, ...], n_subsets, 
 
 
 def calibrate(scores: Sequence, rougeL: Sequence, n_bins=N_BINS) -> Calibration:
-    """scores, rougeL: of each example an array of its candidates'."""
+    """How scores relate to rougeL; scores, rougeL: one array per example, of its candidates."""
     correlations = [rank_correlation(s, r) for s, r in zip(scores, rougeL, strict=True)]
     known = [correlation for correlation in correlations if correlation is not None]
     scores, rougeL = np.concatenate(scores), np.concatenate(rougeL)
@@ -196,7 +199,7 @@ def calibrate(scores: Sequence, rougeL: Sequence, n_bins=N_BINS) -> Calibration:
         Bin(len(part), float(scores[part].mean()), float(rougeL[part].mean()), *_quartiles(rougeL[part]))
         for part in np.array_split(order, min(n_bins, len(order)))
     ]
-    error = sum(one.n * abs(one.score - one.rougeL) for one in bins) / len(order)
+    error = sum(group.n * abs(group.score - group.rougeL) for group in bins) / len(order)
     within = float(np.mean(known)) if known else None
     return Calibration(rank_correlation(scores, rougeL), within, len(known), error, bins)
 
@@ -206,26 +209,26 @@ def _quartiles(values):
 
 
 def scores_and_rougeL(lines: Sequence[dict], path='') -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Of each line of candidates the scores and the rougeL; path: of the lines, for messages."""
+    """(scores, rougeL), one array per line of candidates each; path: the file of the lines, for messages."""
     by_key = {'score': [], 'rougeL': []}
     for number, line in enumerate(lines, start=1):
         for key, values in by_key.items():
             try:
-                values.append(np.array([one[key] for one in line['candidates']], np.float64))
+                values.append(np.array([candidate[key] for candidate in line['candidates']], np.float64))
             except (TypeError, ValueError) as error:
-                raise InputError(f'{path}:{number}: a {key} is no number ({error})') from error
+                raise InputError(f'{path}:{number}: a {key} is not a number ({error})') from error
     return by_key['score'], by_key['rougeL']
 
 
-def _as_drawn(one, responses, example):
-    """The samples of different texts, as often as the example has them."""
+def _as_drawn(unique, responses, example):
+    """The samples of the example, repeated ones as often as they were drawn; unique: those of its different texts."""
     place = {response: number for number, response in enumerate(responses)}
     index = np.array([place[sample.response] for sample in example.samples])
     known = [sample.log_likelihood_sum for sample in example.samples]
     likelihoods = np.array([-np.inf if value is None else value for value in known])
     are_known = np.isfinite(likelihoods).any()
-    pairwise = one.pairwise[np.ix_(index, index)]
-    return Samples(one.scores[index], one.rougeL[index], likelihoods if are_known else None, pairwise)
+    pairwise = unique.pairwise[np.ix_(index, index)]
+    return Samples(unique.scores[index], unique.rougeL[index], likelihoods if are_known else None, pairwise)
 
 
 @lru_cache
@@ -236,7 +239,7 @@ def _best_weights(n, sizes):
 
 @lru_cache
 def _all_subsets(n, size):
-    """Which samples each subset has, float64 [subsets, n]; None where there are too many."""
+    """Membership of samples in subsets, 0 or 1, float64 [subsets, n]; None where there are too many subsets."""
     if math.comb(n, size) > MAX_ENUMERATED:
         return None
     return _members(n, np.array(list(itertools.combinations(range(n), size))))

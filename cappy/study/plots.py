@@ -1,8 +1,8 @@
 """Pictures of results: each function takes plain data and returns a matplotlib Figure; `save` writes it.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart, and every line has its own marker and dashes, so
+Colours are Okabe and Ito's, which colour-blind readers can tell apart, and every line has its own marker and dashes, so
 that a print in grey can be read. rougeL is given in fractions and shown x 100. matplotlib, the extra `plots`, is
-imported where it is needed.
+imported only where it is needed.
 """
 
 import io
@@ -25,21 +25,24 @@ COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#0
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 DASHES = ('-', '--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)))
 WIDTH = 6.3  # inches: between the margins of a page of A4
-N_SMOOTHED = 40  # updates of a run beyond which its losses are also shown as running means
+N_SHOWN = 40  # independent points of a run's losses; those of more updates are running means over a 40th of them
 
 
 def check(path):
-    """Raise InputError where a picture of this name cannot be made."""
+    """Raise InputError where a picture with this file name cannot be made."""
     if Path(path).suffix.lower() not in ENDINGS:
-        raise InputError(f'{path}: the ending says what a picture is; choose one of {", ".join(ENDINGS)}')
+        raise InputError(f'{path}: not a format of pictures; let the name end in one of {", ".join(ENDINGS)}')
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise InputError("matplotlib is not installed, which draws pictures: pip install -e '.[plots]'") from error
+        raise InputError("pictures need matplotlib, which is not installed: pip install -e '.[plots]'") from error
 
 
 def save(figure, path):
-    """Write the figure, whole or not at all; the ending says how. The same figure gives the same bytes."""
+    """Write the figure, whole or not at all, in the format of its ending. The same figure gives the same bytes.
+
+    Raises InputError where the file cannot be written.
+    """
     import matplotlib
 
     check(path)
@@ -61,9 +64,9 @@ def save(figure, path):
 
 
 def gain_per_task(rows: Sequence[Mapping], against: str):
-    """Gains over another way of picking: a line a task, sorted by the mean over generators, a panel a generator.
+    """Gains over another pick: one line per task, sorted by the mean over generators, and one panel per generator.
 
-    rows: {'generator', 'task', 'gain', 'low', 'high'}; low and high, the interval, may be None.
+    rows: {'generator', 'task', 'gain', 'low', 'high'}; low and high, the interval, may be None or missing.
     """
     generators, tasks = _names(rows, 'generator'), _names(rows, 'task')
     mean = {task: np.mean([row['gain'] for row in rows if row['task'] == task]) for task in tasks}
@@ -78,23 +81,26 @@ def gain_per_task(rows: Sequence[Mapping], against: str):
         axes.errorbar(gains, heights, xerr=whiskers, color=COLOURS[0], fmt='o', markersize=3.5, elinewidth=0.9)
         axes.axvline(0, color='0.3', linewidth=0.8)
         axes.grid(axis='both', linewidth=0.3)
+        axes.margins(x=0.08)
         axes.set_title(_plain(generator), fontsize=8)
     panels[0].set_yticks(range(len(tasks)), [_plain(task) for task in tasks], fontsize=7)
     panels[0].set_ylim(-0.7, len(tasks) - 0.3)
     has_intervals = any(row.get('low') is not None for row in rows)
-    told = ' (bars: 95% over examples)' if has_intervals else ''
-    figure.supxlabel(f'gain in rougeL x 100 over {_plain(against)}{told}', fontsize=8)
+    bars = ' (bars: 95% intervals over examples)' if has_intervals else ''
+    label = figure.supxlabel(f'gain in rougeL x 100 over {_plain(against)}{bars}', fontsize=8)
+    _centre_below(figure, panels, label)
     return figure
 
 
 def heat_map(generators: Sequence[str], tasks: Sequence[str], values, label: str, centred=False):
-    """A field for each task (down) and generator (across), its value written in it; NaN is shown as missing.
+    """One field per task (down) and generator (across), its value written in it; NaN is shown as missing.
 
     values: fractions, float64 [tasks, generators]. centred: 0 is the middle of the colours, as suits gains.
     """
     values = 100 * np.asarray(values, np.float64)
     height = 1.3 + 0.2 * len(tasks)
     figure, ((axes,),) = _panels(1, 1, height, width=min(WIDTH, 3.3 + 0.65 * len(generators)))
+    axes.spines[:].set_visible(False)
     largest = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 1
     limits = {'vmin': -largest, 'vmax': largest} if centred else {}
     axes.set_facecolor('0.9')
@@ -108,23 +114,24 @@ def heat_map(generators: Sequence[str], tasks: Sequence[str], values, label: str
     axes.set_yticks(range(len(tasks)), [_plain(task) for task in tasks], fontsize=7)
     shrink = min(1, 8 / len(tasks) + 0.2)
     scale = figure.colorbar(image, ax=axes, shrink=shrink)
-    n_letters = int(shrink * (height - 0.6) / 0.06)  # inches beside the scale, and of a letter
+    n_letters = int(shrink * (height - 0.6) / 0.06)  # inches beside the scale, and per letter
     scale.set_label(_plain(textwrap.fill(label, max(12, n_letters))), fontsize=8)
     scale.ax.tick_params(labelsize=7)
+    scale.outline.set_visible(False)
     return figure
 
 
 def sample_curves(panels: Mapping[str, tuple], what='samples of an instruction'):
-    """rougeL of a pick among so many samples, a panel for each name.
+    """rougeL of a pick among so many samples, one panel per name.
 
-    panels: {name: (sizes [K], {way of picking: fractions [K]})}, as curves.sample_curves gives them.
+    panels: {name: (sizes [K], {pick: fractions [K]})}, as `curves.sample_curves` returns them.
     """
     figure, grid = _panels(len(panels), min(2, len(panels)))
-    ways = list(dict.fromkeys(way for _, curves in panels.values() for way in curves))
-    styles = dict(zip(ways, _styles(ways), strict=True))
+    picks = list(dict.fromkeys(pick for _, curves in panels.values() for pick in curves))
+    styles = dict(zip(picks, _styles(picks), strict=True))
     for axes, (name, (sizes, curves)) in zip(_flat(grid), panels.items(), strict=False):
-        for way, values in curves.items():
-            axes.plot(sizes, 100 * np.asarray(values), label=_plain(way), markersize=4, **styles[way])
+        for pick, values in curves.items():
+            axes.plot(sizes, 100 * np.asarray(values), label=_plain(pick), markersize=4, **styles[pick])
         axes.set_xscale('log', base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=7)
         axes.minorticks_off()
@@ -135,28 +142,28 @@ def sample_curves(panels: Mapping[str, tuple], what='samples of an instruction')
 
 
 def score_against_rougeL(panels: Mapping[str, tuple]):
-    """Where candidates lie, and whether a score means the rougeL that it says: a panel for each name.
+    """Scores and rougeL of candidates, and whether a score predicts rougeL: one panel per name.
 
-    panels: {name: (scores, rougeL)}, of each example an array of its candidates'. Dark fields hold many candidates; a
-    point is a tenth of them; on the dashed line scores are rougeL.
+    panels: {name: (scores, rougeL)}, one array per example, of its candidates. Dark fields contain many candidates; a
+    point is a tenth of them; on the dashed line a score equals its rougeL.
     """
     figure, grid = _panels(len(panels), min(2, len(panels)))
     of_all = np.concatenate([values for scores, _ in panels.values() for values in scores])
-    extent = (min(0, of_all.min()), max(1, of_all.max()), 0, 1)  # else each panel has fields of another size
+    extent = (min(0, of_all.min()), max(1, of_all.max()), 0, 1)  # of all panels, so that their fields are equally large
     look = {'gridsize': 30, 'cmap': 'Greys', 'bins': 'log', 'linewidths': 0, 'alpha': 0.55, 'extent': extent}
     for axes, (name, (scores, rougeL)) in zip(_flat(grid), panels.items(), strict=False):
-        made = calibrate(scores, rougeL)
+        calibration = calibrate(scores, rougeL)
         axes.hexbin(np.concatenate(scores), np.concatenate(rougeL), **look)
         axes.plot([0, 1], [0, 1], color='black', ls='--', linewidth=1, label='score = rougeL')
-        points = np.array([(one.score, one.rougeL) for one in made.bins])
+        points = np.array([(group.score, group.rougeL) for group in calibration.bins])
         axes.plot(*points.T, label='tenths of the candidates', color=COLOURS[1], marker='o', markersize=4)
         axes.set_ylim(-0.03, 1.03)
-        told = ', '.join(
+        correlations = ', '.join(
             f'{words} {value:.2f}'
-            for words, value in (('all', made.spearman), ('within examples', made.within))
+            for words, value in (('all', calibration.spearman), ('within examples', calibration.within))
             if value is not None
         )
-        title = f'{name}\nrank correlation: {told or "none"}\ncalibration error: {made.error:.3f}'
+        title = f'{name}\nrank correlation: {correlations or "none"}\ncalibration error: {calibration.error:.3f}'
         _label(axes, title, 'score', 'rougeL')
         axes.title.set_fontsize(7)
     _legend_below(figure)
@@ -164,31 +171,39 @@ def score_against_rougeL(panels: Mapping[str, tuple]):
 
 
 def training_curves(runs: Mapping[str, Sequence[Update]]):
-    """Loss before each update, and the rate applied, of each run: {name: rows of its updates file}."""
+    """Loss before each update and the learning rate applied, one line per run: {name: rows of its updates file}.
+
+    The losses of a long run are running means over a fortieth of its updates.
+    """
     figure, ((losses,), (rates,)) = _panels(2, 1, height=5)
     many = len(runs) > len(COLOURS)
+    windows = {name: max(1, len(updates) // N_SHOWN) for name, updates in runs.items()}
     for (name, updates), style in zip(runs.items(), _styles(runs), strict=True):
         numbers = [row.update for row in updates]
-        loss = np.array([row.loss for row in updates])
         style = {'color': style['color'], 'ls': style['ls'], 'linewidth': 0.9}
-        if len(loss) > N_SMOOTHED:
-            losses.plot(numbers, loss, color=style['color'], linewidth=0.4, alpha=0.35)
-        window = max(1, len(loss) // N_SMOOTHED)
-        losses.plot(numbers, running_mean(loss, window), label=None if many else _plain(name), **style)
+        loss = running_mean([row.loss for row in updates], windows[name])
+        losses.plot(numbers, loss, label=None if many else _plain(name), **style)
         rates.plot(numbers, [row.learning_rate for row in updates], **style)
     losses.set_yscale('log')
-    runs_told = f'{len(runs)} runs; ' if many else ''
-    _label(losses, f'{runs_told}loss of each update (thin) and its running mean', '', 'mean squared error')
-    _label(rates, '', 'update', 'learning rate applied')
+    _label(losses, _title_of_losses(len(runs), set(windows.values())), '', 'mean squared error')
+    _label(rates, 'Learning rate applied', 'update', 'learning rate')
     rates.ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
     rates.yaxis.get_offset_text().set_fontsize(7)
-    if not many:
+    if 1 < len(runs) <= len(COLOURS):
         _legend_below(figure, losses)
     return figure
 
 
+def _title_of_losses(n_runs, windows):
+    what = 'Training loss before each update'
+    if windows != {1}:
+        n = f'{windows.pop()} updates' if len(windows) == 1 else "a fortieth of each run's updates"
+        what = f'Training loss, running mean over {n}'
+    return f'{what}, {n_runs} runs' if n_runs > 1 else what
+
+
 def running_mean(values, window: int) -> np.ndarray:
-    """Mean of each value and the window - 1 before it, or of as many as there are; float64 of the same length."""
+    """Mean of each value and the window - 1 values before it, or as many as there are; float64 of the same length."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(sums))
     starts = np.maximum(ends - window, 0)
@@ -196,7 +211,7 @@ def running_mean(values, window: int) -> np.ndarray:
 
 
 def _panels(n, n_columns, height=None, width=WIDTH, share=False):
-    """(figure, rows of axes), those beyond n not shown."""
+    """(figure, rows of axes); those beyond n are not shown. Frames are open at the top and on the right."""
     from matplotlib.figure import Figure
 
     n_rows = math.ceil(n / n_columns)
@@ -211,18 +226,27 @@ def _panels(n, n_columns, height=None, width=WIDTH, share=False):
 
 
 def _legend_below(figure, *of_axes):
-    """The names of all lines, once each, beneath the panels, where they hide nothing."""
+    """The names of all lines, once each, below the panels, where they hide nothing."""
     named = {}
     for axes in of_axes or figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(name, handle)
     longest = max(map(len, named), default=1)
-    n_columns = max(1, min(len(named), int(WIDTH / (0.6 + 0.06 * longest))))  # inches of a sample and of a letter
+    n_columns = max(1, min(len(named), int(WIDTH / (0.6 + 0.06 * longest))))  # inches per line sample and per letter
     figure.legend(named.values(), named.keys(), loc='outside lower center', ncols=n_columns, fontsize=7, frameon=False)
 
 
+def _centre_below(figure, panels, label):
+    """Centre a figure's label below the panels instead of below the figure, as far as it then fits in."""
+    figure.draw_without_rendering()
+    to_figure = figure.transFigure.inverted()
+    left, right = panels[0].get_position().x0, panels[-1].get_position().x1
+    half = to_figure.transform_bbox(label.get_window_extent()).width / 2
+    label.set_x(min(max((left + right) / 2, half), 1 - half) if half < 0.5 else 0.5)
+
+
 def _readable_on(colour):
-    """Black or white, whichever stands out more: WCAG's relative luminance."""
+    """Black or white, whichever has more contrast by WCAG's relative luminance."""
     parts = np.array(colour[:3])
     linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
     return 'white' if linear @ [0.2126, 0.7152, 0.0722] < 0.179 else 'black'
@@ -235,7 +259,7 @@ def _label(axes, title, x, y):
 
 
 def _styles(names):
-    """A style of line for each name; beyond the number of colours they come again with other dashes."""
+    """One line style per name; beyond the number of colours these repeat with other dashes."""
     n = len(COLOURS)
     return [
         {'color': COLOURS[i % n], 'marker': MARKERS[i % n], 'ls': DASHES[(i + i // n) % len(DASHES)], 'linewidth': 1.2}
@@ -253,7 +277,7 @@ def _or(row, key, otherwise):
 
 
 def _plain(text):
-    return text.replace('$', r'\$')  # else matplotlib reads what stands between two as a formula
+    return text.replace('$', r'\$')  # matplotlib reads text between two of them as a formula
 
 
 def _flat(grid):

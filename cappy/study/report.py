@@ -54,7 +54,9 @@ def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=N
     if len(results) > 1:
         page.summary['seeds'] = {'values': values, **spread(values)._asdict()}
     attempt = _Attempts(page.faults)
-    has_files = [path.candidates.exists() or 'comparison' in result for path, result in zip(paths, results, strict=True)]
+    has_files = [
+        path.candidates.exists() or 'comparison' in result for path, result in zip(paths, results, strict=True)
+    ]
     # A published number, or the reference implementation's own result, has no files beside it.
     examples = attempt(cells.examples_of_cell, paths, values, N_RESAMPLES) if all(has_files) else None
     if examples:
@@ -69,7 +71,7 @@ def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=N
 
 
 def write_page(path, title: str, summary: dict, pages: Sequence[CellPage]):
-    """Write the page. summary: 'folders', 'generators', 'tasks', 'faults', 'notes', 'differing', 'made'; the rest is added here.
+    """Write the page. summary: {'folders', 'generators', 'tasks', 'faults', 'notes', 'differing', 'made'}.
 
     Raises InputError where the file cannot be written.
     """
@@ -104,7 +106,9 @@ def describe_sweep(summary: dict, cells_shown: Sequence[dict]) -> dict:
     elif averages:
         n_tasks = averages[0]['n_tasks']
         where = f'Over {_count(n_tasks, "task")}' + (
-            f' and {_count(len(generators), "generator")}' if len(generators) > 1 else f', with samples of {generators[0]}'
+            f' and {_count(len(generators), "generator")}'
+            if len(generators) > 1
+            else f', with samples of {generators[0]}'
         )
         note = verdict.NO_INTERVAL if 'low' not in averages[0]['rows'][0] else ''
         lines = verdict.sentences(averages[0]['rows'], where, 'over tasks', note)
@@ -123,7 +127,9 @@ def _cell_verdict(cell):
         if row['name'] not in (ADAPTED, ORACLE):
             row['gain'] = cell.get('gains', {}).get(row['name']) or [cell['rougeL'] - row['rougeL'], None, None]
     if not any(row['name'] == ADAPTED for row in rows):
-        rows.append({'name': ADAPTED, 'rougeL': cell['rougeL']} | {key: cell[key] for key in ('low', 'high') if key in cell})
+        rows.append(
+            {'name': ADAPTED, 'rougeL': cell['rougeL']} | {key: cell[key] for key in ('low', 'high') if key in cell}
+        )
     if isinstance(cell.get('published'), float):
         gain = [cell['rougeL'] - cell['published'], None, None]
         rows.append({'name': PUBLISHED, 'rougeL': cell['published'], 'gain': gain})
@@ -186,7 +192,7 @@ def _comparison(result):
 
 
 def _mean_comparison(by_folder):
-    """The picks that all folders have, rougeL and the gap closed averaged; of several folders without their intervals."""
+    """The picks that all folders have, with their mean rougeL and gap closed; several folders have no intervals."""
     if len(by_folder) == 1:
         return by_folder[0]
     kept = []

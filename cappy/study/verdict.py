@@ -21,8 +21,8 @@ NO_INTERVAL = f'No interval over tasks: fewer than {MIN_TASKS_FOR_INTERVAL} task
 
 
 def reference_pick(names: Iterable[str]) -> str | None:
-    """The pick to compare with first: beam search's or greedy decoding's sample, else the random candidate, else another
-    decoding's sample, else the first name; None without names.
+    """The pick to compare with first: the sample of beam search or greedy decoding, else the random candidate, else the
+    first sample of another decoding, else the first name; None without names.
     """
     names = [name for name in names if name != ADAPTED]
     for is_wanted in (
@@ -51,14 +51,16 @@ def averages(cells: Sequence[dict], generators: Sequence[str], tasks: Sequence[s
     """Means over the tasks that all generators have: of all generators together, where there are several, and of each.
 
     cells: summaries of cells, {'generator', 'task', 'rougeL', 'comparison': rows, 'published'?}. Returns {'generator':
-    None for all, 'n_tasks', 'rows', 'left_out': picks that some of the cells lack}; an empty list without a common task.
+    None for all, 'n_tasks', 'rows', 'left_out': picks that some of the cells lack}; an empty list without a common
+    task.
     """
     by_key = {(cell['generator'], cell['task']): _rougeL_by_pick(cell) for cell in cells}
     counted = [task for task in tasks if all((generator, task) in by_key for generator in generators)]
     groups = [(None, list(generators))] if len(generators) > 1 else []
     groups += [(generator, [generator]) for generator in generators]
     return [
-        {'generator': name, 'n_tasks': len(counted)} | _average([[by_key[one, task] for one in own] for task in counted])
+        {'generator': name, 'n_tasks': len(counted)}
+        | _average([[by_key[generator, task] for generator in own] for task in counted])
         for name, own in (groups if counted else ())
     ]
 
@@ -77,8 +79,8 @@ def sentences(rows: Sequence[dict], where: str, over: str, note: str = '') -> li
     if numbers:
         text += f': {_listed(numbers)}'
     if ours.get('gap_closed') is not None:
-        of_gap = _between([ours.get('gap_low'), ours.get('gap_high')], _share)
-        text += f'. They close {_share(ours["gap_closed"])}{of_gap} of the gap between a random candidate and the oracle'
+        closed = _share(ours['gap_closed']) + _between([ours.get('gap_low'), ours.get('gap_high')], _share)
+        text += f'. They close {closed} of the gap between a random candidate and the oracle'
     notes = [f'In brackets: 95% intervals {over}.'] if ' to ' in text else []
     return [line for line in (_judgement(gains), f'{text}.', *notes, note) if line]
 
