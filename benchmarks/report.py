@@ -1,11 +1,12 @@
-"""scripts/report.py on made-up results of a whole sweep: 45 tasks x 5 generators x 1,000 examples.
+"""scripts/report.py on synthetic results of a whole sweep: 45 tasks x 5 generators x 1,000 examples.
 
     python benchmarks/report.py
-    python benchmarks/report.py --folder /tmp/results     # keeps the files for the next run
+    python benchmarks/report.py --folder results_for_report     # keeps the files for the next run
 
-17 samples of 10 words of an example, 12 of them different; an instruction of 30 words. Prints the seconds of the whole
-command, the size of the page and, where Chromium is installed: the seconds until it has painted the grid, until it has
-read the page, until a cell is shown after a click, and the memory of its script. Figures are in docs/benchmarks.md.
+Each example has 17 samples of 10 words, 12 of them different, and an instruction of 30 words. Prints the seconds of the
+whole command, the size of the page and, where Chromium is installed: the seconds until it has painted the overview,
+until it has read the page, until a cell is shown after a click and until the list of examples turns its page, and the
+memory of its script. Recorded numbers are in docs/benchmarks.md.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ N_DIFFERENT, N_UPDATES = 12, 800
 
 
 def write_cell(folder, name, task, n_examples):
-    """A result of one cell, and its generator's file."""
+    """Write the result of one cell, and its generator's file."""
     generator = random.Random(f'{name} {task}')
     examples = [make_example(generator, task, number) for number in range(n_examples)]
     write_examples(folder / 'gens' / name / f'{task}_validation.jsonl', examples)
@@ -38,14 +39,14 @@ def write_cell(folder, name, task, n_examples):
     for example in examples:
         rougeL = np.array([generator.random() for _ in example.candidates])
         scores = np.array([generator.random() for _ in example.candidates], np.float32)
-        picked = {way: generator.choice(rougeL) for way in WAYS} | {
+        picked = {pick: generator.choice(rougeL) for pick in WAYS} | {
             'scorer after adapting': rougeL[np.argmax(scores)],
             'oracle': rougeL.max(),
         }
         lines.append(describe_candidates(example, scores, rougeL, picked))
     rows = [
-        {'name': way, 'rougeL': sum(line['picked'][way] for line in lines) / n_examples, 'low': 0.0, 'high': 1.0}
-        for way in WAYS
+        {'name': pick, 'rougeL': sum(line['picked'][pick] for line in lines) / n_examples, 'low': 0.0, 'high': 1.0}
+        for pick in WAYS
     ]
     result = {'rougeL': float(np.mean([line['rougeL'] for line in lines])), 'comparison': rows}
     result['settings'] = {'seed': 11111, 'bigbench_gen_dir': str(folder / 'gens')}
@@ -64,7 +65,7 @@ def make_example(generator, task, number):
 
 
 def write_cells(folder, n_tasks, n_examples):
-    """All results; those that are there stay."""
+    """Write all results; existing ones are kept."""
     arguments = {}
     for name in GENERATORS:
         for task in (f'task_{number:02}' for number in range(n_tasks)):
@@ -73,7 +74,7 @@ def write_cells(folder, n_tasks, n_examples):
 
 
 def browse(page_file, folder):
-    """Seconds and bytes that a browser takes; None without one."""
+    """Seconds and MiB that a browser takes, by name; None without one."""
     sys.path.insert(0, str(ROOT / 'tests'))
     from chromium import chromium_page, find_chromium
 
@@ -96,10 +97,10 @@ def browse(page_file, folder):
 
 
 def main(
-    folder: str | None = None,  # where the files are made, or lie already; a temporary one if None
+    folder: str | None = None,  # where the files are written, or exist already; default: a temporary folder
     n_tasks=45,
-    n_examples=1000,  # of a cell
-    n_workers: int | None = None,  # processes; as many as cores if None
+    n_examples=1000,  # per cell
+    n_workers: int | None = None,  # processes; default: one per core
 ):
     """Time the page of a sweep."""
     with contextlib.ExitStack() as stack:
@@ -108,7 +109,7 @@ def main(
         write_cells(folder, n_tasks, n_examples)
         n_bytes = sum(path.stat().st_size for path in (folder / 'results').glob('*/*.jsonl'))
         output = folder / 'report.html'
-        argv = [sys.executable, ROOT / 'scripts' / 'report.py', '--result_dir', folder / 'results', '--output', output]
+        argv = [sys.executable, ROOT / 'scripts' / 'report.py', '--results_dir', folder / 'results', '--output', output]
         argv += [] if n_workers is None else ['--n_workers', n_workers]
         seconds = seconds_of(lambda: subprocess.run([*map(str, argv)], check=True, capture_output=True))
         browsed = browse(output, scratch / 'browser')

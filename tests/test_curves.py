@@ -113,14 +113,14 @@ def test_a_cells_curves_end_in_what_its_picks_have_and_begin_in_a_random_sample(
     sizes, made, are_drawn = curves.sample_curves_of_cell(paths, result, tmp_path / 'gens')
     assert (sizes, are_drawn) == ([1, 2, 3, 4, 5], True)
     picked = picks.all_picks(examples, rougeL, RougeL(), None, scores)
-    for way, name in (
+    for pick, name in (
         ('scorer', 'scorer after adapting'),
         ('self-score sum', 'self-score sum'),
         ('consensus', 'consensus'),
         ('oracle', 'oracle'),
     ):
-        assert made[way][-1] == pytest.approx(picked[name].mean())
-        assert made[way][0] == pytest.approx(picked['random candidate'].mean())
+        assert made[pick][-1] == pytest.approx(picked[name].mean())
+        assert made[pick][0] == pytest.approx(picked['random candidate'].mean())
     # Two samples: of the first example 10 subsets, of the second 3; its three are all it has for 3 and more.
     own = [
         np.array([values[example.candidates.index(sample.response)] for sample in example.samples])
@@ -138,18 +138,20 @@ def test_without_the_generators_file_each_text_counts_once(cell, tmp_path):
     assert made['scorer'][0] == pytest.approx(np.mean([values.mean() for values in rougeL]))
 
 
-def test_a_generators_file_made_anew_is_named(cell, tmp_path):
+def test_a_generators_file_with_other_samples_is_named(cell, tmp_path):
     paths, result, examples, *_ = cell
     write_examples(tmp_path / 'gens' / 'lm' / 'mine_validation.jsonl', examples[:1])
-    with pytest.raises(InputError, match=r'mine_validation.jsonl: example_idx 1 differs from .*; made anew\?'):
+    with pytest.raises(
+        InputError, match=r'mine_validation.jsonl: example_idx 1: other samples than those in .*; were they drawn again'
+    ):
         curves.sample_curves_of_cell(paths, result, tmp_path / 'gens')
 
 
-def test_a_score_that_is_no_number_is_named_with_its_line(cell):
+def test_a_score_that_is_not_a_number_is_named_with_its_line(cell):
     paths, *_ = cell
     lines = [json.loads(line) for line in paths.candidates.read_text().splitlines()]
     lines[1]['candidates'][0]['score'] = 'high'
-    with pytest.raises(InputError, match=r'mine.candidates.jsonl:2: a score is no number'):
+    with pytest.raises(InputError, match=r'mine.candidates.jsonl:2: a score is not a number'):
         curves.scores_and_rougeL(lines, paths.candidates)
 
 
@@ -165,9 +167,12 @@ def test_calibration_has_bins_of_neighbouring_scores():
     scores = [np.array([0.1, 0.4]), np.array([0.2, 0.3]), np.array([0.5, 0.5])]
     rougeL = [np.array([0.0, 1.0]), np.array([0.4, 0.2]), np.array([0.5, 0.7])]
     made = curves.calibrate(scores, rougeL, n_bins=3)
-    assert [one.n for one in made.bins] == [2, 2, 2]
-    assert [one.score for one in made.bins] == pytest.approx([0.15, 0.35, 0.5])
-    assert [one.rougeL for one in made.bins] == pytest.approx([0.2, 0.6, 0.6])
+    assert [group.n for group in made.bins] == [2, 2, 2]
+    assert [group.score for group in made.bins] == pytest.approx([0.15, 0.35, 0.5])
+    assert [group.rougeL for group in made.bins] == pytest.approx([0.2, 0.6, 0.6])
+    # Quartiles between two values are at a quarter of the way from each.
+    quartiles = [(0.1, 0.3), (0.4, 0.8), (0.55, 0.65)]
+    assert [(group.low, group.high) for group in made.bins] == [pytest.approx(pair) for pair in quartiles]
     assert made.error == pytest.approx((0.05 + 0.25 + 0.1) / 3)
     # Within examples +1, -1; the third has equal scores and says nothing.
     assert (made.within, made.n_within) == (pytest.approx(0), 2)

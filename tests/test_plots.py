@@ -25,7 +25,7 @@ def visible(figure):
     return [axes for axes in figure.axes if axes.get_visible()]
 
 
-def test_gains_stand_at_their_tasks_with_their_intervals():
+def test_gains_are_drawn_at_their_tasks_with_their_intervals():
     figure = plots.gain_per_task(ROWS, 'first of beam4')
     xl, xxl = figure.axes
     assert [label.get_text() for label in xl.get_yticklabels()] == ['b', 'a']  # by mean gain, the largest on top
@@ -37,8 +37,23 @@ def test_gains_stand_at_their_tasks_with_their_intervals():
     points = xxl.containers[0].lines[0]
     assert points.get_xdata() == pytest.approx([5]) and list(points.get_ydata()) == [1]
     assert xl.get_xlim() == xxl.get_xlim()
-    assert figure.get_supxlabel() == 'gain in rougeL x 100 over first of beam4 (bars: 95% over examples)'
+    assert figure.get_supxlabel() == 'gain in rougeL x 100 over first of beam4 (bars: 95% intervals over examples)'
     assert plots.gain_per_task(ROWS[1:2], 'published').get_supxlabel() == 'gain in rougeL x 100 over published'
+
+
+@pytest.mark.parametrize('generators', [1, 2])
+def test_gains_keep_off_the_frame_and_their_label_is_centred_below_the_panels(generators):
+    rows = [row for row in ROWS if row['generator'] == 'xl' or generators == 2]
+    figure = plots.gain_per_task(
+        [{**row, 'task': f'a_task_with_a_long_name_{row["task"]}'} for row in rows], 'published'
+    )
+    left, right = figure.axes[0].get_xlim()
+    shown = [end for row in rows for end in (row['low'] or row['gain'], row['high'] or row['gain'])]
+    assert left < 100 * min(shown) - 0.1 and right > 100 * max(shown) + 0.1
+    figure.draw_without_rendering()
+    panels = figure.axes[0].get_window_extent().x0, figure.axes[-1].get_window_extent().x1
+    label = figure._supxlabel.get_window_extent()
+    assert (label.x0 + label.x1) / 2 == pytest.approx(sum(panels) / 2, abs=2)  # pixels
 
 
 def test_the_heat_map_writes_each_value_and_says_what_is_missing():
@@ -48,11 +63,13 @@ def test_the_heat_map_writes_each_value_and_says_what_is_missing():
     shown = axes.images[0].get_array()
     assert shown.compressed().tolist() == [50, 25, 37.5] and bool(shown.mask[0, 1])
     assert [label.get_text() for label in axes.get_xticklabels()] == ['xl', 'xxl']
+    assert not any(spine.get_visible() for spine in axes.spines.values())
 
 
 def test_the_heat_map_of_gains_has_nothing_gained_in_the_middle_of_its_colours():
-    image = plots.heat_map(['xl'], ['a', 'b'], [[0.01], [-0.04]], 'gain', centred=True).axes[0].images[0]
-    assert image.get_clim() == pytest.approx((-4, 4))
+    axes = plots.heat_map(['xl'], ['a', 'b'], [[0.01], [-0.04]], 'gain', centred=True).axes[0]
+    assert axes.images[0].get_clim() == pytest.approx((-4, 4))
+    assert [text.get_text() for text in axes.texts] == ['+1.0', '\N{MINUS SIGN}4.0']
 
 
 def test_sample_curves_are_drawn_as_given_in_as_many_panels():
@@ -65,12 +82,12 @@ def test_sample_curves_are_drawn_as_given_in_as_many_panels():
     scorer, oracle = first.lines
     assert (scorer.get_xdata().tolist(), scorer.get_ydata().tolist()) == ([1, 2, 4], [20, 30, 40])
     assert second.lines[0].get_ydata().tolist() == [10, 20]
-    # A way has the same look in every panel, and no two share marker, dashes or colour.
+    # A pick has the same look in every panel, and no two share marker, dashes or colour.
     assert second.lines[0].get_color() == oracle.get_color() != scorer.get_color()
     assert scorer.get_marker() != oracle.get_marker() and scorer.get_linestyle() != oracle.get_linestyle()
 
 
-def test_scores_against_rougeL_show_the_tenths_and_what_they_amount_to():
+def test_scores_against_rougeL_show_the_tenths_and_the_correlations():
     scores = [np.arange(10) / 10, np.arange(10) / 10 + 0.05]
     rougeL = [np.arange(10) / 10, np.arange(10) / 10 + 0.05]
     (axes,) = visible(plots.score_against_rougeL({'xl': (scores, rougeL)}))
@@ -82,19 +99,30 @@ def test_scores_against_rougeL_show_the_tenths_and_what_they_amount_to():
     assert axes.get_title() == 'xl\nrank correlation: all 1.00, within examples 1.00\ncalibration error: 0.000'
 
 
-def test_training_curves_show_losses_and_the_rates_applied():
+def test_training_curves_are_one_line_per_run_of_losses_and_of_the_rates_applied():
     updates = [Update(n, 8, 1e-5 * n, 1 / (n + 1), 1.0) for n in range(4)]
     losses, rates = plots.training_curves({'xl, a': updates, 'xl, b': updates[:2]}).axes
+    assert (len(losses.lines), len(rates.lines)) == (2, 2)
     assert losses.lines[0].get_ydata() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert rates.lines[0].get_ydata() == pytest.approx([0, 1e-5, 2e-5, 3e-5])
     assert rates.lines[1].get_xdata() == pytest.approx([0, 1])
+    assert losses.get_title() == 'Training loss before each update, 2 runs'
+
+
+def test_losses_of_long_runs_are_running_means_and_the_title_says_over_how_many_updates():
     long = [Update(n, 8, 1e-5, float(n % 2), 1.0) for n in range(80)]
-    losses = plots.training_curves({'long': long}).axes[0]
-    assert losses.lines[0].get_ydata().tolist() == [row.loss for row in long]
-    assert losses.lines[1].get_ydata()[1:] == pytest.approx(np.full(79, 0.5))  # over two updates
+    figure = plots.training_curves({'long': long})
+    losses = figure.axes[0]
+    (line,) = losses.lines
+    assert line.get_ydata()[1:] == pytest.approx(np.full(79, 0.5))  # over two updates
+    assert losses.get_title() == 'Training loss, running mean over 2 updates'
+    assert figure.legends == []  # of a single run
+    losses = plots.training_curves({'long': long, 'short': long[:10]}).axes[0]
+    assert losses.get_title() == "Training loss, running mean over a fortieth of each run's updates, 2 runs"
+    assert losses.lines[1].get_ydata().tolist() == [row.loss for row in long[:10]]
 
 
-def test_every_line_is_named_beneath_the_panels_also_one_that_the_first_panel_lacks():
+def test_every_line_is_named_below_the_panels_also_one_that_the_first_panel_lacks():
     panels = {'xl': ([1, 2], {'oracle': [0.2, 0.3]}), 'xxl': ([1, 2], {'scorer': [0.2, 0.3], 'oracle': [0.2, 0.4]})}
     figure = plots.sample_curves(panels)
     (legend,) = figure.legends
@@ -117,7 +145,7 @@ def test_a_running_mean_begins_with_what_there_is():
 
 
 @pytest.mark.parametrize(('ending', 'begins'), [('png', b'\x89PNG'), ('svg', b'<?xml'), ('pdf', b'%PDF')])
-def test_the_ending_says_what_is_written_and_the_same_figure_gives_the_same_bytes(ending, begins, tmp_path):
+def test_the_ending_chooses_the_format_and_the_same_figure_gives_the_same_bytes(ending, begins, tmp_path):
     for name in ('one', 'two'):
         plots.save(plots.gain_per_task(ROWS, 'published'), tmp_path / 'new' / f'{name}.{ending}')
     one, two = ((tmp_path / 'new' / f'{name}.{ending}').read_bytes() for name in ('one', 'two'))
@@ -125,14 +153,16 @@ def test_the_ending_says_what_is_written_and_the_same_figure_gives_the_same_byte
     assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == [f'one.{ending}', f'two.{ending}']
 
 
-def test_a_name_with_dollars_is_no_formula(tmp_path):
+def test_a_name_with_dollars_is_not_a_formula(tmp_path):
     figure = plots.heat_map(['a$x_$b'], ['t$\\frac$'], [[0.5]], 'rougeL')
     plots.save(figure, tmp_path / 'plot.png')  # a formula of \frac alone cannot be drawn
     assert figure.axes[0].get_yticklabels()[0].get_text() == r't\$\frac\$'
 
 
 def test_another_ending_and_a_folder_that_cannot_be_made_are_named(tmp_path):
-    with pytest.raises(InputError, match=r'plot.jpeg: the ending .* choose one of .png, .svg, .pdf'):
+    with pytest.raises(
+        InputError, match=r'plot.jpeg: not a format of pictures; let the name end in one of .png, .svg, .pdf'
+    ):
         plots.check('plot.jpeg')
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='plot.png: cannot be written'):
@@ -143,4 +173,4 @@ def test_without_matplotlib_one_line_says_how_to_get_it():
     code = "import sys; sys.modules['matplotlib'] = None; from cappy.study import plots; plots.check('plot.png')"
     process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     last = process.stderr.strip().splitlines()[-1]
-    assert last.endswith("matplotlib is not installed, which draws pictures: pip install -e '.[plots]'")
+    assert last.endswith("pictures need matplotlib, which is not installed: pip install -e '.[plots]'")

@@ -107,7 +107,7 @@ def heat_map(generators: Sequence[str], tasks: Sequence[str], values, label: str
     image = axes.imshow(values, cmap='PuOr' if centred else 'cividis', aspect='auto', **limits)
     for (row, column), value in np.ndenumerate(values):
         is_known = np.isfinite(value)
-        text = (f'{value:+.1f}' if centred else f'{value:.1f}') if is_known else 'none'
+        text = (f'{value:+.1f}' if centred else f'{value:.1f}').replace('-', '\N{MINUS SIGN}') if is_known else 'none'
         colour = _readable_on(image.cmap(image.norm(value))) if is_known else 'black'
         axes.text(column, row, text, ha='center', va='center', fontsize=6, color=colour)
     axes.set_xticks(range(len(generators)), [_plain(name) for name in generators], rotation=35, ha='right', fontsize=7)

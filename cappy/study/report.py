@@ -143,7 +143,11 @@ def _count(n, noun):
 
 def _add_intervals(summary, examples):
     """Intervals over examples; a result's own comparison keeps those that it was written with."""
-    gains = {pick: list(difference) for pick, difference in examples.differences.items() if pick != ORACLE}
+    gains = {
+        pick: list(difference)
+        for pick, difference in examples.differences.items()
+        if pick != ORACLE and math.isfinite(difference.mean)
+    }
     intervals = {ADAPTED: (examples.low, examples.high), **examples.intervals}
     for row in summary['comparison']:
         if 'low' not in row:
