@@ -1,12 +1,12 @@
 """What the tests share: where things lie, tiny scorers made on the spot, and compiled programs kept for the session."""
 
-import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
+import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,19 @@ from cappy.cli import flags
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded'
 
-# Before jax is imported: subprocesses inherit these, and so what one test compiles the next one finds. A model as tiny
-# as these compiles for longer than it runs, so it is compiled without optimisations, but for the recorded runs.
-COMPILATIONS = tempfile.mkdtemp(prefix='cappy-tests-')
-atexit.register(shutil.rmtree, COMPILATIONS, ignore_errors=True)
+# Programs that tests compile are kept between runs and shared by the processes of a run: a model as tiny as these compiles
+# for longer than it runs. For the same reason most optimisations are off, but for the recorded runs.
+COMPILATIONS = ROOT / '.cache' / 'test_compilations' / f'jax-{version("jax")}'
+DAYS_KEPT = 14  # programs of code that has changed since are never read again
+# Before jax is imported; started processes inherit them.
 os.environ.update(
-    JAX_COMPILATION_CACHE_DIR=COMPILATIONS,
+    JAX_COMPILATION_CACHE_DIR=str(COMPILATIONS),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.1',
     JAX_DISABLE_MOST_OPTIMIZATIONS='1',
     JAX_PLATFORMS='cpu',
     HF_HUB_OFFLINE='1',
     TOKENIZERS_PARALLELISM='false',
+    OMP_NUM_THREADS='1',  # of PyTorch; several test processes with threads for all cores wait for one another
 )
 
 ROBERTA = {
@@ -54,6 +56,13 @@ DROPOUT = {'hidden_dropout_prob': 0.1, 'attention_probs_dropout_prob': 0.1}
 
 WORDS = ('the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'two', 'red', 'birds', 'paint', 'sing', 'tell', 'me')
 WORDS += ('what', 'is', 'it', 'yes', 'no')
+
+
+def pytest_sessionstart(session):
+    """Remove programs that were compiled long ago."""
+    for path in COMPILATIONS.glob('*'):
+        if path.stat().st_mtime < time.time() - DAYS_KEPT * 86400:
+            path.unlink(missing_ok=True)
 
 
 def run_main(main, argv):

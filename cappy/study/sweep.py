@@ -1,8 +1,8 @@
-"""A sweep's cells as processes: what state each is in, what its log says, and running the missing ones side by side.
+"""A sweep's cells as processes: the state of each cell, what its log says, and making the missing ones side by side.
 
 A job is one cell to be made by a process of its own. Its state is read from the files that the process leaves: the
 result, the lock (held by a live process, or left behind by a dead one) and the log, in which lines that begin with
-MARK tell when an attempt began and how it ended.
+MARK say when an attempt began and how it ended.
 """
 
 import collections
@@ -23,58 +23,59 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files.lock import result_lock
 from cappy.study import results
 from cappy.study.results import ResultPaths
 
 MARK = '[sweep '
-TAIL_BYTES = 1 << 20  # of a log: more than any traceback, or the bars of an attempt
-STOP_SECONDS = 60  # for a checkpoint to be written after the process was asked to stop
-FULL_BYTES = 1 << 20  # less free space than this is a full disk
+TAIL_BYTES = 1 << 20  # of a log: more than any traceback, or the progress bars of an attempt
+PROGRESS_BYTES = 1 << 12  # of a log: more than one line of a progress bar
+STOP_SECONDS = 60  # for a process to write its checkpoint after it was asked to stop
+FULL_BYTES = 1 << 20  # a disk with less free space than this is full
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# The device's memory is one cell's, as in the reference; and bars of progress are not to fill the log.
+# The device's memory is one cell's, as in the reference; and progress bars must not fill the log.
 CELL_DEFAULTS = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.95', 'TQDM_MININTERVAL': '10'}
 # A log that can be read while it grows; and one host, whatever job a sweep runs in (redco counts the nodes of Slurm's).
 CELL_ENVIRONMENT = {'PYTHONUNBUFFERED': '1', 'SLURM_JOB_NUM_NODES': '1', 'SLURM_NODEID': '0'}
 
-_OUT_OF_MEMORY = re.compile(r'RESOURCE_EXHAUSTED|MemoryError|out of memory|bad_alloc', re.IGNORECASE)
-_CRASH = re.compile(r'CUDA_ERROR|CUDNN_STATUS|(Xla|Jax)RuntimeError: (INTERNAL|ABORTED|UNAVAILABLE|UNKNOWN)')
-_EXCEPTION = re.compile(r'(\w+\.)*\w*(Error|Exception|Interrupt|Exit|Locked)\b(: |$)')
-_prctl = ctypes.CDLL(None).prctl  # looked up here, since nothing may be between fork and exec
+_ERROR_LINE = re.compile(r'error: |(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b(: |$)')
+_BAR = re.compile(r'(?P<phase>[^%|\r\n]+?):\s+\d+%\|[^|]*\|\s+(?P<count>\d+/\d+) \[[^<\]]*<(?P<left>[\d:?]+)')
+_prctl = ctypes.CDLL(None).prctl  # found here, because little is safe to call between fork and exec
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A cell to be made: its files, the command that makes it, and flags to add when it ran out of memory."""
+    """A cell to be made: its files, the command that makes it, and the flags that a second attempt adds."""
 
     paths: ResultPaths
     command: tuple[str, ...]
-    fewer_tokens: tuple[str, ...] = ()
+    fewer_tokens: tuple[str, ...] = ()  # smaller micro-batches: less memory and the same result
     save_dir: str | None = None
-    overwrite: bool = False  # make it although it has a result
-    seed: int | None = None  # where a sweep has several
+    overwrite: bool = False  # make the cell again if it has a result
+    seed: int | None = None  # None in a sweep of one seed
 
     @property
     def name(self) -> str:
-        """What a reader calls the cell."""
+        """The cell as messages name it: generator/task, with the seed's folder where there are several."""
         of_seed = '' if self.seed is None else f'seed{self.seed}/'
         return f'{of_seed}{self.paths.generator}/{self.paths.task}'
 
     @property
     def log(self) -> Path:
-        """What its processes print."""
+        """The output of its processes."""
         return self.paths.result.with_name(f'{self.paths.task}.log')
 
     @property
     def queue_record(self) -> Path:
-        """Which job of a cluster it was given to."""
+        """The file that holds the id of the cluster job that makes the cell."""
         return self.paths.result.with_name(f'{self.paths.task}.job')
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """kind: one of done, corrupt, running, queued, failed, stopped, missing. why: a line beside it."""
+    """kind: done, corrupt, running, queued, failed, stopped or missing. why: one line of explanation."""
 
     kind: str
     why: str = ''
@@ -83,22 +84,25 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended: done, locked (another process has the cell), stopped, refused, crashed or memory."""
+    """How an attempt ended: done, stopped, locked (another process has the cell), failed, or crashed.
+
+    Crashed is what may succeed with less memory or at another time: a signal, lack of memory, a fault of the device.
+    """
 
     kind: str
     why: str = ''
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """Where one process at a time runs: a device, or a share of the cores."""
+class Worker:
+    """A device, or a share of the cores: it makes one cell at a time."""
 
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cores: frozenset[int] | None = None
 
 
 def lock_holder(paths: ResultPaths) -> str | None:
-    """Who works on a cell, in words; None where nobody does, though a dead process may have left its lock."""
+    """The live process that works on a cell, in words; None for a lock file that a dead process has left."""
     try:
         with open(paths.lock, 'rb') as file:
             try:
@@ -111,7 +115,7 @@ def lock_holder(paths: ResultPaths) -> str | None:
 
 
 def find_state(job: Job, queued: Mapping[str, str] | None = None) -> State:
-    """What the files say of a cell. queued: state in a cluster's queue, by job name, of those that are there."""
+    """The state of a cell by its files. queued: {job name: state} of the cells that are in a cluster's queue."""
     holder = lock_holder(job.paths)
     if holder:
         return State('running', holder)
@@ -137,66 +141,74 @@ def _state_in_log(job):
 
 
 def count_kinds(states: Sequence[State]) -> str:
-    """`4 done, 1 running, 0 failed, ..`, of the kinds that there are."""
+    """`4 done, 1 running, 2 failed of 7`: the kinds that occur, and done always."""
     counts = collections.Counter(state.kind for state in states)
     order = ('done', 'running', 'queued', 'failed', 'corrupt', 'stopped', 'missing')
-    told = [f'{counts[kind]} {kind}' for kind in order if counts[kind] or kind == 'done']
-    return f'{", ".join(told)} of {len(states)}'
+    shown = [f'{counts[kind]} {kind}' for kind in order if counts[kind] or kind == 'done']
+    return f'{", ".join(shown)} of {len(states)}'
 
 
-def read_tail(path, start=0) -> str:
-    """The end of a log, of what follows byte `start`, its first line maybe cut; empty where there is none."""
+def read_tail(path, start=0, n_bytes=TAIL_BYTES) -> str:
+    """The last n_bytes of a log after its first `start` bytes, which may begin inside a line; empty without a log."""
     try:
         with open(path, 'rb') as file:
-            file.seek(max(start, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            file.seek(max(start, os.fstat(file.fileno()).st_size - n_bytes))
             return file.read().decode('utf-8', 'replace')
     except OSError:
         return ''
 
 
-def last_words(log_text: str) -> str:
-    """The line of a log that says why its process ended: its last error, else its last line that says something.
+def read_progress(log) -> str:
+    """`adapting 12/32, 0:40 left`: where the latest attempt is by the last progress bar of its log.
 
-    Bars of progress overwrite themselves with carriage returns; what stood last in such a line counts.
+    Empty before the first bar, while data and model are read.
+    """
+    text = read_tail(log, n_bytes=PROGRESS_BYTES).rpartition(MARK)[2]
+    bars = list(_BAR.finditer(text))
+    if not bars:
+        return ''
+    phase, count, left = bars[-1].group('phase', 'count', 'left')
+    return f'{phase.strip()} {count}' + ('' if '?' in left else f', {left} left')
+
+
+def last_error(log_text: str) -> str:
+    """The last line of a log that reports an error, else its last line; lines of progress bars do not count.
+
+    A progress bar overwrites itself with carriage returns, so what follows the last one in a line counts.
     """
     lines = [line.rstrip().rpartition('\r')[2].strip() for line in log_text.split('\n')]
     lines = [line for line in lines if line and not line.startswith(MARK) and not re.search(r'\d%\|', line)]
-    errors = [line for line in lines if line.startswith('error: ') or _EXCEPTION.match(line)]
+    errors = [line for line in lines if _ERROR_LINE.match(line)]
     last = (errors or lines or [''])[-1]
     return last.removeprefix('error: ')[:400]
 
 
-def judge(returncode: int, log_text: str, is_done: bool) -> Outcome:
-    """What an attempt that ended means. log_text: what it printed."""
+def judge(returncode: int, message: str, is_done: bool, holder: str | None = None) -> Outcome:
+    """How an attempt ended, by its exit code (see cappy.cli.flags.run).
+
+    message: the last error in its log, for the report only. holder: the other process that has the cell, if any.
+    """
     if is_done:
         return Outcome('done')
-    words = last_words(log_text)
-    if returncode in (130, -signal.SIGINT):
+    if returncode in (flags.INTERRUPTED, -signal.SIGINT):
         return Outcome('stopped', 'interrupted')
     if returncode < 0:
-        name = _signal_name(-returncode)
-        memory = returncode == -signal.SIGKILL or _OUT_OF_MEMORY.search(log_text)
         hint = ', often for lack of memory' if returncode == -signal.SIGKILL else ''
-        after = f'; it said last: {words}' if words else ''
-        return Outcome('memory' if memory else 'crashed', f'killed by {name}{hint}{after}')
-    if 'works on this result; wait for it' in words:
-        return Outcome('locked', words)
-    why = words or f'exit code {returncode}, and nothing was printed'
-    if not re.search(r'^error: ', log_text, re.MULTILINE):  # which tells of bad input: trying again is no use
-        if _OUT_OF_MEMORY.search(words):
-            return Outcome('memory', why)
-        if _CRASH.search(words):
-            return Outcome('crashed', why)
-    return Outcome('refused', why)
+        last = f'; last line of its log: {message}' if message else ''
+        return Outcome('crashed', f'killed by {_signal_name(-returncode)}{hint}{last}')
+    if holder:
+        return Outcome('locked', holder)
+    why = message or f'exit code {returncode}, and nothing was printed'
+    return Outcome('crashed' if returncode == flags.OUT_OF_MEMORY else 'failed', why)
 
 
 class Attempt:
-    """A process that makes a cell, or tries to, until `poll` gives an Outcome."""
+    """A process that makes a cell; `poll` gives the Outcome when it has ended. number: 1, or 2 after a crash."""
 
-    def __init__(self, job: Job, slot: Slot, number=1):
-        self.job, self.slot, self.number, self.began = job, slot, number, time.monotonic()
+    def __init__(self, job: Job, worker: Worker, number=1):
+        self.job, self.worker, self.number, self.began = job, worker, number, time.monotonic()
         self._before = identity(job.paths.result)
-        command = list(job.command) + (['--overwrite'] if left_by_the_dead(job) else [])
+        command = list(job.command) + (['--overwrite'] if is_save_dir_unfinished(job) else [])
         if number > 1:
             command = with_flags(command, job.fewer_tokens)
         with _opened(job.log) as log:
@@ -207,9 +219,9 @@ class Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**CELL_DEFAULTS, **os.environ, **CELL_ENVIRONMENT, **slot.environment},
-                start_new_session=True,  # so that its own processes end with it, and Ctrl-C is the runner's to pass on
-                preexec_fn=_prepare(os.getpid(), slot.cores),
+                env={**CELL_DEFAULTS, **os.environ, **CELL_ENVIRONMENT, **worker.environment},
+                start_new_session=True,  # its own processes can be ended with it, and Ctrl-C reaches the runner alone
+                preexec_fn=_prepare(os.getpid(), worker.cores),
             )
 
     def poll(self) -> Outcome | None:
@@ -218,73 +230,70 @@ class Attempt:
         if returncode is None:
             return None
         with contextlib.suppress(OSError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # what it may have left behind
+            os.killpg(self.process.pid, signal.SIGKILL)  # processes of its own that still run
         result = self.job.paths.result
         is_done = identity(result) is not None and (not self.job.overwrite or identity(result) != self._before)
-        outcome = judge(returncode, self._printed(), is_done)
+        message = last_error(read_tail(self.job.log, self._start))
+        outcome = judge(returncode, message, is_done, lock_holder(self.job.paths))
         if outcome.kind not in ('done', 'stopped', 'locked') and _is_full(self.job.log.parent):
             outcome = dataclasses.replace(outcome, why=f'{outcome.why}; the disk of {self.job.log.parent} is full')
         return outcome
 
     def record(self, outcome: Outcome):
-        """Write into the log how the cell ended."""
+        """Write to the log how the cell ended."""
         if outcome.kind == 'locked':
-            return  # the log is the other process's to end
+            return  # the other process records how it ends
         text = outcome.kind if outcome.kind in ('done', 'stopped') else f'failed: {" ".join(outcome.why.split())}'
         with contextlib.suppress(InputError), _opened(self.job.log) as log:
             _mark(log, text)
 
     def ask_to_stop(self):
-        """Let it write its checkpoint and end."""
+        """Ask it to write its checkpoint and end."""
         with contextlib.suppress(OSError):
             os.kill(self.process.pid, signal.SIGINT)
 
     def kill(self):
-        """End it, and whatever it has started."""
+        """End it and every process that it has started."""
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def _printed(self):
-        return read_tail(self.job.log, self._start)
-
 
 def may_retry(outcome: Outcome, number: int) -> bool:
-    """Whether an attempt that ended so is worth another one: once, after a crash or where memory was lacking."""
-    return number == 1 and outcome.kind in ('crashed', 'memory')
+    """Whether another attempt is worth it: once, after a crash."""
+    return number == 1 and outcome.kind == 'crashed'
 
 
-def run_job(job: Job, slot: Slot, on_start: Callable = lambda attempt: None, poll_seconds=0.2) -> Outcome:
-    """Make one cell here, trying again where that is of use, and return how it ended.
+def run_job(job: Job, worker: Worker, on_start: Callable = lambda attempt: None, poll_seconds=0.2) -> Outcome:
+    """Make one cell here, with a second attempt after a crash, and return how it ended.
 
     on_start: called with each Attempt, so that the caller can stop it.
     """
-    number = 1
-    while True:
-        attempt = Attempt(job, slot, number)
+    for number in (1, 2):
+        attempt = Attempt(job, worker, number)
         on_start(attempt)
         while (outcome := attempt.poll()) is None:
             time.sleep(poll_seconds)
         if not may_retry(outcome, number):
             attempt.record(outcome)
             return outcome
-        job, number = _for_retry(job, outcome), 2
 
 
 class Runner:
-    """Makes cells side by side, one in each slot.
+    """Makes cells side by side, one on each worker at a time.
 
-    Cells that another process works on are left to it, and looked at again when nothing else is left to do.
-    on_event(name, job, detail): 'started', 'again' (why), 'done' (seconds), 'failed' (why), 'elsewhere' (who), 'tick'.
+    A cell that another process works on is left to it, and checked again when nothing else is left to do.
+    on_event(name, job, detail): 'started' (number of the attempt), 'again' (why), 'done' (seconds; None where another
+    process made it), 'failed' (why), 'elsewhere' (which process), and 'tick' at every poll.
     """
 
-    def __init__(self, jobs: Sequence[Job], slots: Sequence[Slot], on_event: Callable, poll_seconds=0.2):
+    def __init__(self, jobs: Sequence[Job], workers: Sequence[Worker], on_event: Callable, poll_seconds=0.2):
         self.waiting = collections.deque(jobs)
-        self.free, self.running, self.elsewhere = list(slots), [], {}
+        self.free, self.running, self.elsewhere = list(workers), [], {}
         self.on_event, self.poll_seconds = on_event, poll_seconds
 
     def run(self):
-        """Return when no cell is left that could be made here. However it ends, no process stays behind."""
+        """Make all cells that can be made here. However it ends, none of their processes is left running."""
         try:
             while True:
                 self._collect()
@@ -310,12 +319,12 @@ class Runner:
             else:
                 self._begin(job, self.free.pop(0), 1)
 
-    def _begin(self, job, slot, number):
+    def _begin(self, job, worker, number):
         self.elsewhere.pop(job.name, None)
         try:
-            self.running.append(Attempt(job, slot, number))
+            self.running.append(Attempt(job, worker, number))
         except InputError as error:  # the log cannot be written
-            self.free.append(slot)
+            self.free.append(worker)
             self.on_event('failed', job, str(error))
         else:
             self.on_event('started', job, number)
@@ -328,9 +337,9 @@ class Runner:
             self.running.remove(attempt)
             if may_retry(outcome, attempt.number):
                 self.on_event('again', attempt.job, outcome.why)
-                self._begin(_for_retry(attempt.job, outcome), attempt.slot, 2)
+                self._begin(attempt.job, attempt.worker, 2)
                 continue
-            self.free.append(attempt.slot)
+            self.free.append(attempt.worker)
             attempt.record(outcome)
             if outcome.kind == 'done':
                 self.on_event('done', attempt.job, time.monotonic() - attempt.began)
@@ -345,7 +354,7 @@ class Runner:
             self.elsewhere[job.name] = job, identity(job.paths.result)
 
     def _is_made(self, job):
-        """Whether another process has made it meanwhile."""
+        """Whether another process has made the cell since it was left to it."""
         found = identity(job.paths.result)
         before = self.elsewhere.get(job.name, (job, found))[1] if job.overwrite else None
         return found is not None and found != before
@@ -364,7 +373,7 @@ class Runner:
 
 
 def tidy(job: Job):
-    """Remove what processes that were killed after a result was written left beside it."""
+    """Remove the files of a finished cell that only an unfinished one needs, where a killed process left them."""
     with contextlib.suppress(OSError):
         job.queue_record.unlink()
     if job.paths.checkpoint.exists() or job.paths.lock.exists():
@@ -374,35 +383,31 @@ def tidy(job: Job):
 
 
 def share_cores(n_workers: int) -> list[frozenset[int]]:
-    """The cores of this process, cut into n_workers parts that differ by one at most."""
+    """The cores of this process in n_workers parts, whose sizes differ by at most one."""
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= n_workers <= len(cores):
-        raise InputError(f'--workers {n_workers}: expected 1 to {len(cores)}, the cores that there are')
+        raise InputError(f'--workers {n_workers}: expected 1 to {len(cores)}, the number of cores')
     return [frozenset(cores[n * len(cores) // n_workers : (n + 1) * len(cores) // n_workers]) for n in range(n_workers)]
 
 
 def n_nvidia_devices() -> int:
-    """Devices that the NVIDIA driver shows here; 0 without one."""
+    """Number of devices that the NVIDIA driver shows; 0 without a driver."""
     with contextlib.suppress(OSError):
         return len(list(Path('/proc/driver/nvidia/gpus').iterdir()))
     return 0
 
 
-def _for_retry(job, outcome):
-    """The second attempt keeps its budget of tokens where memory was not what it lacked."""
-    return job if outcome.kind == 'memory' else dataclasses.replace(job, fewer_tokens=())
-
-
 def with_flags(command: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """The command with flags --name=value in place of those of the same names, since none may be given twice."""
+    """The command with the given flags `--name=value`, which replace its own of the same names."""
     names = tuple(flag.partition('=')[0] + '=' for flag in flags)
     return [word for word in command if not word.startswith(names)] + list(flags) if flags else command
 
 
-def left_by_the_dead(job: Job) -> bool:
-    """Whether an earlier attempt was killed after it had saved its scorer and before its result was whole.
+def is_save_dir_unfinished(job: Job) -> bool:
+    """Whether save_dir holds the scorer of an attempt that was killed before it wrote its result.
 
-    Its folder would be refused as somebody's; without a log that says so, it is.
+    Only then may the next attempt replace the folder. The log says so: its last mark is of an attempt that did not end
+    by itself, and names this folder. Any other folder that is not empty is the user's.
     """
     if job.save_dir is None or job.overwrite or job.paths.result.exists() or not os.path.isdir(job.save_dir):
         return False
@@ -413,13 +418,13 @@ def left_by_the_dead(job: Job) -> bool:
 
 
 def _prepare(parent, cores):
-    """What the child does between fork and exec: ask to be killed with its parent, and keep to its cores."""
+    """What a child process does between fork and exec: ask to be killed with its parent, and choose its cores."""
 
     def prepare():
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the request
             os._exit(1)
-        for number in (signal.SIGUSR1, signal.SIGUSR2):  # a cluster's word to the process above, which passes it on
+        for number in (signal.SIGUSR1, signal.SIGUSR2):  # from a cluster, for the process above
             signal.signal(number, signal.SIG_IGN)
         if cores:
             os.sched_setaffinity(0, cores)
@@ -429,17 +434,17 @@ def _prepare(parent, cores):
 
 @contextlib.contextmanager
 def _opened(log):
-    """The log, to append to: two processes may do so at once."""
+    """The log, open for appending, which two processes may do at once."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, 'ab', buffering=0) as file:
             yield file
     except OSError as error:
-        raise InputError(f'{log}: cannot be written ({error.strerror}); choose a results folder that can') from error
+        raise InputError(f'{log}: cannot be written ({error.strerror}); choose another results folder') from error
 
 
 def _mark(log, text):
-    end = '' if log.tell() == 0 else '\n'  # a bar of progress leaves its line open
+    end = '' if log.tell() == 0 else '\n'  # a progress bar leaves its line unfinished
     log.write(f'{end}{MARK}{datetime.now(UTC).isoformat(timespec="seconds")}] {text}\n'.encode())
 
 
@@ -448,11 +453,11 @@ def _holder(raw):
         holder = json.loads(raw)
         return f'process {holder["pid"]} on {holder["host"]} since {holder["since"]}'
     except (ValueError, TypeError, KeyError):
-        return 'a process that has not said which'
+        return 'a process that has not written its id yet'
 
 
 def identity(path) -> tuple | None:
-    """What changes when a file is replaced; None where there is none."""
+    """A value that changes when a file is replaced; None without a file."""
     try:
         stat = os.stat(path)
     except OSError:
