@@ -1,5 +1,6 @@
-"""What the tests share: where things lie, tiny scorers made on the spot, and compiled programs kept for the session."""
+"""What the tests share: paths, tiny scorers that are made for a run, and compiled programs that are kept."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -17,8 +18,8 @@ from cappy.cli import flags
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / 'tests' / 'recorded'
 
-# Programs that tests compile are kept between runs and shared by the processes of a run: a model as tiny as these compiles
-# for longer than it runs. For the same reason most optimisations are off, but for the recorded runs.
+# Programs that tests compile are kept between runs and shared by the processes of a run: a model as tiny as these takes
+# longer to compile than to run. For the same reason most optimisations are off, except in the recorded runs.
 COMPILATIONS = ROOT / '.cache' / 'test_compilations' / f'jax-{version("jax")}'
 DAYS_KEPT = 14  # programs of code that has changed since are never read again
 # Before jax is imported; started processes inherit them.
@@ -59,14 +60,25 @@ WORDS += ('what', 'is', 'it', 'yes', 'no')
 
 
 def pytest_sessionstart(session):
-    """Remove programs that were compiled long ago."""
+    """Remove compiled programs that are old, and those that a killed process left empty."""
+    if hasattr(session.config, 'workerinput'):  # of pytest-xdist; the process that started it has done this
+        return
     for path in COMPILATIONS.glob('*'):
-        if path.stat().st_mtime < time.time() - DAYS_KEPT * 86400:
+        stat = path.stat()
+        if stat.st_size == 0 or stat.st_mtime < time.time() - DAYS_KEPT * 86400:
             path.unlink(missing_ok=True)
 
 
+def load_script(path):
+    """The module of a script; path: from the repository's root."""
+    spec = importlib.util.spec_from_file_location(f'script_{Path(path).stem}', ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run_main(main, argv):
-    """A script's main in this process, as its command line runs it -> the exit code."""
+    """Run a script's main in this process as its command line does; returns the exit code."""
     try:
         flags.run(main, [str(word) for word in argv])
     except SystemExit as stop:
@@ -77,7 +89,7 @@ def run_main(main, argv):
 def run_download(script, folder, gdown):
     """Run a download script in a copy of the repository's layout.
 
-    gdown: the body of a shell script in its place, None: there is none. -> the ended process.
+    gdown: the body of a shell script in its place; None: it is not installed. Returns the ended process.
     """
     for name in ('scripts', 'bin'):
         (folder / name).mkdir(exist_ok=True)
@@ -91,7 +103,7 @@ def run_download(script, folder, gdown):
 
 
 def word_pieces():
-    """A WordPiece tokenizer: a few words whole, all other text by letters."""
+    """A WordPiece tokenizer that knows a few words and spells all others."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -186,8 +198,25 @@ def make_model(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def sweep_data(tmp_path_factory):
+    """A folder with samples of 3 tasks by 2 generators and the list of the tasks (see sweep_cells.py)."""
+    from sweep_cells import GENERATORS, TASKS
+
+    folder = tmp_path_factory.mktemp('sweep')
+    recorded = RECORDED / 'inputs' / 'bigbench_flan_gens' / 'flan-t5-tiny'
+    for generator in GENERATORS:
+        place = folder / 'gens' / generator
+        place.mkdir(parents=True)
+        for task, source in zip(TASKS, ('tiny_arithmetic', 'tiny_tense', 'tiny_tense'), strict=True):
+            for split in ('train', 'validation'):
+                shutil.copy(recorded / f'{source}_{split}.jsonl', place / f'{task}_{split}.jsonl')
+    (folder / 'subset_names.json').write_text(json.dumps(TASKS))
+    return folder
+
+
+@pytest.fixture(scope='session')
 def texts():
-    """(n, seed) -> n pairs of texts of uneven lengths; a few are alike, a few are empty."""
+    """(n, seed) -> n pairs of texts of uneven lengths; a few are equal, a few are empty."""
 
     def make(n, seed=0, longest=14):
         generator = np.random.default_rng(seed)
@@ -202,7 +231,7 @@ def texts():
 
 @pytest.fixture(scope='session')
 def run_python():
-    """(arguments, n_devices=1, **environment) -> a started Python process whose jax has so many CPU devices."""
+    """(arguments, n_devices=1, **environment) -> a started Python process whose jax has n_devices CPU devices."""
 
     def run(*arguments, n_devices=1, **environment):
         flags = f'--xla_force_host_platform_device_count={n_devices}'

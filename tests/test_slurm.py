@@ -1,4 +1,4 @@
-"""Sweeps under a real Slurm of one node, started here: to the end, through preemption, timeouts and a cancelled job."""
+"""Sweeps under a real Slurm of one node that is started here, with kills, preemption, timeouts, cancelled jobs."""
 
 import os
 import shutil
@@ -6,8 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from test_run_cappy_bigbench import ROOT, SCRIPT, flags_of, sweep_data  # noqa: F401  a fixture
-from test_whole_sweep import check_cells, check_what_is_read, kill_a_worker_and_the_runner, wait_for
+from conftest import ROOT
+from sweep_cells import (
+    SCRIPT,
+    check_cells,
+    check_tables_pictures_and_page,
+    kill_a_cell_and_the_runner,
+    sweep_flags,
+    wait_for,
+)
 
 from cappy.files.updates import read_updates
 from cappy.study import results
@@ -37,7 +44,9 @@ def cluster(tmp_path_factory):
 
 
 def sweep_command(data, folder, *more):
-    argv = flags_of(data, folder, '--cluster', 'slurm', '--slurm_gpus', '0', '--slurm_cpus', '1', '--slurm_mem_gb', '2')
+    argv = sweep_flags(
+        data, folder, '--cluster', 'slurm', '--slurm_gpus', '0', '--slurm_cpus', '1', '--slurm_mem_gb', '2'
+    )
     return [sys.executable, SCRIPT, *argv, '--poll_seconds', '1', *map(str, more)]
 
 
@@ -49,21 +58,16 @@ def start(cluster, command):
     return subprocess.Popen(command, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_sweep_under_slurm_without_sacct_goes_on_after_kills_and_is_read_as_one_made_here(
-    cluster,
-    sweep_data,  # noqa: F811
-    tmp_path,
-    capsys,
-):
+def test_a_killed_sweep_is_resumed_under_slurm_without_sacct(cluster, sweep_data, tmp_path, capsys):
     folder = tmp_path / 'out'
     command = sweep_command(sweep_data, folder, '--slurm_setup', 'export SETUP_WAS_RUN=1')
-    kill_a_worker_and_the_runner(command, folder, cluster)
+    kill_a_cell_and_the_runner(command, folder, cluster)
     ended = subprocess.run(command, env=cluster, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, '6 done of 6\n'), ended.stderr
     (script,) = (folder / '.slurm').glob('[0-9]*_submission.sh')  # one array: the second runner watched the first's
     assert '--array=0-5%6' in script.read_text() and 'export SETUP_WAS_RUN=1' in script.read_text()
     check_cells(folder)
-    check_what_is_read(sweep_data, folder, tmp_path, capsys)
+    check_tables_pictures_and_page(sweep_data, folder, tmp_path, capsys)
 
 
 def long_cell(data, folder, *more):
@@ -74,11 +78,7 @@ def long_cell(data, folder, *more):
     return command
 
 
-def test_a_cell_is_requeued_when_its_time_runs_out_and_submitted_again_when_preempted_and_goes_on_from_its_checkpoint(
-    cluster,
-    sweep_data,  # noqa: F811
-    tmp_path,
-):
+def test_a_cell_that_ran_out_of_time_or_was_preempted_resumes_from_its_checkpoint(cluster, sweep_data, tmp_path):
     command = long_cell(sweep_data, tmp_path)
     state = tmp_path / 'other-lm' / 'tiny_tense.checkpoint' / 'state.safetensors'
     log = tmp_path / 'other-lm' / 'tiny_tense.log'
@@ -87,7 +87,9 @@ def test_a_cell_is_requeued_when_its_time_runs_out_and_submitted_again_when_pree
         status = start(cluster, [*command, '--status'])
         assert '1 running of 1' in status.communicate()[0] and status.returncode == 1
         (job_id,) = slurm(cluster, 'squeue', '--noheader', '--format=%i').split()
-        slurm(cluster, 'scancel', '--signal=USR2', job_id)  # Slurm's word that the time is nearly up
+        slurm(
+            cluster, 'scancel', '--signal=USR2', job_id
+        )  # with this signal Slurm announces that the time is nearly up
         wait_for(lambda: 'continuing after update' in log.read_text())
         assert slurm(cluster, 'squeue', '--noheader', '--format=%i').split() == [job_id]
         slurm(cluster, 'sbatch', '--partition=urgent', '--exclusive', '--output=/dev/null', '--wrap=sleep 2')
@@ -100,11 +102,7 @@ def test_a_cell_is_requeued_when_its_time_runs_out_and_submitted_again_when_pree
     assert [row.update for row in updates] == list(range(500)) and out == '1 done of 1\n'
 
 
-def test_a_stopped_runner_leaves_its_jobs_which_the_next_one_watches_and_a_cancelled_one_fails(
-    cluster,
-    sweep_data,  # noqa: F811
-    tmp_path,
-):
+def test_jobs_outlive_a_stopped_runner_and_a_cancelled_job_fails(cluster, sweep_data, tmp_path):
     command = long_cell(sweep_data, tmp_path)
     state = tmp_path / 'other-lm' / 'tiny_tense.checkpoint' / 'state.safetensors'
     with start(cluster, command) as runner:
@@ -121,8 +119,8 @@ def test_a_stopped_runner_leaves_its_jobs_which_the_next_one_watches_and_a_cance
     assert not (tmp_path / 'other-lm' / 'tiny_tense.json').exists()
 
 
-def test_two_processes_of_one_slurm_job_give_the_result_of_one_process(cluster, sweep_data, tmp_path):  # noqa: F811
-    words = flags_of(sweep_data, tmp_path)[2:]  # without --bigbench_data_dir
+def test_two_processes_of_one_slurm_job_give_the_result_of_one_process(cluster, sweep_data, tmp_path):
+    words = sweep_flags(sweep_data, tmp_path)[2:]  # without --data_dir
     words += ['--bigbench_gen_model', 'flan-t5-tiny', '--bigbench_subset_name', 'tiny_tense']
     words += ['--lr_schedule', 'corrected']  # the other one counts micro-batches
     alone = [tmp_path / 'alone' if word == str(tmp_path) else word for word in words]

@@ -1,4 +1,4 @@
-"""The runner of a sweep, with cells that are small scripts: what it keeps, repeats, leaves alone and takes over."""
+"""The runner of a sweep, with small scripts as cells: which cells it keeps, tries again, leaves alone, takes over."""
 
 import json
 import os
@@ -14,11 +14,11 @@ import pytest
 from cappy.errors import InputError
 from cappy.files.lock import result_lock
 from cappy.study import results, sweep
-from cappy.study.sweep import Job, Runner, Slot, find_state, judge
+from cappy.study.sweep import Job, Runner, Worker, find_state, judge
 
 ROOT = Path(__file__).parents[1]
 
-# A cell as cappy_bigbench.py is one to the runner: it looks for its result, takes the lock, works, writes, says errors.
+# What cappy_bigbench.py does as a cell: look for the result, take the lock, work, write, report errors.
 CELL = """
 import os, signal, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -40,9 +40,13 @@ def main(results_dir='', generator='', task='', seconds=0.0, what='ok', tokens_p
         if what == 'refuse':
             raise InputError('gens/a.jsonl:3: not JSON')
         if what == 'memory' and tokens_per_device > 4:
-            raise RuntimeError('RESOURCE_EXHAUSTED: out of memory while trying to allocate 1 byte')
+            raise MemoryError('no room for 1 byte')
         if what == 'segfault':
             os.kill(os.getpid(), signal.SIGSEGV)
+        if what == 'bar':
+            import tqdm
+            for _ in tqdm.tqdm(range(32), 'adapting', mininterval=0):
+                time.sleep(0.002)
         if what == 'bug':
             raise KeyError('no such key')
         line = {'example_idx': 0, 'pick': 0, 'rougeL': 0.5,
@@ -71,16 +75,16 @@ def make_job(tmp_path):
 
 @pytest.fixture
 def run():
-    """(jobs, n_slots) -> events of a sweep, as (event, name of the task, detail)."""
+    """(jobs, workers) -> events of a sweep, as (event, name of the task, detail)."""
 
-    def run(jobs, slots=2):
+    def run(jobs, workers=2):
         events = []
 
         def note(event, job, detail):
             if event != 'tick':
                 events.append((event, job.paths.task, detail))
 
-        Runner(jobs, [Slot()] * slots if isinstance(slots, int) else slots, note, poll_seconds=0.02).run()
+        Runner(jobs, [Worker()] * workers if isinstance(workers, int) else workers, note, poll_seconds=0.02).run()
         return events
 
     return run
@@ -117,25 +121,26 @@ def test_a_cell_out_of_memory_is_tried_once_more_with_fewer_tokens(make_job, run
     assert [line.split()[1] for line in printed] == ['8', '4']
 
 
-def test_a_crash_is_tried_once_more_with_the_same_tokens_and_then_named(make_job, run):
+def test_a_crash_is_tried_once_more_and_then_named(make_job, run):
     job = make_job('a', what='segfault', tokens_per_device=16)
     events = run([job])
     assert kinds(events, 'a') == ['started', 'again', 'started', 'failed']
     assert (
         events[-1][2]
-        == 'killed by SIGSEGV; it said last: '
+        == 'killed by SIGSEGV; last line of its log: '
         + [line for line in job.log.read_text().splitlines() if line.startswith('working')][-1]
     )
-    assert job.log.read_text().count('\nworking 16') == 2
+    printed = [line for line in job.log.read_text().splitlines() if line.startswith('working')]
+    assert [line.split()[1] for line in printed] == ['16', '4']
 
 
-@pytest.mark.parametrize('what, words', [('refuse', 'gens/a.jsonl:3: not JSON'), ('bug', "KeyError: 'no such key'")])
-def test_bad_input_and_bugs_are_not_tried_again(what, words, make_job, run):
+@pytest.mark.parametrize('what, why', [('refuse', 'gens/a.jsonl:3: not JSON'), ('bug', "KeyError: 'no such key'")])
+def test_bad_input_and_bugs_are_not_tried_again(what, why, make_job, run):
     events = run([make_job('a', what=what)])
-    assert events == [('started', 'a', 1), ('failed', 'a', words)]
+    assert events == [('started', 'a', 1), ('failed', 'a', why)]
 
 
-def test_a_cell_that_a_live_process_holds_is_left_alone_and_said(make_job, run):
+def test_a_cell_that_a_live_process_holds_is_left_to_it_and_reported(make_job, run):
     job = make_job('a')
     with result_lock(job.paths):
         events = run([job, make_job('b')])
@@ -179,15 +184,15 @@ def test_with_overwrite_an_old_result_does_not_make_a_failed_cell_look_done(make
     assert (make_job('a').paths.results_dir / 'made').read_text() == 'lm/a\nlm/a\n'
 
 
-def test_each_slot_has_its_cores_and_device_and_runs_one_cell_at_a_time(make_job, run):
+def test_each_worker_has_its_cores_and_device_and_runs_one_cell_at_a_time(make_job, run):
     cores = sweep.share_cores(min(2, len(os.sched_getaffinity(0))))
-    slots = [Slot({'CUDA_VISIBLE_DEVICES': str(number)}, part) for number, part in enumerate(cores)]
+    workers = [Worker({'CUDA_VISIBLE_DEVICES': str(number)}, part) for number, part in enumerate(cores)]
     jobs = [make_job(name, seconds=0.2) for name in 'abcd']
     n_running, most = 0, 0
-    for event, _, _ in run(jobs, slots):
+    for event, _, _ in run(jobs, workers):
         n_running += {'started': 1, 'done': -1}[event]
         most = max(most, n_running)
-    assert most == len(slots)
+    assert most == len(workers)
     seen = {job.log.read_text().split('working 8 ')[1].splitlines()[0] for job in jobs}
     assert seen == {f'{sorted(part)} {number}' for number, part in enumerate(cores)}
     assert sorted(core for part in cores for core in part) == sorted(os.sched_getaffinity(0))
@@ -198,7 +203,7 @@ def test_more_workers_than_cores_are_refused():
         sweep.share_cores(100000)
 
 
-def test_what_a_cell_leaves_running_ends_with_it(make_job, run):
+def test_processes_that_a_cell_started_end_with_it(make_job, run):
     job = make_job('a', what='child')
     run([job])
     pid = int(job.log.read_text().split('\nchild ')[1].split()[0])
@@ -228,7 +233,7 @@ def test_a_log_that_cannot_be_written_fails_its_cell_alone(make_job, run, tmp_pa
     assert kinds(events, 'b') == ['started', 'done']
 
 
-def test_a_full_disk_fails_the_cell_by_name_and_leaves_no_result(make_job, run, tmp_path):
+def test_a_full_disk_fails_the_cell_and_leaves_no_result(make_job, run, tmp_path):
     folder = tmp_path / 'small'
     folder.mkdir()
     mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', folder], capture_output=True)
@@ -252,51 +257,77 @@ def test_a_full_disk_fails_the_cell_by_name_and_leaves_no_result(make_job, run, 
         subprocess.run(['umount', folder], check=True)
 
 
-def test_a_scorer_saved_by_a_killed_attempt_is_replaced_and_somebody_elses_is_not(make_job, tmp_path):
+def test_only_a_scorer_saved_by_a_killed_attempt_is_replaced(make_job, tmp_path):
     saved = tmp_path / 'saved'
     saved.mkdir()
     job = make_job('a', save_dir=str(saved))
     job.log.parent.mkdir(parents=True)
-    assert not sweep.left_by_the_dead(job)
+    assert not sweep.is_save_dir_unfinished(job)
     mark = f'{sweep.MARK}2026-01-01T00:00:00+00:00] attempt 1: {" ".join(job.command)}\n'
     job.log.write_text(mark)
-    assert sweep.left_by_the_dead(job)
+    assert sweep.is_save_dir_unfinished(job)
     job.log.write_text(f'{mark}{sweep.MARK}2026-01-01T00:00:00+00:00] failed: {saved}: exists and is not empty\n')
-    assert not sweep.left_by_the_dead(job)
+    assert not sweep.is_save_dir_unfinished(job)
 
 
-ENDS = {
-    'error line': (1, 'adapting: 3%|\r adapting: 9%|\nerror: a.jsonl:3: no\n', 'refused', 'a.jsonl:3: no'),
-    'traceback': (1, 'Traceback:\n  File "x"\nKeyError: 3\n\nnote', 'refused', 'KeyError: 3'),
-    'xla out of memory': (
-        1,
-        'E\njax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: x\n----\nFor simplicity',
-        'memory',
-        'jax.',
+ENDS = {  # exit code, the last error in the log, another process that has the cell -> kind, why
+    'input error': ((1, 'a.jsonl:3: no', None), ('failed', 'a.jsonl:3: no')),
+    'out of memory': ((75, 'RESOURCE_EXHAUSTED: x', None), ('crashed', 'RESOURCE_EXHAUSTED: x')),
+    'an input error about memory': (
+        (1, 'a.jsonl:1: found "MemoryError"', None),
+        ('failed', 'a.jsonl:1: found "MemoryError"'),
     ),
-    'MemoryError': (1, 'Traceback\nMemoryError\n', 'memory', 'MemoryError'),
-    'a text about memory': (1, 'error: a.jsonl:1: found "RESOURCE_EXHAUSTED"', 'refused', 'a.jsonl:1'),
-    'device fault': (1, 'XlaRuntimeError: INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS', 'crashed', 'XlaRuntimeError'),
-    'killed': (-9, 'loading', 'memory', 'killed by SIGKILL, often for lack of memory; it said last: loading'),
-    'aborted for memory': (-6, 'terminate: std::bad_alloc\n', 'memory', 'killed by SIGABRT'),
-    'bus error': (-7, '', 'crashed', 'killed by SIGBUS'),
-    'interrupted': (130, 'interrupted', 'stopped', 'interrupted'),
-    'locked': (
-        1,
-        'error: x.lock: process 1 on a since b works on this result; wait for it, or stop it',
-        'locked',
-        'x.lock',
+    'killed': (
+        (-9, 'loading', None),
+        ('crashed', 'killed by SIGKILL, often for lack of memory; last line of its log: loading'),
     ),
-    'silent': (3, '', 'refused', 'exit code 3, and nothing was printed'),
-    'no result and exit code 0': (0, 'done\n', 'refused', 'done'),
+    'aborted': ((-6, '', None), ('crashed', 'killed by SIGABRT')),
+    'interrupted': ((130, 'interrupted', None), ('stopped', 'interrupted')),
+    'interrupted before Python runs': ((-2, '', None), ('stopped', 'interrupted')),
+    'locked': ((1, 'x.lock: process 1 works on this', 'process 1'), ('locked', 'process 1')),
+    'silent': ((3, '', None), ('failed', 'exit code 3, and nothing was printed')),
+    'no result and exit code 0': ((0, 'finished', None), ('failed', 'finished')),
 }
 
 
 @pytest.mark.parametrize('case', ENDS)
-def test_how_a_process_ended_is_judged_by_its_exit_code_and_last_words(case):
-    returncode, text, kind, words = ENDS[case]
-    outcome = judge(returncode, text, is_done=False)
-    assert outcome.kind == kind and outcome.why.startswith(words), outcome
+def test_how_an_attempt_ended_is_decided_by_its_exit_code(case):
+    (returncode, message, holder), expected = ENDS[case]
+    outcome = judge(returncode, message, is_done=False, holder=holder)
+    assert (outcome.kind, outcome.why) == expected
+    assert judge(returncode, message, is_done=True, holder=holder) == sweep.Outcome('done')
+
+
+LOGS = {
+    'adapting: 3%|\r adapting: 9%|\nerror: a.jsonl:3: no\n': 'a.jsonl:3: no',
+    'Traceback:\n  File "x"\nKeyError: 3\n\nnote': 'KeyError: 3',
+    'E\njax.errors.JaxRuntimeError: INTERNAL: x\n----\nFor simplicity': 'jax.errors.JaxRuntimeError: INTERNAL: x',
+    'loading\nadapting:  37%|###  | 12/32': 'loading',
+    f'{sweep.MARK}now] attempt 1: x\n': '',
+}
+
+
+@pytest.mark.parametrize('log', LOGS)
+def test_the_last_error_of_a_log_is_found_among_bars_and_remarks(log):
+    assert sweep.last_error(log) == LOGS[log]
+
+
+def test_progress_is_that_of_the_last_bar_of_the_latest_attempt(tmp_path, make_job, run):
+    job = make_job('a', what='bar')
+    assert sweep.read_progress(job.log) == ''
+    run([job])
+    assert sweep.read_progress(job.log) == ''  # the attempt has ended
+    text = job.log.read_text()
+    assert sweep.read_progress(write(tmp_path / 'log', text[: text.rindex(sweep.MARK)])) == 'adapting 32/32, 00:00 left'
+    bars = 'scoring (before):   0%|          | 0/90 [00:00<?, ?pair/s]'
+    assert sweep.read_progress(write(tmp_path / 'log', f'{text}{bars}')) == 'scoring (before) 0/90'
+    bars += '\rscoring (before):  50%|#####     | 45/90 [01:00<01:02, 1.3s/pair]'
+    assert sweep.read_progress(write(tmp_path / 'log', f'{text}{bars}')) == 'scoring (before) 45/90, 01:02 left'
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
 
 
 DRIVER = """
@@ -306,7 +337,7 @@ from cappy.study import sweep
 import signal
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 jobs = pickle.load(open(sys.argv[2], 'rb'))
-sweep.Runner(jobs, [sweep.Slot()] * 2, lambda *event: None, poll_seconds=0.01).run()
+sweep.Runner(jobs, [sweep.Worker()] * 2, lambda *event: None, poll_seconds=0.01).run()
 """
 
 
@@ -325,7 +356,7 @@ def start_driver(tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_runner_takes_its_cells_with_it_and_the_next_one_goes_on(number, make_job, start_driver):
+def test_a_killed_runner_ends_its_cells_and_the_next_one_makes_them(number, make_job, start_driver):
     jobs = [make_job(name, seconds=30, what='ok') for name in 'ab']
     runner = start_driver(jobs)
     assert wait_until(lambda: all(sweep.lock_holder(job.paths) for job in jobs))
@@ -340,15 +371,17 @@ def test_a_killed_runner_takes_its_cells_with_it_and_the_next_one_goes_on(number
     assert [find_state(job).kind for job in jobs] == ['done', 'done']
 
 
-def test_after_twenty_kills_at_random_moments_there_are_exactly_the_cells_results(make_job, start_driver):
-    jobs = [make_job(name, seconds=0.1) for name in 'abcdefghijkl']
+@pytest.mark.parametrize('n_kills', [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_after_kills_at_random_moments_there_are_exactly_the_results_of_the_cells(n_kills, make_job, start_driver):
+    names = 'abcdefghijkl' if n_kills > 3 else 'abcd'
+    jobs = [make_job(name, seconds=0.1) for name in names]
     generator = random.Random(0)
-    for _ in range(20):
+    for _ in range(n_kills):
         runner = start_driver(jobs)
         time.sleep(generator.uniform(0.05, 0.8))
         runner.send_signal(generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
         runner.wait(20)
-        for job in jobs:  # none falsely done
+        for job in jobs:  # a result that exists is whole
             if job.paths.result.exists():
                 assert results.read_result(job.paths.result) and results.read_candidates(job.paths.candidates)
     assert start_driver(jobs).wait(60) == 0
@@ -356,7 +389,5 @@ def test_after_twenty_kills_at_random_moments_there_are_exactly_the_cells_result
         sweep.tidy(job)
     place = jobs[0].paths.result.parent
     ends = ('.candidates.jsonl', '.json', '.log', '.train.csv')
-    assert sorted(path.name for path in place.iterdir()) == sorted(
-        f'{name}{end}' for name in 'abcdefghijkl' for end in ends
-    )
-    assert [find_state(job).kind for job in jobs] == ['done'] * 12
+    assert sorted(path.name for path in place.iterdir()) == sorted(f'{name}{end}' for name in names for end in ends)
+    assert [find_state(job).kind for job in jobs] == ['done'] * len(names)
