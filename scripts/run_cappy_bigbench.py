@@ -27,10 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import cappy_bigbench  # noqa: E402
+from cappy import TrainingSettings  # noqa: E402
 from cappy.cli import flags, tables  # noqa: E402
 from cappy.errors import InputError  # noqa: E402
 from cappy.files.jsonl import listed  # noqa: E402
 from cappy.files.settings import differing  # noqa: E402
+from cappy.model import scoring, training  # noqa: E402
+from cappy.model.model_files import find_model  # noqa: E402
 from cappy.study import cells, results, slurm, sweep  # noqa: E402
 from cappy.tasks.candidates import SPLITS  # noqa: E402
 
@@ -182,8 +185,6 @@ def as_flag(value):
 
 def fewer_tokens(settings, on_gpu):
     """Flags for the second attempt at a cell: half the tokens per micro-batch and scoring batch."""
-    from cappy.model import scoring, training
-
     platform = 'gpu' if on_gpu else 'cpu'
     budgets = {'tokens_per_device': training, 'eval_tokens_per_device': scoring}
     return tuple(
@@ -281,7 +282,7 @@ def describe_kept(jobs, settings):
 
 def digest_of_model(settings):
     """Digest of the scorer that the sweep would adapt; None where it is not here."""
-    from cappy.model.model_files import find_model, model_digest
+    from cappy.model.model_files import model_digest
 
     with suppress(InputError):
         return model_digest(find_model(settings['model_name_or_path']))
@@ -289,8 +290,6 @@ def digest_of_model(settings):
 
 def check_cells(settings, todo, n_devices):
     """Check before any cell starts what would make every cell fail, and that each has its files of samples."""
-    from cappy.model.model_files import find_model
-
     folder, missing = Path(settings['bigbench_gen_dir']), []
     for job in todo:
         names = [f'{job.paths.generator}/{job.paths.task}_{split}.jsonl' for split in SPLITS]
@@ -302,7 +301,7 @@ def check_cells(settings, todo, n_devices):
             f'others with --gen_models and --tasks'
         )
     n_data = max(1, n_devices // settings['n_model_shards'])
-    cappy_bigbench.training_settings(settings).check(settings['train_size'], n_data)
+    TrainingSettings.of(settings).check(settings['train_size'], n_data)
     find_model(settings['model_name_or_path'])  # downloaded once here, if at all, and not by every cell
 
 
