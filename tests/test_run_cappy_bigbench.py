@@ -145,7 +145,7 @@ BAD = {
     'unknown generator': (['--gen_models', 'other-ln'], ['other-ln', 'other-lm']),
     'a flag that the sweep sets': (['--bigbench_gen_model', 'x'], ['no flag --bigbench_gen_model']),
     'no model': (['--model_name_or_path', '/nowhere'], ['/nowhere']),
-    'train_size below an update': (['--train_size', '8'], ['--train_size 8', '16']),
+    'train_size below an update': (['--train_size', '8'], ['train_size 8', '16']),
     'seeds': (['--seeds', '1,two'], ['--seeds', 'two']),
     'an empty name': (['--tasks', 'tiny_tense,'], ['tiny_tense,']),
     'seed and seeds': (['--seed', '1', '--seeds', '1,2'], ['--seed and --seeds']),

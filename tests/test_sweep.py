@@ -359,7 +359,8 @@ def start_driver(tmp_path):
 def test_a_killed_runner_ends_its_cells_and_the_next_one_makes_them(number, make_job, start_driver):
     jobs = [make_job(name, seconds=30, what='ok') for name in 'ab']
     runner = start_driver(jobs)
-    assert wait_until(lambda: all(sweep.lock_holder(job.paths) for job in jobs))
+    # A lock is written to a moment after it is taken.
+    assert wait_until(lambda: all(sweep.lock_holder(job.paths) and job.paths.lock.read_text() for job in jobs))
     pids = [json.loads(job.paths.lock.read_text())['pid'] for job in jobs]
     runner.send_signal(number)
     runner.wait(20)

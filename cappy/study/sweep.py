@@ -199,7 +199,7 @@ def judge(returncode: int, message: str, is_done: bool, holder: str | None = Non
     if holder:
         return Outcome('locked', holder)
     why = message or f'exit code {returncode}, and nothing was printed'
-    return Outcome('crashed' if returncode == flags.OUT_OF_MEMORY else 'failed', why)
+    return Outcome('crashed' if returncode == flags.DEVICE_FAILURE else 'failed', why)
 
 
 class Attempt:
