@@ -21,7 +21,7 @@ from typing import Literal
 from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
-from cappy.files.jsonl import listed, near_names, shown
+from cappy.files.wording import listed, near_names, shown
 from cappy.tasks.bigbench import SPLIT_SEED, Task, find_tasks_dir, read_task, task_names
 from cappy.tasks.candidates import SPLITS, Example, write_examples
 

@@ -24,8 +24,9 @@ from typing import Literal
 
 from cappy.cli import flags
 from cappy.errors import InputError
+from cappy.files import jsonl
 from cappy.files.atomic import write_atomically
-from cappy.files.jsonl import listed, near_entries, read_objects, shown
+from cappy.files.wording import listed, not_found, shown
 from cappy.tasks.templates import read_templates
 
 PROMPTSOURCE = 'https://github.com/bigscience-workshop/promptsource'
@@ -295,13 +296,13 @@ def read_file(path):
         '.csv': lambda path: read_csv(path, ','),
         '.tsv': lambda path: read_csv(path, '\t'),
         '.json': read_json,
-        '.jsonl': lambda path: ((f'{path}:{line}', fields) for line, fields in read_objects(path)),
+        '.jsonl': lambda path: ((f'{path}:{line}', fields) for line, fields in jsonl.read(path)),
         '.parquet': read_parquet,
     }
     if path.suffix not in readers:
         raise InputError(f'{path}: cannot tell its format; name it {", ".join(readers)}')
     if not path.is_file():
-        raise InputError(f'{path}: no such file{near_entries(path)}')
+        raise InputError(not_found(path))
     return readers[path.suffix](path)
 
 

@@ -19,7 +19,8 @@ from typing import Literal
 
 from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.files.jsonl import listed, read_objects, shown
+from cappy.files import jsonl
+from cappy.files.wording import listed, shown
 from cappy.tasks.candidates import Example, Sample, write_examples
 
 LOG_FIELDS = {'doc_id', 'target', 'arguments', 'resps'}  # of a line that --log_samples writes
@@ -48,7 +49,7 @@ def main(
     examples = {}
     for path in map(str.strip, input_files.split(',')):
         logged = {}  # samples by doc_id
-        for number, fields in read_objects(Path(path)):
+        for number, fields in jsonl.read(path):
             try:
                 add_line(examples, logged, fields, settings)
             except InputError as error:

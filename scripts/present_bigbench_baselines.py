@@ -20,7 +20,7 @@ import numpy as np
 from cappy.cli import flags, tables
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
-from cappy.files.jsonl import listed
+from cappy.files.wording import listed
 from cappy.study import cells
 from cappy.tasks.candidates import REFERENCE_DECODINGS
 from cappy.tasks.picks import TaskBaselines, measure_file

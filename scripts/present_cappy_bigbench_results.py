@@ -24,8 +24,8 @@ import numpy as np
 from cappy.cli import flags, tables
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
-from cappy.files.jsonl import listed, near_names
 from cappy.files.updates import read_updates
+from cappy.files.wording import listed, near_names
 from cappy.study import cells, comparisons, curves, plots
 from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED
 from cappy.study.comparisons import Results, key_of

@@ -17,7 +17,7 @@ from pathlib import Path
 from cappy.cli import flags
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
-from cappy.files.jsonl import listed
+from cappy.files.wording import listed
 from cappy.study import cells, report
 from cappy.study.cells import PUBLISHED
 from cappy.study.results import ResultPaths

@@ -30,8 +30,8 @@ import cappy_bigbench  # noqa: E402
 from cappy import TrainingSettings  # noqa: E402
 from cappy.cli import flags, tables  # noqa: E402
 from cappy.errors import InputError  # noqa: E402
-from cappy.files.jsonl import listed  # noqa: E402
 from cappy.files.settings import differing  # noqa: E402
+from cappy.files.wording import listed  # noqa: E402
 from cappy.model import scoring, training  # noqa: E402
 from cappy.model.model_files import find_model  # noqa: E402
 from cappy.study import cells, results, slurm, sweep  # noqa: E402

@@ -246,7 +246,7 @@ def test_missing_names_are_told_with_the_near_ones_that_exist(tmp_path):
             'nowhere/gens',
             'flan-t5-xxl',
             'x',
-            'no such folder of generators; nor is there a folder .*nowhere',
+            'no such folder of generators; there is no folder .*nowhere either',
         ),
     ]:
         with pytest.raises(InputError, match=found):

@@ -1,42 +1,57 @@
-"""JSON lines: read a line at a time, and what error messages say of them."""
+"""JSON lines: one JSON object per line, gzip or not, read with the line's number in every error."""
 
 import gzip
 import json
 import re
 import zlib
-from difflib import get_close_matches
+from pathlib import Path
 
 from cappy.errors import InputError
+from cappy.files.wording import not_found, shown
 
 # Only a \u escape can bring half of a surrogate pair into valid UTF-8; tokenizers cannot encode one.
 _SURROGATE_ESCAPE = re.compile(rb'\\u[dD][89a-fA-F]')
 
 
-def numbered_lines(path):
-    """Yield (line number from 1, bytes) of each line that is not blank; path: a Path, gzip where it ends in .gz."""
+def read(path, parse=None, *, remedy=''):
+    """Yield (line number from 1, parse(fields)) of each line that is not blank; the fields themselves without parse.
+
+    parse: called with the dict of a line; its InputError says what is wrong with the fields and not where.
+    remedy: the next step if there is no such file, as `wording.not_found` takes it.
+    Raises InputError that begins with the path and the line number.
+    """
+    for number, raw in numbered_lines(path, remedy=remedy):
+        yield number, parse_line(path, number, raw, parse)
+
+
+def parse_line(path, number, raw, parse=None):
+    """What `read` yields for one line, given as bytes, for a reader that needs the bytes too."""
+    try:
+        fields = parse_object(raw)
+        return fields if parse is None else parse(fields)
+    except InputError as error:
+        raise InputError(f'{path}:{number}: {error}') from error
+
+
+def numbered_lines(path, *, remedy=''):
+    """Yield (line number from 1, bytes) of each line that is not blank; gzip where the path ends in .gz.
+
+    Raises InputError for a file that is missing or cannot be read.
+    """
+    path = Path(path)
     try:
         with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
             for number, raw in enumerate(file, start=1):
                 if number == 1:
-                    raw = raw.removeprefix(b'\xef\xbb\xbf')  # some editors begin UTF-8 with a mark
+                    raw = raw.removeprefix(b'\xef\xbb\xbf')  # the mark with which some editors begin UTF-8
                 if not raw.isspace() and raw:
                     yield number, raw
     except FileNotFoundError as error:
-        raise InputError(f'{path}: no such file{near_entries(path)}') from error
+        raise InputError(not_found(path, remedy=remedy)) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f'{path}: its gzip data is broken or cut off ({error}); fetch the file again') from error
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
-
-
-def read_objects(path):
-    """Yield (line number from 1, dict) of each line that is not blank; InputError names file and line."""
-    for number, raw in numbered_lines(path):
-        try:
-            fields = parse_object(raw)
-        except InputError as error:
-            raise InputError(f'{path}:{number}: {error}') from error
-        yield number, fields
 
 
 def parse_object(raw):
@@ -57,36 +72,6 @@ def parse_object(raw):
     if _SURROGATE_ESCAPE.search(raw):
         _check_encodable(fields)
     return fields
-
-
-def near_entries(path):
-    """What stands near a missing path: its parent's entries, closest names first."""
-    parent = path.parent
-    if not parent.is_dir():
-        return f'; nor is there a folder {parent}'
-    return near_names(path.name, [entry.name for entry in parent.iterdir()], parent)
-
-
-def near_names(name, names, folder):
-    """Those of the names in a folder that resemble a missing one, else some of them, for an error message."""
-    near = get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-    if near:
-        return f'; near names in {folder}: {", ".join(near)}'
-    return f'; {folder} has {listed(sorted(names))}'
-
-
-def listed(names, most=6):
-    """Names in a row, cut to a number that fits an error message."""
-    names = list(names)
-    if not names:
-        return 'nothing'
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
-
-
-def shown(value, most=60):
-    """A JSON value as the file spells it, cut to a length that fits an error message."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= most else text[: most - 2] + '..'
 
 
 def _check_encodable(fields):

@@ -21,7 +21,8 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.files.atomic import shortest_float32
-from cappy.files.jsonl import listed, near_entries, parse_object, shown
+from cappy.files.jsonl import parse_object
+from cappy.files.wording import listed, not_found, shown
 
 FORMATS = ('jsonl', 'csv', 'tsv')
 STANDARD = '-'  # standard input or output
@@ -85,7 +86,7 @@ class PairFile:
                 # Some editors begin UTF-8 with a mark.
                 yield from itertools.chain([first.removeprefix(b'\xef\xbb\xbf')] if first else [], file)
         except FileNotFoundError as error:
-            raise InputError(f'{self.path}: no such file{near_entries(self.path)}') from error
+            raise InputError(not_found(self.path)) from error
         except OSError as error:
             raise InputError(f'{self.name}: cannot be read ({error.strerror})') from error
 

@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from cappy.errors import InputError
-from cappy.files.jsonl import parse_object, shown
+from cappy.files.jsonl import parse_object
+from cappy.files.wording import shown
 from cappy.tasks.candidates import Sample
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cappy.cli.tables import format_table
-from cappy.files.jsonl import listed
+from cappy.files.wording import listed
 from cappy.pretrain_data.instances import Window
 from cappy.pretrain_data.rows import SOURCES, Row
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cappy.errors import InputError
-from cappy.files.jsonl import listed, near_entries, numbered_lines, parse_object, shown
+from cappy.files import jsonl
+from cappy.files.wording import listed, not_found, shown
 from cappy.tasks.candidates import read_examples
 
 KEYS = ('template', 'instruction', 'response')
@@ -61,7 +62,7 @@ class Line(NamedTuple):
 def read_lines(paths: Sequence[Path]) -> Iterator[Line]:
     """The lines of the files, in order. Raises InputError naming file, line and field."""
     for path in paths:
-        for _, line in _numbered(path):
+        for _, line in jsonl.read(path, _parse_line):
             yield line
 
 
@@ -74,7 +75,7 @@ def check_sources(paths: Sequence[Path]) -> dict[str, int]:
     previous = None
     for path in paths:
         n_before = sum(counts.values())
-        for number, line in _numbered(path):
+        for number, line in jsonl.read(path, _parse_line):
             template = line.template
             if template != previous and template in counts:
                 raise InputError(
@@ -108,7 +109,7 @@ def sample_files(folder) -> dict[str, list[Path]]:
     """{task: files} of candidates to train on in a folder: {task}_train.jsonl, or {generator}/{task}_train.jsonl."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f'{folder}: no such folder{near_entries(folder)}')
+        raise InputError(not_found(folder, 'folder', 'give one of candidate files'))
     files = {}
     for path in sorted([*folder.glob(f'*{TRAIN}'), *folder.glob(f'*/*{TRAIN}')], key=lambda path: (path.name, path)):
         files.setdefault(path.name.removesuffix(TRAIN), []).append(path)
@@ -156,17 +157,7 @@ def match_names(names: Iterable[str], patterns: Sequence[str], flag, *, all_must
     return [name for name in names if any(name in found for found in fits.values())]
 
 
-def _numbered(path):
-    """Yields (line number from 1, Line)."""
-    for number, raw in numbered_lines(path):
-        try:
-            yield number, _parse_line(raw)
-        except InputError as error:
-            raise InputError(f'{path}:{number}: {error}') from error
-
-
-def _parse_line(raw):
-    fields = parse_object(raw)
+def _parse_line(fields):
     for key in KEYS:
         if key not in fields:
             raise InputError(f'{key}: missing; has {listed(fields)}')

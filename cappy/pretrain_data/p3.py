@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from cappy.errors import InputError
-from cappy.files.jsonl import shown
+from cappy.files.wording import shown
 from cappy.pretrain_data.instances import Line
 
 SCORED = '_score_eval'

@@ -18,10 +18,12 @@ import numpy as np
 import tqdm
 
 from cappy.errors import InputError
-from cappy.files.jsonl import near_entries, numbered_lines, parse_object, shown
+from cappy.files import jsonl
+from cappy.files.wording import listed, not_found, shown
 
 TRAIN = 'train-*.jsonl'
 HELD_OUT = 'heldout.jsonl'
+REMEDY = 'python scripts/get_pretrain_data.py makes pretraining data'
 _NUMBERED = re.compile(r'train-(\d+)-of-(\d+)\.jsonl')
 
 
@@ -55,10 +57,10 @@ def find_shards(folder) -> list[Path]:
     """The shards of a folder, in order. Raises InputError where there is none, or one of a numbered set is missing."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f'{folder}: no such folder{near_entries(folder)}; scripts/get_pretrain_data.py makes one')
+        raise InputError(not_found(folder, 'folder', REMEDY))
     paths = sorted(folder.glob(TRAIN))
     if not paths:
-        raise InputError(f'{folder}: has no {TRAIN}; scripts/get_pretrain_data.py makes them')
+        raise InputError(f'{folder}: has no {TRAIN}; {REMEDY}')
     numbered = [_NUMBERED.fullmatch(path.name) for path in paths]
     if all(numbered):
         n_shards = {int(name[2]) for name in numbered}
@@ -83,8 +85,8 @@ def check_shards(paths: Sequence[Path], progress=True) -> list[Shard]:
     with tqdm.tqdm(total=n_bytes, desc='checking', unit='B', unit_scale=True, disable=not progress) as bar:
         for path in paths:
             digest, n_rows = hashlib.sha256(), 0
-            for number, raw in numbered_lines(path):
-                parse_row(raw, path, number)
+            for number, raw in jsonl.numbered_lines(path):
+                jsonl.parse_line(path, number, raw, parse_row)
                 digest.update(raw)
                 n_rows += 1
                 bar.update(len(raw))
@@ -94,33 +96,29 @@ def check_shards(paths: Sequence[Path], progress=True) -> list[Shard]:
     return shards
 
 
-def parse_row(raw, path, number) -> LabelledRow:
-    """The row of a line, given as bytes. Raises InputError naming file, line and field."""
-    try:
-        fields = parse_object(raw)
-        for key in ('instruction', 'response'):
-            if key not in fields:
-                raise InputError(f'{key}: missing; has {", ".join(fields) or "nothing"}')
-            if not isinstance(fields[key], str) or not fields[key].strip():
-                raise InputError(f'{key}: expected text, found {shown(fields[key])}')
-        label = fields.get('label')
-        if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
-            raise InputError(f'label: expected a number from 0 to 1, found {shown(label)}')
-        if not 0 <= label <= 1:
-            raise InputError(f'label: {label} is outside 0 to 1')
-        template, source = fields.get('template', ''), fields.get('source', '')
-        for key, value in (('template', template), ('source', source)):
-            if not isinstance(value, str) or (key in fields and not value.strip()):
-                raise InputError(f'{key}: expected a name, found {shown(value)}')
-    except InputError as error:
-        raise InputError(f'{path}:{number}: {error}') from error
+def parse_row(fields) -> LabelledRow:
+    """The pair of a line's fields. Raises InputError naming the field."""
+    for key in ('instruction', 'response'):
+        if key not in fields:
+            raise InputError(f'{key}: missing; the line has {listed(fields)}')
+        if not isinstance(fields[key], str) or not fields[key].strip():
+            raise InputError(f'{key}: expected text, found {shown(fields[key])}')
+    label = fields.get('label')
+    if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
+        raise InputError(f'label: expected a number from 0 to 1, found {shown(label)}')
+    if not 0 <= label <= 1:
+        raise InputError(f'label: {label} is outside 0 to 1')
+    template, source = fields.get('template', ''), fields.get('source', '')
+    for key, value in (('template', template), ('source', source)):
+        if not isinstance(value, str) or (key in fields and not value.strip()):
+            raise InputError(f'{key}: expected a name, found {shown(value)}')
     return LabelledRow(fields['instruction'], fields['response'], float(label), template, source)
 
 
 def read_rows(path) -> Iterator[LabelledRow]:
     """The rows of a file, in order. Raises InputError naming file, line and field."""
-    for number, raw in numbered_lines(path):
-        yield parse_row(raw, path, number)
+    for _, row in jsonl.read(path, parse_row):
+        yield row
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +155,10 @@ class Stream:
                 if n_skipped >= shard.n_rows:
                     n_skipped -= shard.n_rows
                     continue
-                lines = itertools.islice(numbered_lines(shard.path), n_skipped, None)
+                lines = itertools.islice(jsonl.numbered_lines(shard.path), n_skipped, None)
                 n_skipped = 0
                 for number, raw in lines:
-                    yield parse_row(raw, shard.path, number)
+                    yield jsonl.parse_line(shard.path, number, raw, parse_row)
 
 
 def data_digest(shards: Sequence[Shard]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.files.jsonl import near_entries, near_names
+from cappy.files.wording import near_names, not_found
 from cappy.study import results
 from cappy.study.results import ResultPaths
 from cappy.tasks.candidates import SPLITS
@@ -126,7 +126,7 @@ def read_task_names(data_dir) -> list[str]:
         names = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError as error:
         remedy = 'scripts/get_bigbench_data.py writes it, or name tasks with --tasks'
-        raise InputError(f'{path}: no such file{near_entries(path)}; {remedy}') from error
+        raise InputError(not_found(path, remedy=remedy)) from error
     except (OSError, ValueError) as error:
         raise InputError(f'{path}: cannot be read ({error})') from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -178,7 +178,7 @@ def choose_generators(asked: Sequence[str] | None, folders: Sequence[Path], flag
     """
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f'{folder}: no such folder{near_entries(folder)}')
+            raise InputError(not_found(folder, 'folder'))
     found = {entry.name for folder in folders for entry in _subfolders(folder)}
     found = {name for name in found if name != PUBLISHED and not SEED_FOLDER.fullmatch(name)}
     if asked is None:

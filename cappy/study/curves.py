@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.files.jsonl import shown
+from cappy.files.wording import shown
 from cappy.study.results import ResultPaths, read_candidates
 from cappy.tasks.candidates import Example, read_examples
 from cappy.tasks.rouge import RougeL

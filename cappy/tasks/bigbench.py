@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.files.jsonl import listed, near_names, shown
+from cappy.files.wording import listed, near_names, shown
 from cappy.tasks.candidates import Example
 
 INPUT_PREFIX, OUTPUT_PREFIX, CHOICE_PREFIX = '\nQ: ', '\nA: ', '\n  choice: '  # where a task.json gives none

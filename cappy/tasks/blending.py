@@ -13,7 +13,7 @@ import random
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.files.jsonl import listed
+from cappy.files.wording import listed
 from cappy.tasks.picks import consensus
 
 WEIGHTS = (0, 0.125, 0.25, 0.5, 1, 2, 4)  # tried for each signal, in units of the standard deviations

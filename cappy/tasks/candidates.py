@@ -4,14 +4,20 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cappy.errors import InputError
+from cappy.files import jsonl
 from cappy.files.atomic import write_atomically
-from cappy.files.jsonl import listed, near_entries, near_names, numbered_lines, parse_object, shown
+from cappy.files.wording import listed, near_names, not_found, shown
 
 SAMPLES_KEYS = ('flan_samples', 'samples')  # two names of the same thing; the first is written
 SPLITS = ('train', 'validation')
+GENERATORS_REMEDY = (
+    'bash scripts/download_bigbench_flan_gens.sh fetches the samples of the paper, '
+    'python scripts/bigbench_flan_generate.py draws new ones'
+)
 REFERENCE_DECODINGS = ('beam4', 'sampling', 'temp0.9', 'topk40', 'topp0.95')  # in the order of its tables
 
 
@@ -69,11 +75,8 @@ def read_examples(
     """
     path = Path(path)
     examples, line_of = [], {}
-    for number, raw in numbered_lines(path):
-        try:
-            example = _parse_example(raw, src_key, tgt_key, refs_key, samples_needed)
-        except InputError as error:
-            raise InputError(f'{path}:{number}: {error}') from error
+    parse = partial(_parse_example, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key, samples_needed=samples_needed)
+    for number, example in jsonl.read(path, parse):
         first = line_of.setdefault(example.example_idx, number)
         if first != number:
             raise InputError(
@@ -102,7 +105,7 @@ def read_task(
     lines, as `read_examples`.
     """
     gens_dir = Path(gens_dir)
-    _check_is_folder(gens_dir, 'folder of generators')
+    _check_is_folder(gens_dir, 'folder of generators', GENERATORS_REMEDY)
     _check_is_folder(gens_dir / generator, 'generator')
     paths = {split: gens_dir / generator / f'{task}_{split}.jsonl' for split in SPLITS}
     for path in paths.values():
@@ -119,8 +122,7 @@ def write_examples(path, examples: Iterable[Example], src_key='instruction', tgt
             file.write(json.dumps(_as_json(example, src_key, tgt_key), ensure_ascii=False, allow_nan=False) + '\n')
 
 
-def _parse_example(raw, src_key, tgt_key, refs_key, samples_needed):
-    fields = parse_object(raw)
+def _parse_example(fields, src_key, tgt_key, refs_key, samples_needed):
     for key in ('example_idx', src_key, refs_key):
         if key not in fields:
             raise InputError(f'{key} is missing; the line has {listed(fields)}')
@@ -220,10 +222,10 @@ def _as_json(example, src_key, tgt_key):
     return fields | ({SAMPLES_KEYS[0]: by_decoding} if by_decoding else {})
 
 
-def _check_is_folder(folder, kind):
+def _check_is_folder(folder, kind, remedy=''):
     if not folder.is_dir():
-        found = 'is a file, not a folder' if folder.exists() else f'no such {kind}'
-        raise InputError(f'{folder}: {found}{near_entries(folder)}')
+        is_file = folder.exists()
+        raise InputError(f'{folder}: is a file, not a folder' if is_file else not_found(folder, kind, remedy))
 
 
 def _near_tasks(folder, task):

@@ -8,16 +8,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files import jsonl
 from cappy.files.atomic import shortest_float32, write_atomically
-from cappy.files.jsonl import listed, read_objects, shown
+from cappy.files.wording import listed, shown
 from cappy.tasks.statistics import N_RESAMPLES, bootstrap_means
 
+# The next step where the file of questions is missing.
+REMEDY = (
+    'bash scripts/download_promptsource_test_data.sh fetches the file of the paper, '
+    'python scripts/get_promptsource_data.py builds one'
+)
 GRADINGS = ('reference', 'exact')
 AVERAGE = 'Average'  # stands among the datasets in what the reference prints
 _SEPARATOR = '|||'  # the reference joins the parts of a question's name with it
@@ -52,7 +57,7 @@ def read_choices(path, *, sent0_key='instruction', sent1_key='response') -> list
     and field; also where no row is gold, since nothing could be graded then.
     """
     choices, texts = [], {}
-    for number, fields in read_objects(Path(path)):
+    for number, fields in jsonl.read(path, remedy=REMEDY):
         for key, value in fields.items():  # the rows of a question repeat their texts; kept once
             fields[key] = texts.setdefault(value, value) if isinstance(value, str) else value
         try:

@@ -71,13 +71,17 @@ def heading(axes, y, text):
 
 def box(axes, x, y, width, height, text, colour):
     style = 'round,pad=0,rounding_size=1.1'
-    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=LINE, linewidth=0.8))
+    axes.add_patch(
+        FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=LINE, linewidth=0.8)
+    )
     axes.text(x + width / 2, y + height / 2, text, color=TEXT, ha='center', va='center', linespacing=1.35)
 
 
 def arrow(axes, start, end):
     axes.add_patch(
-        FancyArrowPatch(start, end, arrowstyle='-|>', mutation_scale=10, color=LINE, linewidth=1.1, shrinkA=0, shrinkB=0)
+        FancyArrowPatch(
+            start, end, arrowstyle='-|>', mutation_scale=10, color=LINE, linewidth=1.1, shrinkA=0, shrinkB=0
+        )
     )
 
 

@@ -96,7 +96,7 @@ def test_a_bad_row_is_named_with_file_line_and_field(tmp_path, fields, told):
 def test_a_missing_field_is_named(tmp_path):
     path = tmp_path / 'train-a.jsonl'
     path.write_text('{"instruction": "a", "label": 1}\n')
-    with pytest.raises(InputError, match=r'train-a\.jsonl:1: response: missing; has instruction, label'):
+    with pytest.raises(InputError, match=r'train-a\.jsonl:1: response: missing; the line has instruction, label'):
         check_shards([path], progress=False)
 
 
