@@ -36,19 +36,19 @@ FEW_UPDATES = 20  # fewer barely leave the warm-up
 
 
 def main(
-    bigbench_gen_dir='bigbench_flan_gens',  # {generator}/{task}_{split}.jsonl lie here
+    bigbench_gen_dir='bigbench_flan_gens',  # with {generator}/{task}_{split}.jsonl
     bigbench_gen_model='flan-t5-xxl',  # the generator whose samples are picked from
     bigbench_subset_name='auto_categorization',  # the task
     src_key='instruction',  # field of the instruction
     tgt_key='response',  # field of a sample's text
     refs_key='references',  # field of the references
-    label_key='label',  # kept for the reference's commands; no file has this field
+    label_key='label',  # kept for the reference's commands, without effect; no file has this field
     model_name_or_path='btan2/cappy-large',  # hub name or folder of the scorer to adapt
-    n_model_shards=1,  # devices over which each weight is split
-    max_length=512,  # tokens of a pair; longer ones are truncated
+    n_model_shards=1,  # devices over which each parameter is split
+    max_length=512,  # tokens per pair; longer ones are truncated
     train_size=102400,  # finetuning examples, repeated or cut to this number
-    per_device_batch_size=8,  # pairs; times data-parallel devices and accumulate_grad_batches an update
-    eval_per_device_batch_size=32,  # kept for the reference's commands; scoring fills batches by tokens
+    per_device_batch_size=8,  # pairs; an update has this many times data-parallel devices times accumulate_grad_batches
+    eval_per_device_batch_size=32,  # kept for the reference's commands, without effect; scoring fills batches by tokens
     accumulate_grad_batches=16,
     learning_rate=2e-5,
     warmup_rate=0.1,  # share of the steps
@@ -62,7 +62,7 @@ def main(
     tokens_per_device: int | None = None,  # of a training micro-batch; default: what suits the device
     eval_tokens_per_device: int | None = None,  # of a scoring batch; default: what suits the device
     gradient_checkpointing=False,  # less memory, more time
-    checkpoint_every=0,  # updates between checkpoints; a stopped run then goes on where it was
+    checkpoint_every=0,  # updates between checkpoints, from which a stopped run continues; 0: none
     compare_before=True,  # also score with the scorer as it was before adapting
     combine: flags.Names | None = None,  # consensus, self_score or both: also pick by blends of the scorer with them
     save_dir: str | None = None,  # keep the adapted scorer in this folder

@@ -37,7 +37,7 @@ def main(
     data_dir='pretrain_data',  # train-*.jsonl and heldout.jsonl, as scripts/get_pretrain_data.py writes them
     model_name_or_path='roberta-large',  # hub name or folder of an encoder or a scorer to begin with
     output_dir='pretrained_scorer',  # best/ and last/ (scorers), result.json, train.csv, evaluations.jsonl
-    from_scratch=False,  # take the model's config and tokenizer only
+    from_scratch=False,  # random parameters; only the model's config and tokenizer are read
     n_epochs=1,  # passes over the rows
     global_batch_size=1024,  # pairs of an update, whatever the devices
     learning_rate=1e-6,
@@ -45,12 +45,12 @@ def main(
     lr_schedule: Literal['linear', 'cosine'] = 'linear',  # how the rate falls to 0 after the warm-up
     weight_decay=0.01,  # of matrices and embeddings; biases and norms have none
     clip_norm=1.0,  # longer gradients are scaled to this; 0: none are
-    max_length=512,  # tokens of a pair; longer ones are truncated
+    max_length=512,  # tokens per pair; longer ones are truncated
     seed=11111,
     eval_every=500,  # updates between evaluations on held-out templates; 0: only before and after
     best_by: Literal['squared_error', 'accuracy', 'rank_correlation'] = 'squared_error',  # of best/
-    checkpoint_every=500,  # updates between checkpoints; a stopped run goes on from the last one
-    n_model_shards=1,  # devices over which each weight is split
+    checkpoint_every=500,  # updates between checkpoints, from the last of which a stopped run continues
+    n_model_shards=1,  # devices over which each parameter is split
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
     tokens_per_device: int | None = None,  # of a training micro-batch; default: what suits the device
     gradient_checkpointing=False,  # less memory, more time

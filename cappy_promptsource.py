@@ -36,13 +36,13 @@ RESULT_FIELDS = ('accuracy', 'summary', 'settings', 'data_sha256')  # without wh
 
 
 def main(
-    data_file='./promptsource_test.jsonl',  # a row for each choice
+    data_file='./promptsource_test.jsonl',  # one line per choice
     sent0_key='instruction',  # field of the instruction
     sent1_key='response',  # field of the choice
     model_name_or_path='btan2/cappy-large',  # hub name or folder of the scorer
-    n_model_shards=1,  # devices over which each weight is split
-    per_device_batch_size=128,  # kept for the reference's commands; scoring fills batches by tokens
-    max_length=512,  # tokens of a pair; longer ones are truncated
+    n_model_shards=1,  # devices over which each parameter is split
+    per_device_batch_size=128,  # kept for the reference's commands, without effect; scoring fills batches by tokens
+    max_length=512,  # tokens per pair; longer ones are truncated
     jax_seed=42,  # of the bootstrap; scoring draws nothing
     grading: Literal['reference', 'exact'] = 'reference',  # exact: ties, several right rows and names done right
     results_dir: str | None = None,  # {model}/{data file}.json and .scores.jsonl go here; None: nowhere

@@ -369,3 +369,10 @@ def test_an_interrupt_signal_leaves_no_traceback(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ('', 'interrupted\n')
     assert process.returncode == 130
+
+
+def test_a_setting_that_an_error_begins_with_gets_the_dashes_of_its_flag(capsys):
+    def fails(max_length=3):
+        raise InputError(f'max_length {max_length}: too short')
+
+    assert outcome(capsys, fails, []) == (1, 'error: --max_length 3: too short\n')

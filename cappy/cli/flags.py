@@ -123,7 +123,7 @@ def run(main, argv=None, aliases=None):
             fire.Fire(lambda: main(**values), command=[], name=name)
         sys.stdout.flush()
     except InputError as error:
-        _end(INPUT_ERROR, f'error: {error}')
+        _end(INPUT_ERROR, f'error: {_with_dashes(str(error), main)}')
     except KeyboardInterrupt:
         _end(INTERRUPTED, 'interrupted')
     except BrokenPipeError:
@@ -162,6 +162,12 @@ def _describe_device_failure(error, status):
 def _end(code, message):
     print(' '.join(message.split()), file=sys.stderr)
     sys.exit(code)
+
+
+def _with_dashes(message, main):
+    """A message that begins with a setting's name, as the Python interface has it, with the dashes of its flag."""
+    is_flag = re.split('[: ]', message, maxsplit=1)[0] in inspect.signature(main).parameters
+    return f'--{message}' if is_flag else message
 
 
 def parse_flags(main, argv, aliases=None) -> dict:

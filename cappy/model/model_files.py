@@ -402,7 +402,7 @@ def _write_files(directory: Path, tensors, config, tokenizer, model_card) -> Non
 
 
 def _sibling(target: Path, purpose: str) -> Path:
-    """A name for this write alone: what a killed process left behind never stands in its way."""
+    """A name for this write alone, so that what a killed process left is never in its way."""
     return target.with_name(f'.{target.name}.{uuid.uuid4().hex[:8]}.{purpose}')
 
 

@@ -19,7 +19,7 @@ MAX_ROW_LENGTHS = 24
 MIN_LENGTH = 8  # tokens of a pair: RoBERTa's four special ones, and something of each text
 BATCH_COST = 32  # of a batch beside its rows, in units of a token's dense work (docs/benchmarks.md)
 N_TRIED = 16  # groups on which a choice of row lengths is tried
-# The part of a batch that its last rows are cut into, so that leftovers neither compile anew nor compute much padding.
+# The part of a batch that its last rows are cut into, so that leftovers neither compile again nor compute much padding.
 SMALL_BATCH = 4
 
 
@@ -189,7 +189,7 @@ def plan_batches(lengths, row_lengths, cost, tokens_per_batch, n_data=1, slots=N
     lengths: int [n]; row_lengths: ascending, one holds the longest pair; tokens_per_batch: R * L at most, on each of
     n_data devices, but always one row each; slots: {row length: C} to keep shapes alike between plans; where there is
     none, or it is too few, the next power of two of what is needed.
-    Returns a list of Batch, long rows first, in which each pair 0..n-1 stands once. R is a multiple of n_data, one of
+    Returns a list of Batch, long rows first, in which each pair 0..n-1 is once. R is a multiple of n_data, one of
     two numbers for each row length.
     """
     batches = []
@@ -294,7 +294,7 @@ def describe_packing(plans, lengths):
     """How full the rows are: {rows, row_lengths, fill, attention_between}.
 
     plans: lists of Batch; lengths: for each plan, int [n] tokens of the pairs it numbers.
-    fill: share of row tokens that are a pair's. attention_between: share of the attention computed that lies between
+    fill: share of row tokens that are a pair's. attention_between: share of the computed attention that is between
     pairs or in padding, and is thrown away.
     """
     own = [np.asarray(of_plan)[b.pair[b.pair >= 0]] for plan, of_plan in zip(plans, lengths, strict=True) for b in plan]

@@ -72,7 +72,7 @@ class Checkpoint:
             with safe_open(self.path, framework='numpy') as file:
                 yield file, [Update(*row) for row in json.loads(file.metadata()['updates'])]
         except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f'{self.path}: damaged ({error}); delete it to begin anew') from error
+            raise InputError(f'{self.path}: damaged ({error}); delete it to begin again') from error
 
     def _check(self, found, wanted):
         differing = [key for key in wanted if found.get(key) != wanted[key]]
@@ -80,7 +80,7 @@ class Checkpoint:
             key = differing[0]
             raise InputError(
                 f'{self.path}: made with {key} {found.get(key)!r}, asked for {wanted[key]!r}; '
-                f'give the same, or --overwrite to begin anew'
+                f'give the same, or overwrite it to begin again'
             )
 
     def remove(self):

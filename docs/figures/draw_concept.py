@@ -2,8 +2,8 @@
 
     python docs/figures/draw_concept.py
 
-Writes concept.svg beside this file, the same bytes each time for one version of matplotlib. The texts and scores are those
-of the README's example. Every text is on a filled box or in a grey that can be read on white and on black, since a page
+Writes concept.svg beside this file, the same bytes each time for one version of matplotlib. Its texts and scores are
+those of the example in the README.
 may be either.
 """
 
