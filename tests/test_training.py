@@ -451,7 +451,7 @@ def test_a_damaged_checkpoint_is_named(adapt, stopped, tmp_path):
 
     for damage in (without_metadata, cut_off, nothing, other_shape):
         damage()
-        with pytest.raises(InputError, match='damaged .*; delete it to begin anew') as caught:
+        with pytest.raises(InputError, match='damaged .*; delete it to begin again') as caught:
             adapt(checkpoint=Checkpoint(tmp_path))
         assert str(caught.value).startswith(f'{path}: '), damage.__name__
         assert '\n' not in str(caught.value)

@@ -3,8 +3,7 @@
     python docs/figures/draw_concept.py
 
 Writes concept.svg beside this file, the same bytes each time for one version of matplotlib. Its texts and scores are
-those of the example in the README.
-may be either.
+those of the example in the README. Every text is on a filled box or in a grey that can be read on white and on black.
 """
 
 from pathlib import Path
