@@ -8,9 +8,12 @@ not made again.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy import Cappy
 from cappy.cli import tables

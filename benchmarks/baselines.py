@@ -21,9 +21,12 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+from rouge_score.rouge_scorer import RougeScorer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from common import describe_machine, seconds_of
 from rouge import made_up_examples
-from rouge_score.rouge_scorer import RougeScorer
 
 from cappy.cli.flags import run
 from cappy.tasks.candidates import read_examples, write_examples

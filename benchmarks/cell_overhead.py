@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from common import DATA, describe_machine, read_pairs, scorer_directory
 from second_start import installed_minilm
 

@@ -16,6 +16,7 @@ The recorded scorer and T5 are so small that their rougeL says little; how many 
 
 import dataclasses
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Literal
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy.cli.flags import run
 from cappy.cli.tables import Column, format_table

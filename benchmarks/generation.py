@@ -14,6 +14,7 @@ The reference's way is PyTorch's `generate` for each sample, padded to 512. Figu
 """
 
 import contextlib
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,11 +23,19 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-from common import DATA, describe_machine, read_pairs
 from transformers import T5ForConditionalGeneration
 
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None  # --help does without
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
+from common import DATA, describe_machine, read_pairs
+
 from cappy.cli.flags import run
+from cappy.errors import InputError
 from cappy.generate.decodings import REFERENCE_DECODINGS, parse_decoding, sample_key
 from cappy.generate.generator import Generator
 from cappy.generate.t5 import T5, T5Config, params_shapes, tensor_names
@@ -278,6 +287,8 @@ def main(
     n_reference=8,  # instructions worked on the reference's way; 0: none
 ):
     """Time generation or log-likelihoods."""
+    if torch is None:
+        raise InputError('the comparison with PyTorch needs it: pip install torch')
     torch.manual_seed(0)
     pairs = read_pairs(texts, data, n_instructions * 8)
     instructions = list(dict.fromkeys(instruction for instruction, _ in pairs))[:n_instructions]

@@ -7,9 +7,12 @@ mean label), a choice drawn blindly, no order. 95% bootstrap intervals over inst
 `groups` adds the accuracy of templates whose names begin alike.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy import Cappy
 from cappy.cli import tables

@@ -10,11 +10,16 @@ time, tokenizing included, over products / rate. Figures are in docs/benchmarks.
 """
 
 import statistics
+import sys
+from pathlib import Path
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from common import DATA, describe_machine, read_pairs, scorer_directory, seconds_of
 
 from cappy import Cappy

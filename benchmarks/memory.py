@@ -10,9 +10,13 @@ docs/benchmarks.md.
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from common import DATA, describe_machine, read_pairs, scorer_directory
 
 from cappy.cli.flags import run

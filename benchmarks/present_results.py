@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from baselines import DECODINGS, GENERATORS, WAYS, task_sizes, write_missing, write_names
 from common import SYLLABLES, describe_machine, seconds_of
 

@@ -10,11 +10,14 @@ RoBERTa-large at half of an A10G's 70 TFLOP/s in bfloat16; half is an assumption
 """
 
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy import Cappy
 from cappy.cli.flags import run

@@ -19,6 +19,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from baselines import DECODINGS, GENERATORS, WAYS, write_missing
 from common import SYLLABLES, describe_machine, seconds_of
 

@@ -12,11 +12,15 @@ Figures are in docs/benchmarks.md.
 import platform
 import random
 import statistics
+import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy.cli.flags import run
 from cappy.tasks.candidates import Example, Sample, read_examples

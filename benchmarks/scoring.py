@@ -10,11 +10,21 @@ once. CrossEncoder sorts by length and pads each batch of 32 to its longest pair
 our encoder, one pair a row, batches of 32. Everything runs once before it is timed. Figures are in docs/benchmarks.md.
 """
 
+import sys
 import warnings
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
+
+try:
+    import torch
+    from sentence_transformers import CrossEncoder
+except ModuleNotFoundError:
+    torch = None  # --help does without
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from common import (
     DATA,
     describe_machine,
@@ -24,10 +34,10 @@ from common import (
     scorer_directory,
     seconds_of,
 )
-from sentence_transformers import CrossEncoder
 
 from cappy import Cappy
 from cappy.cli.flags import run
+from cappy.errors import InputError
 from cappy.model.packing import describe_packing, fill_rows
 from cappy.model.scoring import score_encoded, score_program
 from cappy.model.tokens import encode_pairs
@@ -54,6 +64,8 @@ def main(
     padded_batch_size=32,  # the reference's per_device_eval_batch_size
 ):
     """Time the scoring of pairs, ours, CrossEncoder's and padded to 512."""
+    if torch is None:
+        raise InputError('the comparison with CrossEncoder needs it: pip install torch sentence-transformers')
     warnings.filterwarnings('ignore', category=FutureWarning)
     pairs = read_pairs(texts, data, n_pairs)
     with scorer_directory(size, pairs) as directory:

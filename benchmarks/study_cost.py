@@ -11,9 +11,13 @@ docs/reproduction.md.
 """
 
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from matrix_products import operations
 
 from cappy.cli.flags import run

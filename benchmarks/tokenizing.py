@@ -7,9 +7,14 @@ The candidates of an instruction and the choices of a question share it. One pro
 everything run once before it is timed. Figures are in docs/benchmarks.md.
 """
 
+import sys
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from common import DATA, describe_machine, median_seconds, read_pairs, scorer_directory
 
 from cappy.cli.flags import run

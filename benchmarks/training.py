@@ -10,11 +10,21 @@ timed, so that nothing compiles. A second run without dropout compares the losse
 docs/benchmarks.md.
 """
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
-import torch
+from transformers import AutoModelForSequenceClassification
+
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None  # --help does without
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from common import (
     DATA,
     DROPOUT,
@@ -25,10 +35,10 @@ from common import (
     scorer_directory,
     seconds_of,
 )
-from transformers import AutoModelForSequenceClassification
 
 from cappy import Cappy
 from cappy.cli.flags import run
+from cappy.errors import InputError
 from cappy.model import training
 from cappy.model.packing import describe_packing
 from cappy.model.tokens import encode_pairs
@@ -135,6 +145,8 @@ def main(
     n_padded=16,  # pairs of the update padded to 512: a pair's time is the same for all; 0: not timed
 ):
     """Time a training update, ours, PyTorch's and padded to 512."""
+    if torch is None:
+        raise InputError('the comparison with PyTorch needs it: pip install torch')
     pairs = read_pairs(texts, data, n_pairs // pairs_per_update * pairs_per_update)
     print(describe_machine('jax', 'torch', 'transformers', 'numpy'))
     with scorer_directory(size, pairs) as directory:

@@ -8,16 +8,25 @@ Training stops while the model still errs often: trained to the end it would lea
 """
 
 import os
+import sys
 from itertools import chain
 from pathlib import Path
 
-import torch
-from tasks import language_model_inputs
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import UnigramTrainer
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None  # --help does without
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
+from tasks import language_model_inputs
+
 from cappy.cli import flags
+from cappy.errors import InputError
 
 GENERATOR = 'tiny-t5'
 # Of the model's training pairs, such that all three tasks are half learned at the same time.
@@ -36,6 +45,8 @@ def main(
     seed=0,
 ):
     """Train the model and save it."""
+    if torch is None:
+        raise InputError('the model is trained by PyTorch: pip install torch')
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     torch.set_num_threads(1)  # sums, and so samples, then do not depend on the number of cores
     torch.manual_seed(seed)

@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 from tqdm.auto import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.generate.sample_files import check_existing, read_instructions, sampled_file

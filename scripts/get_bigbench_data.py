@@ -14,9 +14,12 @@ makes only what is missing.
 import importlib.util
 import json
 import logging
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy.cli import flags
 from cappy.errors import InputError

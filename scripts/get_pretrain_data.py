@@ -12,11 +12,14 @@ well. How choices are found where the data does not give them: `cappy.options.Te
 
 import itertools
 import logging
+import sys
 from pathlib import Path
 from random import Random
 from typing import Literal
 
 import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy.cli import flags
 from cappy.errors import InputError

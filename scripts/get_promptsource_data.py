@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import logging
+import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy.cli import flags
 from cappy.errors import InputError

@@ -14,8 +14,11 @@ import ast
 import json
 import math
 import random
+import sys
 from pathlib import Path
 from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy.cli import flags
 from cappy.errors import InputError

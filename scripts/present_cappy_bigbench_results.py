@@ -21,6 +21,8 @@ from typing import Literal
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from cappy.cli import flags, tables
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError

@@ -14,6 +14,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from cappy.cli import flags
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError

@@ -24,18 +24,18 @@ from typing import Literal, NamedTuple
 import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # this checkout, before an installed copy
 
-import cappy_bigbench  # noqa: E402
-from cappy import TrainingSettings  # noqa: E402
-from cappy.cli import flags, tables  # noqa: E402
-from cappy.errors import InputError  # noqa: E402
-from cappy.files.settings import differing  # noqa: E402
-from cappy.files.wording import listed  # noqa: E402
-from cappy.model import scoring, training  # noqa: E402
-from cappy.model.model_files import find_model  # noqa: E402
-from cappy.study import cells, results, slurm, sweep  # noqa: E402
-from cappy.tasks.candidates import SPLITS  # noqa: E402
+import cappy_bigbench
+from cappy import TrainingSettings
+from cappy.cli import flags, tables
+from cappy.errors import InputError
+from cappy.files.settings import differing
+from cappy.files.wording import listed
+from cappy.model import scoring, training
+from cappy.model.model_files import find_model
+from cappy.study import cells, results, slurm, sweep
+from cappy.tasks.candidates import SPLITS
 
 CELL_DEFAULTS = {name: p.default for name, p in inspect.signature(cappy_bigbench.main).parameters.items()}
 # Flags of a cell that the sweep sets itself, or that spread one cell over several hosts.

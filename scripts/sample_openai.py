@@ -11,10 +11,13 @@ whose server failed, is continued by the same command. The key comes from the en
 import asyncio
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tqdm.auto import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy.cli import flags
 from cappy.errors import InputError

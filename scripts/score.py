@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
+
 from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically

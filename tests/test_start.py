@@ -1,0 +1,88 @@
+"""Every command starts without an installation of this project: with its requirements alone, from any folder."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Modules beside the benchmarks and examples that other scripts import, and a script without flags.
+NO_COMMANDS = {'benchmarks/common.py', 'examples/tasks.py'}
+COMMANDS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ('cappy_*.py', 'scripts/*.py', 'benchmarks/*.py', 'examples/*.py')
+    for path in ROOT.glob(pattern)
+    if str(path.relative_to(ROOT)) not in NO_COMMANDS
+)
+EDITABLE = ('__editable__', '_cappy')  # how the names of files begin that make an installed checkout importable
+
+
+@pytest.fixture(scope='module')
+def bare_python(tmp_path_factory):
+    """A Python that has the requirements and not this project, whether or not the tests' own Python has it."""
+    folder = tmp_path_factory.mktemp('bare')
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', folder / 'venv'], check=True)
+    python = folder / 'venv' / 'bin' / 'python'
+    # Links to the installed packages, so that no .pth file or finder of theirs is followed.
+    packages = folder / 'packages'
+    packages.mkdir()
+    for installed in Path(sysconfig.get_path('purelib')), Path(sysconfig.get_path('platlib')):
+        for entry in installed.iterdir():
+            ours = entry.name.startswith(('cappy', *EDITABLE)) or entry.suffix == '.pth'
+            if not ours and not (packages / entry.name).exists():
+                (packages / entry.name).symlink_to(entry)
+    site = subprocess.run(
+        [python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], capture_output=True, text=True
+    )
+    (Path(site.stdout.strip()) / 'requirements.pth').write_text(f'{packages}\n')
+    return python
+
+
+def environment():
+    """Without what the tests' own commands use to find the project."""
+    return {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+
+
+def test_the_bare_python_has_the_requirements_and_not_the_project(bare_python, tmp_path):
+    ended = subprocess.run(
+        [bare_python, '-c', 'import fire, numpy, tqdm; import cappy'],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'cappy'"
+
+
+def test_every_command_starts_from_the_root_and_from_another_folder(bare_python, tmp_path):
+    def start(command, folder):
+        path = command if folder == ROOT else ROOT / command
+        ended = subprocess.run(
+            [bare_python, path, '--help'], cwd=folder, env=environment(), capture_output=True, text=True
+        )
+        usage = f'usage: {Path(command).name} [--flag value ..]'
+        started = ended.returncode == 0 and ended.stdout.startswith(usage)
+        return [] if started else [f'{command} in {folder}: {(ended.stderr or ended.stdout).splitlines()[-1]}']
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        starts = [pool.submit(start, command, folder) for command in COMMANDS for folder in (ROOT, tmp_path)]
+    assert [fault for ended in starts for fault in ended.result()] == []
+    assert len(COMMANDS) > 30
+
+
+def test_a_script_runs_its_own_checkout_and_not_an_installed_copy(bare_python, tmp_path):
+    (tmp_path / 'installed' / 'cappy').mkdir(parents=True)
+    (tmp_path / 'installed' / 'cappy' / '__init__.py').write_text('raise SystemExit("the installed copy")\n')
+    ended = subprocess.run(
+        [bare_python, ROOT / 'scripts' / 'score.py', '--help'],
+        cwd=tmp_path,
+        env={**environment(), 'PYTHONPATH': str(tmp_path / 'installed')},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (0, '')
+    assert ended.stdout.startswith('usage: score.py')
