@@ -60,13 +60,15 @@ class Cappy:
         tokens_per_device=None,
         seed=11111,
         from_scratch=False,
+        needs_head=False,
     ):
         """Read a scorer, or an encoder without a head, from a directory or a hub name.
 
         devices: as `get_devices` gives them, None: all of this process's; compute_dtype: 'float32' or 'bfloat16', None:
         what suits the device (parameters stay float32); max_length: tokens per pair, longer ones are truncated, None:
         512 or what the model has positions for; tokens_per_device: of a scoring batch, None: what suits the device;
-        seed: of random parameters; from_scratch: take config and tokenizer alone, and make all parameters random.
+        seed: of random parameters; from_scratch: take config and tokenizer alone, and make all parameters random;
+        needs_head: refuse an encoder without a head, whose scores would be random.
         Raises InputError naming what is missing or does not fit.
         """
         path = model_files.find_model(name_or_dir)
@@ -78,7 +80,7 @@ class Cappy:
         dtype = devices.compute_dtype(compute_dtype)
         tokenizer = load_tokenizer(path)
         check_vocabulary(tokenizer, config.vocab_size, path)
-        params = fresh_params(config, seed) if from_scratch else read_params(path, config, seed)
+        params = fresh_params(config, seed) if from_scratch else read_params(path, config, seed, needs_head)
         params = devices.put_params(params)
         return cls(
             params, config, published, tokenizer, devices, dtype, max_length, tokens_per_device, str(name_or_dir)

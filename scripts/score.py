@@ -1,55 +1,54 @@
-"""Score a file of (instruction, response) pairs: the same rows come out, in order, with a score behind their fields.
+"""Score a file of (instruction, response) pairs: the same records come out, in order, with a score behind their fields.
 
     python scripts/score.py pairs.jsonl --output scored.jsonl
     python scripts/score.py samples.csv --response_key sample --rank
     zcat pairs.tsv.gz | python scripts/score.py - --format tsv
 
-Rows pass through memory a few windows of 16,384 at a time, whatever the file's length. A file is read through once
-before the scorer is loaded, so that a bad line is named first. With --output, rows go to {output}.partial until all are
-there; the same command then goes on where a stopped one was.
+A few windows of 16,384 pairs are in memory at a time, whatever the file's length. A file is read once before the scorer
+is loaded, so that a bad line is named first. With --output, records go to {output}.partial until all are there, and the
+same command continues a stopped one; {output}.settings.json says which scorer and input the scores are of.
 """
 
 import collections
 import contextlib
 import itertools
-import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
+from cappy import Cappy, get_devices
 from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.files.atomic import write_atomically
 from cappy.files.lock import result_lock
-from cappy.files.partial import OutputPaths
-from cappy.files.scored_pairs import STANDARD, PairFile, Runs, best_first, find_done
-from cappy.model.devices import get_devices, is_first_process
+from cappy.files.partial import OutputPaths, PartialOutput
+from cappy.files.scored_pairs import STANDARD, PairFile, Runs, best_first
+from cappy.model.devices import from_first_process, is_first_process
+from cappy.model.model_files import model_digest
 
 logger = logging.getLogger('score')
 
 # Flags that decide what a scored file holds; one that was begun with others is not continued.
-DECIDING = ('model_name_or_path', 'max_length', 'compute_dtype', 'instruction_key', 'response_key', 'score_key', 'rank')
+DECIDING = ('max_length', 'compute_dtype', 'instruction_key', 'response_key', 'score_key', 'rank')
+RECORDS_AT_RISK = 1000  # written between two marks behind which a killed run continues
 
 
 def main(
     input_file: str,  # jsonl, csv or tsv; - is standard input
     output=STANDARD,  # the scored file; - is standard output
-    format: Literal['jsonl', 'csv', 'tsv'] | None = None,  # of both; default: what the input's name says
+    format: Literal['jsonl', 'csv', 'tsv'] | None = None,  # of input and output; default: what the input's name says
     instruction_key='instruction',  # field or column of the instruction
     response_key='response',  # field or column of the response
     score_key='score',  # field or column for the score
-    rank=False,  # sort rows of one instruction that follow each other, best first; each such group fits memory
+    rank=False,  # sort the pairs of one instruction that follow each other, best first; each such run fits in memory
     model_name_or_path='btan2/cappy-large',  # hub name or folder of the scorer
-    n_model_shards=1,  # devices over which each weight is split
-    max_length: int | None = None,  # tokens of a pair, longer ones are truncated; default: 512, or all the model has
+    n_model_shards=1,  # devices over which each parameter is split
+    max_length: int | None = None,  # tokens per pair, longer ones are truncated; default: 512, or all the model has
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
     tokens_per_device: int | None = None,  # of a batch; default: what suits the device
-    seed=11111,  # of a fresh head, for an encoder without one
-    overwrite=False,  # begin anew where the output, or a part of it, exists
+    overwrite=False,  # begin again where the output, or a part of it, exists
     n_processes: int | None = None,  # hosts, as redco's Deployer takes them; so the next four
     host0_address: str | None = None,
     host0_port: int | None = None,
@@ -59,101 +58,91 @@ def main(
     """Score a file of pairs."""
     settings = dict(locals())
     keys = {'instruction_key': instruction_key, 'response_key': response_key, 'score_key': score_key}
-    pairs = PairFile(input_file, format, **keys)
+    file = PairFile(input_file, format, **keys)
+    if file.path == STANDARD and n_processes not in (None, 1):
+        raise InputError('standard input reaches one process; give a file that all of them can read')
     paths = None if output == STANDARD else OutputPaths(Path(output))
-    check_output(paths, pairs)
-    n_rows = check_rows(pairs, rank)
+    check_output(paths, file)
+    n_pairs = check_pairs(file, rank)
+    made_with = {name: settings[name] for name in DECIDING} | {'format': file.format}
+    made_with['model_digest'] = model_digest(model_name_or_path)
+    if paths and file.path != STANDARD:
+        made_with['input_digest'] = file.digest()
     if paths and paths.result.exists() and not overwrite:
-        return confirm_existing(paths, pairs, rank)
+        return confirm_existing(paths, made_with)
 
-    devices = start_devices(settings)
+    devices = get_devices(n_model_shards, n_processes, host0_address, host0_port, process_id, n_local_devices)
     runs = Runs()
-    with writing(paths, pairs, settings) as (write, n_done, rows):
-        scorer = load_scorer(settings, devices)
-        n_to_come = None if n_rows is None else n_rows - n_done
-        with contextlib.closing(score_rows(scorer, runs.watch(rows) if rank else rows, n_to_come)) as scored:
-            for row, score in best_first(scored) if rank else scored:
-                write(pairs.with_score(row, score))
-    if rank and n_rows is None:
-        warn_of_split_groups(runs.n_again)
+    with writing(paths, file, made_with, overwrite) as (write, pairs, n_done):
+        scorer = Cappy.from_pretrained(
+            model_name_or_path,
+            devices=devices,
+            compute_dtype=compute_dtype,
+            max_length=max_length,
+            tokens_per_device=tokens_per_device,
+            needs_head=True,
+        )
+        n_to_come = None if n_pairs is None else n_pairs - n_done
+        with contextlib.closing(score_pairs(scorer, runs.watch(pairs) if rank else pairs, n_to_come)) as scored:
+            for pair, score in best_first(scored) if rank else scored:
+                write(pair, score)
+    if rank and n_pairs is None:
+        warn_of_split_runs(runs.n_again)
 
 
-def check_output(paths, pairs):
-    """The output is not the input, and its folder is there, before a long file is read."""
+def check_output(paths, file):
+    """The output is not the input, and not a folder, before a long file is read."""
     if not paths:
         return
-    if pairs.path != STANDARD and paths.result.exists() and pairs.path.exists() and paths.result.samefile(pairs.path):
+    if file.path != STANDARD and paths.result.exists() and file.path.exists() and paths.result.samefile(file.path):
         raise InputError(f'--output {paths.result}: is the input itself; name another file')
     if paths.result.is_dir():
         raise InputError(f'--output {paths.result}: is a folder; name a file in it')
 
 
-def check_rows(pairs, rank):
-    """The number of rows, each of which is sound; None for standard input, which cannot be read twice."""
-    if pairs.path == STANDARD:
+def check_pairs(file, rank):
+    """The number of pairs, each of which is sound; None for standard input, which cannot be read twice."""
+    if file.path == STANDARD:
         return None
     runs = Runs()
-    n_rows = sum(1 for _ in (runs.watch(pairs.rows()) if rank else pairs.rows()))
+    n_pairs = sum(1 for _ in (runs.watch(file.pairs()) if rank else file.pairs()))
     if rank:
-        warn_of_split_groups(runs.n_again)
-    return n_rows
+        warn_of_split_runs(runs.n_again)
+    return n_pairs
 
 
-def warn_of_split_groups(n_again):
-    """--rank sorts rows that follow each other; sorting a whole file would take its size in memory."""
+def warn_of_split_runs(n_again):
+    """--rank sorts pairs that follow each other; sorting a whole file would take its size in memory."""
     if n_again:
         logger.warning(
-            '%d groups have an instruction that an earlier group has, and are ranked by themselves; sort the file by '
-            'instruction to rank such rows together',
+            '%d runs of pairs have an instruction that an earlier run has, and are ranked by themselves; sort the file '
+            'by instruction to rank such pairs together',
             n_again,
         )
 
 
-def confirm_existing(paths, pairs, rank):
-    """An output that is there and whole is left alone; one of another input is an error."""
-    done = find_done(paths.result, pairs, pairs.rows(), rank)
-    if next(done.rest, None) is not None:
-        raise InputError(
-            f'{paths.result}: exists and holds {done.n_rows} rows of {pairs.name}, not all; --overwrite begins anew'
-        )
-    print(f'{paths.result} exists and holds all {done.n_rows} rows. Skipped; --overwrite begins anew.', file=sys.stderr)
+def confirm_existing(paths, made_with):
+    """An output of the same scorer, input and flags is left alone; another one is an error."""
+    n_pairs = paths.check_made_with(made_with)['records']
+    print(f'{paths.result} exists and holds all {n_pairs} scores. Skipped; --overwrite scores again.', file=sys.stderr)
 
 
-def start_devices(settings):
-    """processes.start_devices, where every process can read the input."""
-    if settings['n_processes'] not in (None, 1) and settings['input_file'] == STANDARD:
-        raise InputError('standard input reaches one process; give a file that all of them can read')
-    hosts = ('n_processes', 'host0_address', 'host0_port', 'process_id', 'n_local_devices')
-    return get_devices(settings['n_model_shards'], *(settings[name] for name in hosts))
+def score_pairs(scorer, pairs, n_pairs):
+    """(pair, score) in order; n_pairs: None where it is not known."""
+    waiting = collections.deque()  # pairs that are tokenized or being scored: three windows at most
 
-
-def load_scorer(settings, devices):
-    """The scorer as it is."""
-    from cappy import Cappy
-
-    return Cappy.from_pretrained(
-        settings['model_name_or_path'],
-        devices=devices,
-        **{name: settings[name] for name in ('compute_dtype', 'max_length', 'tokens_per_device', 'seed')},
-    )
-
-
-def score_rows(scorer, rows, n_rows):
-    """(row, score) in order; n_rows: None where it is not known."""
-    waiting = collections.deque()  # rows that are tokenized or being scored: three windows at most
-
-    class Pairs:
+    class Texts:
         def __iter__(self):
-            for row in rows:
-                waiting.append(row)
-                yield row.instruction, row.response
+            for pair in pairs:
+                waiting.append(pair)
+                yield pair.instruction, pair.response
 
-    class CountedPairs(Pairs):
+    class CountedTexts(Texts):
         def __len__(self):
-            return n_rows
+            return n_pairs
 
     n_scored = n_truncated = 0
-    for scores, counts in scorer.score_stream((Pairs if n_rows is None else CountedPairs)(), progress='scoring'):
+    for scores, counts in scorer.score_stream((Texts if n_pairs is None else CountedTexts)(), progress='scoring'):
         n_scored, n_truncated = n_scored + len(scores), n_truncated + counts['truncated_pairs']
         for score in scores:
             yield waiting.popleft(), score
@@ -162,99 +151,73 @@ def score_rows(scorer, rows, n_rows):
 
 
 @contextlib.contextmanager
-def writing(paths, pairs, settings):
-    """(a function that writes bytes, number of rows done, rows to come); the output appears when the block ends."""
+def writing(paths, file, made_with, overwrite):
+    """(write(pair, score), pairs to come, number of pairs done); the output appears when the block ends."""
     with contextlib.ExitStack() as stack:
+        pairs, output = file.pairs(), None
         if paths and is_first_process():
             stack.enter_context(result_lock(paths))
-            done, file = open_partial(paths, pairs, settings)
-            stack.callback(close_partial, file, paths, len(pairs.header))
-            n_done, rows = done.n_rows, done.rest
-        else:
-            n_done, rows, file = 0, pairs.rows(), None
-        n_done = from_first_process(n_done)
+            pairs, first = peek(pairs)
+            output = PartialOutput(paths, made_with)
+            output.open(file.header, overwrite)
+            stack.callback(output.close)
+            if output.n_records:
+                print(f'{paths.partial} holds {output.n_records} scores; continuing behind them', file=sys.stderr)
+        n_done = from_first_process(output.n_records if output else 0)
+        pairs = itertools.islice(pairs, n_done, None)
         if not is_first_process():
-            yield (lambda text: None), n_done, itertools.islice(rows, n_done, None)
-        elif paths is None:
-            sys.stdout.buffer.write(pairs.header)
-            yield sys.stdout.buffer.write, 0, rows
+            yield (lambda pair, score: None), pairs, n_done
+        elif output is None:
+            yield StandardOutput(file).write, pairs, 0
             sys.stdout.buffer.flush()
         else:
-            yield writer(file, paths.partial), n_done, rows
-            finish(file, paths)
+            records = Records(file, output, made_with['rank'])
+            try:
+                yield records.write, pairs, n_done
+            except BaseException:
+                records.mark_written()
+                raise
+            output.finish(records.n_written)
 
 
-def from_first_process(number):
-    """The number that the first process has, on every process."""
-    import jax
-
-    if jax.process_count() == 1:
-        return number
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(number))
+def peek(iterator):
+    """(the iterator as it was, its first value): a csv's header is known once its first record was read."""
+    first = next(iterator)
+    return itertools.chain([first], iterator), first
 
 
-def open_partial(paths, pairs, settings):
-    """(pairfiles.Done, the partial file open at its end); an interrupted one is cut behind its last whole row."""
-    deciding = {name: settings[name] for name in DECIDING} | {'format': pairs.format}
-    rows = pairs.rows()
-    begins_anew = settings['overwrite'] or not paths.partial.exists()
-    if begins_anew:
-        with write_atomically(paths.settings) as file:
-            json.dump(deciding, file, indent=4)
-        paths.partial.write_bytes(pairs.header)
-    else:
-        paths.check_continues(deciding)
-    done = find_done(paths.partial, pairs, rows, settings['rank'])
-    if done.n_rows:
-        print(f'{paths.partial} holds {done.n_rows} rows; going on behind them', file=sys.stderr)
-    file = open(paths.partial, 'r+b')  # noqa: SIM115 - close_partial closes it
-    file.truncate(done.n_bytes)
-    file.seek(done.n_bytes)
-    if not done.n_bytes:
-        file.write(pairs.header)
-    return done, file
+class StandardOutput:
+    """Writes scored pairs to standard output, the header first."""
+
+    def __init__(self, file):
+        self.file, self.is_first = file, True
+
+    def write(self, pair, score):
+        if self.is_first:
+            sys.stdout.buffer.write(self.file.header)
+        self.is_first = False
+        sys.stdout.buffer.write(self.file.with_score(pair, score))
 
 
-def close_partial(file, paths, n_header_bytes):
-    """Of a run that failed before its first row nothing stays."""
-    is_empty = file.tell() <= n_header_bytes
-    with contextlib.suppress(OSError):  # a full disk, of which `writer` has told
-        file.close()
-    if is_empty:
-        paths.partial.unlink(missing_ok=True)
-        paths.settings.unlink(missing_ok=True)
+class Records:
+    """Writes scored pairs to a PartialOutput, and marks at times how far it is whole: with rank, behind whole runs."""
 
+    def __init__(self, file, output, rank):
+        self.file, self.output, self.rank = file, output, rank
+        self.n_written, self.last = output.n_records, None
 
-@contextlib.contextmanager
-def writes_to(path):
-    """A full disk is told by the file's name."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f'{path}: cannot be written ({error.strerror}); make room, and the same command goes on'
-        ) from error
+    def write(self, pair, score):
+        is_whole = not self.rank or pair.instruction != self.last
+        if is_whole and self.n_written - self.output.n_records >= RECORDS_AT_RISK:
+            self.output.mark(self.n_written)
+        self.output.write(self.file.with_score(pair, score))
+        self.n_written, self.last = self.n_written + 1, pair.instruction
 
-
-def writer(file, path):
-    """file.write, with a full disk told."""
-
-    def write(text):
-        with writes_to(path):
-            file.write(text)
-
-    return write
-
-
-def finish(file, paths):
-    """The partial file is whole."""
-    with writes_to(paths.partial):
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(paths.partial, paths.result)
-        paths.settings.unlink(missing_ok=True)
+    def mark_written(self):
+        """Keep what a run that stops has written; with rank the last run may not be whole."""
+        if not self.rank:
+            with contextlib.suppress(InputError):  # a full disk, which is why it stops
+                self.output.mark(self.n_written)
 
 
 if __name__ == '__main__':

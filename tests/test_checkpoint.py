@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cappy.errors import InputError
+from cappy.model import model_files
 from cappy.model.model_files import (
     check_writable,
     expected_name_report,
@@ -492,3 +495,28 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, tiny):
     full = OSError(28, 'No space left on device')
     assert 'No space left' in error_line(write_model, tmp_path / 'm', tiny, {}, BreaksWhileSaving(full))
     assert [entry.name for entry in tmp_path.iterdir()] == ['file']
+
+
+def test_a_digest_depends_on_weights_tokenizer_and_config_and_not_on_the_place(tmp_path, tiny_directories):
+    first = shutil.copytree(tiny_directories['roberta'], tmp_path / 'first')
+    second = shutil.copytree(first, tmp_path / 'second')
+    (second / 'notes.txt').write_text('not a part of the model')
+    digest = model_files.model_digest(first)
+    assert re.fullmatch('[0-9a-f]{64}', digest)
+    assert model_files.model_digest(second) == digest
+    for name in ('model.safetensors', 'tokenizer.json', 'config.json'):
+        content = (second / name).read_bytes()
+        (second / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert model_files.model_digest(second) != digest
+        (second / name).write_bytes(content)
+    assert model_files.model_digest(second) == digest
+
+
+def test_a_link_to_a_hubs_blob_is_not_read(tmp_path, tiny_directories, monkeypatch):
+    folder = shutil.copytree(tiny_directories['roberta'], tmp_path / 'model')
+    digest = model_files.model_digest(folder)
+    blob = tmp_path / hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()
+    (folder / 'model.safetensors').rename(blob)
+    (folder / 'model.safetensors').symlink_to(blob)
+    blob.write_bytes(b'not read')
+    assert model_files.model_digest(folder) == digest

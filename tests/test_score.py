@@ -1,10 +1,11 @@
-"""scripts/score.py: rows in, the same rows with scores out; cut off anywhere it goes on; what is wrong is named."""
+"""scripts/score.py: rows in, the same rows with scores out; a stopped run continues; what is wrong is named."""
 
 import csv
 import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from conftest import run_main
 from cappy import Cappy
 from cappy.errors import InputError
 from cappy.files.lock import result_lock
-from cappy.files.partial import OutputPaths
-from cappy.files.scored_pairs import PairFile, Runs, best_first, find_done
+from cappy.files.partial import OutputPaths, PartialOutput
+from cappy.files.scored_pairs import Runs, best_first
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location('score', ROOT / 'scripts' / 'score.py')
@@ -81,7 +82,7 @@ def test_the_same_rows_come_out_in_order_with_their_scores(format, tmp_path, mod
     assert list(scored[0]) == ['id', 'instruction', 'response', 'score']
     pairs = [(row['instruction'], row['response']) for row in rows]
     np.testing.assert_allclose([row['score'] for row in scored], scores_of(pairs), rtol=0, atol=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, out.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, out.name, f'{out.name}.settings.json']
 
 
 def test_a_json_row_keeps_its_text_to_the_letter(tmp_path, model):
@@ -113,7 +114,7 @@ def test_rank_sorts_the_rows_of_each_instruction_best_first(tmp_path, model, cap
     for group in (flat[:9], flat[9:18], flat[18:27], flat[27:]):
         expected += sorted(group, key=lambda row: -row['score'])
     assert [row['id'] for row in ranked] == [row['id'] for row in expected]
-    assert '1 groups have an instruction that an earlier group has' in caplog.text
+    assert '1 runs of pairs have an instruction that an earlier run has' in caplog.text
 
 
 def test_equal_scores_keep_their_order():
@@ -150,44 +151,38 @@ def test_standard_input_goes_to_standard_output(tmp_path, model, scores_of):
     np.testing.assert_allclose([row['score'] for row in scored], scores_of(pairs), rtol=0, atol=1e-6)
 
 
-def with_scores(pairs, rank=False):
-    """What the script writes: header and rows, with scores of every length."""
-    rows = list(pairs.rows())
-    values = [float(np.float32(1 / (n % 7 + 3)) * (-1) ** n * 10.0 ** -(n % 9)) for n in range(len(rows))]
-    scored = best_first(zip(rows, values, strict=True)) if rank else zip(rows, values, strict=True)
-    return pairs.header, [pairs.with_score(row, value) for row, value in scored]
+def test_a_partial_output_that_was_cut_off_anywhere_continues_behind_its_last_mark(tmp_path):
+    paths, settings = OutputPaths(tmp_path / 'out'), {'model_digest': 'a', 'names': ('x', 'y')}
+    output = PartialOutput(paths, settings)
+    output.open(b'header\n')
+    output.write(b'first\n')
+    output.mark(1)
+    output.write(b'second, cut o')
+    output._file.close()  # as a killed process leaves it
+    continued = PartialOutput(paths, settings)
+    continued.open(b'header\n')
+    assert continued.n_records == 1
+    continued.write(b'second\n')
+    continued.finish(2)
+    assert paths.result.read_bytes() == b'header\nfirst\nsecond\n'
+    assert json.loads(paths.result_settings.read_text()) == {'model_digest': 'a', 'names': ['x', 'y'], 'records': 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out', 'out.settings.json']
 
 
-@pytest.mark.parametrize('rank', [False, True])
-@pytest.mark.parametrize('format', ['jsonl', 'csv'])
-def test_an_output_cut_off_at_any_byte_is_done_to_its_last_whole_row_or_group(format, rank, tmp_path):
-    pairs = PairFile(write_rows(tmp_path / f'in.{format}', odd_rows()[:18]))
-    header, written = with_scores(pairs, rank)
-    whole = header + b''.join(written)
-    size = 9 if rank else 1
-    ends = [len(header + b''.join(written[:n])) for n in range(0, len(written) + 1, size)]
-    for cut in range(len(whole) + 1):
-        (tmp_path / 'out').write_bytes(whole[:cut])
-        done = find_done(tmp_path / 'out', pairs, pairs.rows(), rank)
-        n = max((n for n, end in enumerate(ends) if end <= cut), default=0)
-        assert (done.n_rows, done.n_bytes) == (n * size, ends[n] if cut >= len(header) else 0)
-        assert len(list(done.rest)) == len(written) - n * size
-
-
-def test_an_output_of_other_rows_is_not_continued(tmp_path):
-    pairs = PairFile(write_rows(tmp_path / 'in.jsonl', odd_rows()))
-    _, written = with_scores(pairs)
-    out = tmp_path / 'out'
-    for text, words in (
-        (b''.join(written[1:]), 'in.jsonl:1'),
-        (written[0] + written[2], 'in.jsonl:2'),
-        (written[0] + b'\x00' * 200, 'in.jsonl:2'),
-        (written[0].replace(b'}', b'1.2}') + written[1] * 9, 'in.jsonl:1'),
-        (b''.join(written) + b'x', 'holds more than the 27 rows'),
-    ):
-        out.write_bytes(text)
-        with pytest.raises(InputError, match=words):
-            find_done(out, pairs, pairs.rows())
+def test_a_partial_output_of_other_settings_is_refused_and_an_unmarked_one_leaves_nothing(tmp_path):
+    paths = OutputPaths(tmp_path / 'out')
+    output = PartialOutput(paths, {'model_digest': 'a'})
+    output.open(b'')
+    output.write(b'first\n')
+    output.mark(1)
+    output.close()
+    with pytest.raises(InputError, match="was begun with model_digest 'a' .asked for: 'b'.; --overwrite begins again"):
+        PartialOutput(paths, {'model_digest': 'b'}).open(b'')
+    fresh = PartialOutput(paths, {'model_digest': 'b'})
+    fresh.open(b'', overwrite=True)
+    fresh.write(b'x')
+    fresh.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 # The script with windows of 500 pairs, so that a short file has many.
@@ -210,7 +205,8 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run
     argv = [source, '--output', out, '--model_name_or_path', model]
     killed = run_python('-c', SMALL_WINDOWS, *argv)
     partial, deadline = OutputPaths(out).partial, time.time() + 120
-    while (not partial.exists() or not partial.stat().st_size) and time.time() < deadline:
+    settings = OutputPaths(out).settings
+    while not (settings.exists() and json.loads(settings.read_text())['records']) and time.time() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
@@ -218,35 +214,65 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run
     assert partial.stat().st_size < source.stat().st_size
     resumed = run_python('-c', SMALL_WINDOWS, *argv)
     _, err = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0 and 'going on behind them' in err
+    assert resumed.returncode == 0 and 'continuing behind them' in err
     ours = read_rows(out)
     assert [row['id'] for row in ours] == list(range(len(rows)))
     unbroken = scores_of([(row['instruction'], row['response']) for row in rows])
     # The windows begin elsewhere, so pairs meet others in their rows: float32 sums in another order.
     np.testing.assert_allclose([row['score'] for row in ours], unbroken, rtol=0, atol=1e-5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['in.jsonl', 'out.jsonl']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['in.jsonl', 'out.jsonl', 'out.jsonl.settings.json']
 
 
-def test_what_was_begun_with_other_settings_or_exists_is_not_mixed(tmp_path, model, capsys):
+def test_an_output_that_exists_is_kept_for_the_same_scorer_and_input_alone(tmp_path, model, capsys):
+    model = shutil.copytree(model, tmp_path / 'model')
     source = write_rows(tmp_path / 'in.jsonl', odd_rows())
     out = tmp_path / 'out.jsonl'
     argv = [source, '--output', out, '--model_name_or_path', model]
     assert run(*argv) == 0
     whole = out.read_bytes()
     assert run(*argv) == 0
-    assert 'exists and holds all 27 rows. Skipped' in capsys.readouterr().err
-    out.rename(OutputPaths(out).partial)
+    assert 'exists and holds all 27 scores. Skipped; --overwrite' in capsys.readouterr().err.splitlines()[-1]
+
+    weights = bytearray((model / 'model.safetensors').read_bytes())
+    weights[-3] ^= 1  # another scorer under the same name
+    (model / 'model.safetensors').write_bytes(weights)
+    assert 'exists, made with model_digest ' in refused(capsys, *argv)
+    weights[-3] ^= 1
+    (model / 'model.safetensors').write_bytes(weights)
+    assert 'exists, made with max_length None (asked for: 60)' in refused(capsys, *argv, '--max_length', 60)
+    write_rows(source, [*odd_rows(), {'id': 27, 'instruction': 'say 3', 'response': 'one more'}])
+    assert 'exists, made with input_digest ' in refused(capsys, *argv)
+    OutputPaths(out).result_settings.unlink()
     assert 'cannot be read; --overwrite' in refused(capsys, *argv)
-    settings = dict.fromkeys(score.DECIDING) | {'instruction_key': 'instruction', 'response_key': 'response'}
-    settings |= {'score_key': 'score', 'rank': False, 'model_name_or_path': 'other', 'format': 'jsonl'}
-    OutputPaths(out).settings.write_text(json.dumps(settings))
-    assert f"model_name_or_path 'other' (asked for: '{model}')" in refused(capsys, *argv)
-    assert run(*argv, '--overwrite') == 0
     assert out.read_bytes() == whole
-    write_rows(source, odd_rows()[1:])
-    assert 'is another row; --overwrite' in refused(capsys, *argv)
-    out.write_bytes(b''.join(whole.splitlines(keepends=True)[1:5]))
-    assert 'holds 4 rows' in refused(capsys, *argv)
+    assert run(*argv, '--overwrite') == 0
+    assert len(read_rows(out)) == 28
+
+
+def test_a_part_of_another_scorer_is_not_continued(tmp_path, model, tiny_directories, capsys, monkeypatch):
+    source = write_rows(tmp_path / 'in.jsonl', odd_rows())
+    out = tmp_path / 'out.jsonl'
+    argv = [source, '--output', out]
+
+    def stop(scorer, pairs, n_pairs):
+        yield from ((pair, 0.5) for pair, _ in zip(pairs, range(5), strict=False))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score, 'score_pairs', stop)
+        assert run(*argv, '--model_name_or_path', model) == 130
+    assert OutputPaths(out).partial.read_bytes().count(b'\n') == 5
+    assert 'was begun with model_digest' in refused(capsys, *argv, '--model_name_or_path', tiny_directories['bert'])
+    assert run(*argv, '--model_name_or_path', model) == 0
+    assert [row['score'] == 0.5 for row in read_rows(out)] == [True] * 5 + [False] * 22
+
+
+def test_an_encoder_without_a_head_is_refused(tmp_path, make_model, capsys):
+    from conftest import ROBERTA, random_tensors
+
+    tensors = {name: tensor for name, tensor in random_tensors(ROBERTA).items() if not name.startswith('classifier')}
+    source = write_rows(tmp_path / 'in.jsonl', odd_rows())
+    assert 'has no head' in refused(capsys, source, '--model_name_or_path', make_model(tensors=tensors))
 
 
 def refused(capsys, *argv):
@@ -264,15 +290,15 @@ BAD = {
     'no response': ('in.jsonl', b'{"instruction": "i", "answer": "r"}\n', ':1: response is missing'),
     'a number': ('in.jsonl', b'{"instruction": "i", "response": 4}\n', ':1: response: expected text, found 4'),
     'scored already': ('in.jsonl', b'{"instruction": "i", "response": "r", "score": 1}\n', ':1: score: there is'),
-    'empty jsonl': ('in.jsonl', b'\n \n', ': holds no rows'),
-    'empty csv': ('in.csv', b'', ': holds no rows'),
-    'only a header': ('in.csv', b'instruction,response\n', ': holds no rows'),
+    'empty jsonl': ('in.jsonl', b'\n \n', ': holds no pairs'),
+    'empty csv': ('in.csv', b'', ': holds no pairs'),
+    'only a header': ('in.csv', b'instruction,response\n', ': holds no pairs'),
     'no column': ('in.csv', b'instruction,answer\ni,r\n', ':1: response is missing'),
     'two columns': ('in.csv', b'instruction,response,response\ni,r,s\n', ':1: response: 2 columns'),
     'scored csv': ('in.csv', b'instruction,response,score\ni,r,1\n', ':1: score: there is'),
     'fields': ('in.csv', b'instruction,response\n"i\nj",r\ni,r,s\n', ':4: 3 fields, but the first line names 2'),
-    'an open quote': ('in.csv', b'instruction,response\ni,r\ni,"r\n', ':3: not a row of csv'),
-    'a quote inside': ('in.tsv', b'instruction\tresponse\ni\t"r" s\n', ':2: not a row of tsv'),
+    'an open quote': ('in.csv', b'instruction,response\ni,r\ni,"r\n', ':3: not a record of csv'),
+    'a quote inside': ('in.tsv', b'instruction\tresponse\ni\t"r" s\n', ':2: not a record of tsv'),
     'csv not UTF-8': ('in.csv', b'instruction,response\ni,\xe9\n', ':2: not UTF-8'),
 }
 

@@ -1,10 +1,14 @@
-"""Paths of an output that is written in parts and continued."""
+"""Outputs that are written in parts, so that a stopped run continues."""
 
+import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from cappy.errors import InputError
+from cappy.files.atomic import write_json
+from cappy.files.settings import differing
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class OutputPaths:
         return self.result.with_name(f'{self.result.name}.partial.json')
 
     @property
+    def result_settings(self) -> Path:
+        """What the output was made with, where that is kept."""
+        return self.result.with_name(f'{self.result.name}.settings.json')
+
+    @property
     def lock(self) -> Path:
         """Held while a process writes."""
         return self.result.with_name(f'{self.result.name}.lock')
@@ -31,19 +40,105 @@ class OutputPaths:
     @property
     def written(self) -> tuple[Path, ...]:
         """The files that `write_atomically` makes."""
-        return self.result, self.settings
+        return self.result, self.settings, self.result_settings
 
     def check_continues(self, settings):
-        """Raise InputError where `partial` was begun with other settings than these, or with unknown ones."""
-        try:
-            begun_with = json.loads(self.settings.read_text(encoding='utf-8'))
-        except (OSError, ValueError) as error:
+        """Return what `partial` was begun with.
+
+        Raises InputError where it was begun with other settings than these, or with unknown ones.
+        """
+        begun_with = _read_settings(self.settings, self.partial)
+        missing = {name: None for name in settings if name not in begun_with}
+        if other := differing(begun_with | missing, settings):
+            raise InputError(f'{self.partial}: was begun with {", ".join(other)}; --overwrite begins again')
+        return begun_with
+
+    def check_made_with(self, settings):
+        """Return what the output was made with. Raises InputError where that is something else, or not known."""
+        made_with = _read_settings(self.result_settings, self.result)
+        missing = {name: None for name in settings if name not in made_with}
+        if other := differing(made_with | missing, settings):
             raise InputError(
-                f'{self.partial}: exists, but {self.settings.name}, which says what it was made with, cannot be read; '
-                '--overwrite begins anew'
+                f'{self.result}: exists, made with {", ".join(other)}; --overwrite replaces it, another --output keeps '
+                'both'
+            )
+        return made_with
+
+
+class PartialOutput:
+    """A file that grows by whole records and can be continued after any stop; it takes its place when it is whole.
+
+    settings: JSON values; what was begun with others is not continued. The number of records and bytes that are safely
+    on the disk is kept beside it.
+    """
+
+    def __init__(self, paths: OutputPaths, settings: dict):
+        self.paths, self.settings, self.n_records = paths, settings, 0
+
+    def open(self, header: bytes, overwrite=False):
+        """Begin with the header, or continue: n_records says with how many. Raises InputError as `check_continues`."""
+        if overwrite or not self.paths.partial.exists():
+            self._write_settings(0, len(header))
+            self.paths.partial.write_bytes(header)
+            n_bytes = len(header)
+        else:
+            begun_with = self.paths.check_continues(self.settings)
+            self.n_records, n_bytes = begun_with['records'], begun_with['bytes']
+        self._file = open(self.paths.partial, 'r+b')  # noqa: SIM115 - finish or close closes it
+        self._file.truncate(n_bytes)
+        self._file.seek(n_bytes)
+
+    def write(self, record: bytes):
+        """Add a record."""
+        with self._named():
+            self._file.write(record)
+
+    def mark(self, n_records):
+        """Everything up to record n_records is written: a continued run starts behind it."""
+        with self._named():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self.n_records = n_records
+        self._write_settings(n_records, self._file.tell())
+
+    def finish(self, n_records):
+        """The output is whole: it takes its place, with what it was made with beside it."""
+        self.mark(n_records)
+        self._file.close()
+        write_json(self.paths.result_settings, {**self.settings, 'records': n_records})
+        with self._named():
+            os.replace(self.paths.partial, self.paths.result)
+            self.paths.settings.unlink(missing_ok=True)
+
+    def close(self):
+        """Leave it to be continued; where no record is safe yet, nothing stays."""
+        with contextlib.suppress(OSError):  # a full disk, which `write` has reported
+            self._file.close()
+        if not self.n_records:
+            self.paths.partial.unlink(missing_ok=True)
+            self.paths.settings.unlink(missing_ok=True)
+
+    def _write_settings(self, n_records, n_bytes):
+        write_json(self.paths.settings, {**self.settings, 'records': n_records, 'bytes': n_bytes})
+
+    @contextlib.contextmanager
+    def _named(self):
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f'{self.paths.partial}: cannot be written ({error.strerror}); make room, and the same command continues'
             ) from error
-        settings = json.loads(json.dumps(settings))  # tuples were written as lists
-        other = [key for key in settings if begun_with.get(key) != settings[key]]
-        if other:
-            told = ', '.join(f'{key} {begun_with.get(key)!r} (asked for: {settings[key]!r})' for key in other)
-            raise InputError(f'{self.partial}: was begun with {told}; --overwrite begins anew')
+
+
+def _read_settings(path, of):
+    """The settings in a file beside another; InputError where they cannot be read."""
+    try:
+        settings = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(settings, dict):
+            raise ValueError(f'found a {type(settings).__name__}')
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f'{of}: exists, but {path.name}, which says what it was made with, cannot be read; --overwrite begins again'
+        ) from error
+    return settings

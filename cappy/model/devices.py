@@ -16,6 +16,7 @@ import flax.core
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -176,6 +177,13 @@ def get_devices(
 def is_first_process():
     """Whether this process writes the files."""
     return jax.process_index() == 0
+
+
+def from_first_process(number):
+    """The number that the first process has, on every process."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(number))
 
 
 def _cache_compilations():

@@ -10,8 +10,10 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
+import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -156,6 +158,41 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise InputError(_not_found(path, 'no such directory'))
     held = ', '.join(sorted(entry.name for entry in path.iterdir())) or 'nothing'
     raise InputError(f'{path}: no weights; looked for {", ".join(READERS)}; found {held}')
+
+
+def model_digest(name_or_dir: str | os.PathLike) -> str:
+    """SHA-256, in hexadecimal, over what decides a model's scores: its config, tokenizer and weights.
+
+    The same files in another place have the same digest. A file that is a link to a hub cache's blob, whose name is its
+    SHA-256, is not read. Raises InputError where there is no model or a file cannot be read.
+    """
+    path = find_model(name_or_dir)
+    patterns = ['config.json', *TOKENIZER_PATTERNS, *_weight_files(path)]
+    names = sorted(entry.name for entry in path.iterdir() if any(fnmatch.fnmatch(entry.name, p) for p in patterns))
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f'{name} {_file_digest(path / name)}\n'.encode())
+    return digest.hexdigest()
+
+
+def _weight_files(path: Path) -> list[str]:
+    """Names of the files from which `read_tensors` takes the weights of a model directory."""
+    name = next((name for name in READERS if (path / name).is_file()), None)
+    if name is None:
+        return []
+    shards = _read_json(path / name).get('weight_map') if name.endswith('.json') else None
+    return [name, *sorted(set(shards.values()) if isinstance(shards, dict) else ())]
+
+
+def _file_digest(file: Path) -> str:
+    blob = file.resolve().name
+    if file.is_symlink() and re.fullmatch('[0-9a-f]{64}', blob):
+        return blob
+    try:
+        with open(file, 'rb') as opened:
+            return hashlib.file_digest(opened, 'sha256').hexdigest()
+    except OSError as error:
+        raise InputError(f'{file}: cannot be read ({error.strerror})') from error
 
 
 @dataclasses.dataclass(frozen=True)

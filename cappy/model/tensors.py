@@ -63,8 +63,9 @@ def tensors_from_params(params):
     }
 
 
-def read_params(path, config, seed):
-    """The tree of parameters of a model directory, as host arrays; a missing head is drawn from `seed`, with a warning.
+def read_params(path, config, seed, needs_head=False):
+    """The tree of parameters of a model directory, as host arrays; a missing head is drawn from `seed`, with a
+    warning, or refused where needs_head is set.
 
     Raises InputError naming what is missing, misshapen or damaged.
     """
@@ -75,6 +76,8 @@ def read_params(path, config, seed):
     # A classifier that is there in part is a damaged file, not an encoder without a head.
     if any(name.startswith('classifier') for name in set(head) - set(fresh)):
         fresh = []
+    if fresh and needs_head:
+        raise InputError(f'{path}: has no head ({", ".join(fresh)}), so its scores would be random; adapt it first')
     if fresh:
         logger.warning('%s has no head: %s are random (seed %d); adapt it before use', path, ', '.join(fresh), seed)
     tensors |= _fresh_tensors({name: expected[name] for name in fresh}, config, seed)
