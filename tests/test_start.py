@@ -90,3 +90,14 @@ def test_a_script_runs_its_own_checkout_and_not_an_installed_copy(bare_python, t
     )
     assert (ended.returncode, ended.stderr) == (0, '')
     assert ended.stdout.startswith('usage: score.py')
+
+
+def test_reading_a_tokenizer_does_not_warn_that_pytorch_is_missing(bare_python, tmp_path):
+    def errors_of(program):
+        command = [bare_python, '-c', program, ROOT / 'tests' / 'recorded' / 'tiny-cappy']
+        ended = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+        return ended.stderr
+
+    assert 'PyTorch was not found' in errors_of('import transformers')
+    program = f'import sys; sys.path.insert(0, {str(ROOT)!r}); from cappy.model.tokens import load_tokenizer\n'
+    assert errors_of(f'{program}load_tokenizer(sys.argv[1])') == ''
