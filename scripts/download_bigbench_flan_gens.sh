@@ -3,10 +3,10 @@
 #
 #     bash scripts/download_bigbench_flan_gens.sh
 #
-# Writes bigbench_flan_gens/{generator}/{task}_{split}.jsonl here, where cappy_bigbench.py looks for them. What came is
-# looked at before anything is kept: no path outside the folder, no links, candidates in every file. A generator that is
-# there already is left alone; files that should be there and are not are named, with exit code 1. Needs gdown
-# (pip install gdown). Such links die: scripts/bigbench_flan_generate.py draws samples anew.
+# Writes bigbench_flan_gens/{generator}/{task}_{split}.jsonl in the repository's root, where cappy_bigbench.py looks for
+# them. The archive is checked before anything of it is kept: no path outside the folder, no links, candidates in every
+# file. A generator that is there already stays as it is; missing files are named, with exit code 1. Needs gdown
+# (pip install gdown). Should the link be dead, scripts/bigbench_flan_generate.py draws new samples.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/drive.sh
@@ -15,11 +15,12 @@ FILE_ID=150v5Z9GSD7GU0f2Lr71BagsyC1ytkvI5
 FOLDER=bigbench_flan_gens
 
 fail() {
-    echo "error: $1; or draw samples anew: python scripts/bigbench_flan_generate.py --help" >&2
+    echo "error: $1; or draw new samples: python scripts/bigbench_flan_generate.py --help" >&2
     exit 1
 }
 
-# check FOLDER: says what is missing in the folder, if anything. unpack ZIP FOLDER: the generators of the archive.
+# files check FOLDER: names what is missing in the folder, if anything. files unpack ZIP PARTIAL FOLDER: moves the
+# generators of the archive into the folder, by way of PARTIAL.
 files() {
     "${PYTHON:-python3}" - "$@" << 'EOF'
 import json
@@ -44,13 +45,13 @@ def check(folder):
 
 
 def inner_path(member, folder):
-    """(generator, file) of a member; None where it holds no samples. Ends the script where it is not safe."""
+    """(generator, file name) of a member; None where it holds no samples. Ends the script where it is unsafe."""
     parts = pathlib.PurePosixPath(member.filename.replace('\\', '/')).parts
     if parts and (parts[0] == '/' or ':' in parts[0] or '..' in parts):
         sys.exit(f'{member.filename!r} points outside of the folder')
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        sys.exit(f'{member.filename!r} is a link or no plain file')
+        sys.exit(f'{member.filename!r} is a link or another special file')
     holds_samples = len(parts) == 3 and parts[0] == folder.name and parts[2].endswith('.jsonl')
     return parts[1:] if holds_samples and not member.is_dir() else None
 
@@ -64,7 +65,7 @@ def check_samples(archive, member):
         sys.exit(f'{member.filename!r}: line 1 is not JSON: {line[:60]!r}')
     missing = sorted(FIELDS - row.keys()) if isinstance(row, dict) else sorted(FIELDS)
     if missing:
-        sys.exit(f'{member.filename!r}: line 1 lacks {", ".join(missing)}')
+        sys.exit(f'{member.filename!r}: line 1 has no {", ".join(missing)}')
 
 
 def unpack(path, partial, folder):
@@ -75,7 +76,7 @@ def unpack(path, partial, folder):
         if not inner:
             sys.exit(f'it holds no {folder.name}/GENERATOR/TASK_SPLIT.jsonl, only {", ".join(others[:3]) or "nothing"}')
         if others:
-            print(f'  {len(others)} files left out that are no samples, the first {others[0]!r}')
+            print(f'  {len(others)} files that hold no samples are left out, the first {others[0]!r}')
         for member, _ in inner:
             check_samples(archive, member)
         for member, (generator, name) in inner:
@@ -86,7 +87,7 @@ def unpack(path, partial, folder):
     folder.mkdir(exist_ok=True)
     for generator in sorted(path.name for path in partial.iterdir()):
         if (folder / generator).exists():
-            print(f'  {generator}: is there already, left as it is')
+            print(f'  {generator}: exists, left as it is')
         else:
             (partial / generator).rename(folder / generator)
             print(f'  {generator}: {len(list((folder / generator).iterdir()))} files')
@@ -103,7 +104,7 @@ EOF
 }
 
 if files check "$FOLDER" > /dev/null 2>&1; then
-    echo "$FOLDER is there:"
+    echo "$FOLDER exists:"
     files check "$FOLDER"
     exit 0
 fi
@@ -112,5 +113,5 @@ trap 'rm -rf "$partial"' EXIT
 mkdir "$partial"
 fetch "$FILE_ID" "$partial/archive.zip"
 echo "$FOLDER:"
-files unpack "$partial/archive.zip" "$partial/generators" "$FOLDER" || fail 'what came from the Drive is not the samples (see above)'
-files check "$FOLDER" || fail "$FOLDER is not whole (see above)"
+files unpack "$partial/archive.zip" "$partial/generators" "$FOLDER" || fail 'the archive from the Drive does not hold the samples (see above)'
+files check "$FOLDER" || fail "$FOLDER is incomplete (see above)"

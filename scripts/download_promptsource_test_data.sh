@@ -3,9 +3,9 @@
 #
 #     bash scripts/download_promptsource_test_data.sh
 #
-# Writes promptsource_test.jsonl here, where cappy_promptsource.py looks for it, once what came is seen to be rows with
-# the fields it reads. Needs gdown (pip install gdown). Such links die: scripts/get_promptsource_data.py builds the
-# file from its sources instead.
+# Writes promptsource_test.jsonl in the repository's root, where cappy_promptsource.py looks for it, after checking that
+# every line has the fields that script reads. Needs gdown (pip install gdown). Should the link be dead,
+# scripts/get_promptsource_data.py builds the file from its sources.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/drive.sh
@@ -18,7 +18,7 @@ fail() {
     exit 1
 }
 
-# Says what is in the file, or why it is not the test data.
+# check FILE: prints what the file holds, or why it is not the test data.
 check() {
     "${PYTHON:-python3}" - "$1" << 'EOF'
 import collections
@@ -35,13 +35,13 @@ with open(sys.argv[1], encoding='utf-8', errors='replace') as file:
             sys.exit(f'line {number} is not JSON: {line[:60].strip()!r}')
         missing = sorted(FIELDS - row.keys()) if isinstance(row, dict) else sorted(FIELDS)
         if missing:
-            sys.exit(f'line {number} lacks {", ".join(missing)}')
+            sys.exit(f'line {number} has no {", ".join(missing)}')
         counts[row['dataset_name']] += 1
 if not counts:
     sys.exit('it is empty')
 for name, count in counts.items():
-    print(f'  {name}: {count:,} rows')
-print(f'  {counts.total():,} rows of {len(counts)} data sets')
+    print(f'  {name}: {count:,} choices')
+print(f'  {counts.total():,} choices from {len(counts)} data sets')
 EOF
 }
 

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 NAMES = json.loads((ROOT / 'bigbench_data' / 'subset_names.json').read_text('utf-8'))
 PUBLISHED = ROOT.parent / 'shared' / 'published' / 'bigbench_cappy_rougeL.json'
 DOWNLOAD = 'download_bigbench_flan_gens.sh'
+# gdown without a network: it breaks its message anywhere.
+UNREACHABLE = r"printf 'Max retries\n\texceeded (Failed to\n\tresolve it)' >&2; exit 1"
 
 _spec = importlib.util.spec_from_file_location('get_bigbench_data', ROOT / 'scripts' / 'get_bigbench_data.py')
 script = importlib.util.module_from_spec(_spec)
@@ -331,14 +333,14 @@ def test_the_samples_are_unpacked_once_they_are_seen_to_be_safe_and_whole(tmp_pa
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout.splitlines()[:2] == [
         'bigbench_flan_gens:',
-        "  2 files left out that are no samples, the first '__MACOSX/._x'",
+        "  2 files that hold no samples are left out, the first '__MACOSX/._x'",
     ]
     assert done.stdout.splitlines()[-1] == '  450 of 450 files of 5 generators'
     written = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.glob('bigbench_flan_gens/*/*')}
     assert written == members
     assert files_of(tmp_path) == ['bigbench_data', 'bigbench_flan_gens', 'bin', 'drive', 'scripts']
     again = run_download(tmp_path, 'exit 9')
-    assert (again.returncode, again.stdout.splitlines()[0]) == (0, 'bigbench_flan_gens is there:')
+    assert (again.returncode, again.stdout.splitlines()[0]) == (0, 'bigbench_flan_gens exists:')
 
 
 def test_a_generator_that_is_there_is_left_and_what_is_missing_is_named(tmp_path):
@@ -351,7 +353,7 @@ def test_a_generator_that_is_there_is_left_and_what_is_missing_is_named(tmp_path
     done = run_download(tmp_path)
     assert (done.returncode, mine.read_text(), files_of(mine.parent)) == (1, 'mine', ['tense_train.jsonl'])
     assert done.stdout.splitlines()[1:] == [
-        '  flan-t5-small: is there already, left as it is',
+        '  flan-t5-small: exists, left as it is',
         '  flan-t5-xl: 89 files',
         '  90 of 450 files of 5 generators',
     ]
@@ -373,7 +375,7 @@ def link_to_passwords():
         ('/tmp/evil.jsonl', "'/tmp/evil.jsonl' points outside of the folder"),
         ('C:\\evil.jsonl', 'points outside of the folder'),
         ('bigbench_flan_gens\\..\\..\\evil.jsonl', 'points outside of the folder'),
-        (link_to_passwords(), "'bigbench_flan_gens/flan-t5-xl/tense_train.jsonl' is a link or no plain file"),
+        (link_to_passwords(), "'bigbench_flan_gens/flan-t5-xl/tense_train.jsonl' is a link or another special file"),
     ],
 )
 def test_an_archive_that_points_outside_or_holds_a_link_is_refused_whole(tmp_path, member, message):
@@ -387,6 +389,7 @@ def test_an_archive_that_points_outside_or_holds_a_link_is_refused_whole(tmp_pat
     ('gdown', 'message'),
     [
         ('echo too many users >&2; exit 1', 'the Drive does not give the file'),
+        (UNREACHABLE, 'error: no network: the Drive cannot be reached (see above); run this again where it can'),
         ('true', 'nothing came from the Drive'),
         ('echo "<html>sorry</html>" > "$3"', 'it is no archive that can be read (File is not a zip file)'),
         (None, 'gdown is not installed'),
@@ -408,7 +411,7 @@ def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(tmp_path, gdow
         ({'bigbench_flan_gens/a/tense_train.jsonl': '<html>'}, 'line 1 is not JSON'),
         (
             {'bigbench_flan_gens/a/tense_train.jsonl': '{"example_idx": 0}'},
-            'lacks flan_samples, instruction, ',
+            'line 1 has no flan_samples, instruction, ',
         ),
     ],
 )

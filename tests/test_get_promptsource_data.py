@@ -17,6 +17,8 @@ from cappy.errors import InputError
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / 'shared' / 'data' / 'promptsource'
 DOWNLOAD = 'download_promptsource_test_data.sh'
+# gdown without a network: it breaks its message anywhere.
+UNREACHABLE = r"printf 'Max retries\n\texceeded (Failed to\n\tresolve it)' >&2; exit 1"
 
 _spec = importlib.util.spec_from_file_location('get_promptsource_data', ROOT / 'scripts' / 'get_promptsource_data.py')
 script = importlib.util.module_from_spec(_spec)
@@ -361,7 +363,7 @@ def test_the_download_is_kept_once_it_is_seen_to_be_rows(tmp_path):
     gdown = '[ $1 = 1OjmNOavE6hd4eOAEbW45Clp7Kz3N947T ] && cp drive "$3"'
     done = run_download(DOWNLOAD, tmp_path, gdown)
     assert (done.returncode, done.stderr) == (0, '')
-    assert done.stdout.splitlines() == ['promptsource_test.jsonl:', '  cb: 2 rows', '  2 rows of 1 data sets']
+    assert done.stdout.splitlines() == ['promptsource_test.jsonl:', '  cb: 2 choices', '  2 choices from 1 data sets']
     assert (tmp_path / 'promptsource_test.jsonl').read_text().splitlines() == [json.dumps(row)] * 2
     again = run_download(DOWNLOAD, tmp_path, 'exit 9')
     assert (again.returncode, again.stdout.splitlines()[0]) == (0, 'promptsource_test.jsonl exists:')
@@ -371,8 +373,9 @@ def test_the_download_is_kept_once_it_is_seen_to_be_rows(tmp_path):
     ('gdown', 'message'),
     [
         ('echo too many users >&2; exit 1', 'the Drive does not give the file'),
+        (UNREACHABLE, 'error: no network: the Drive cannot be reached (see above); run this again where it can'),
         ('echo "<html>sorry</html>" > $3', "line 1 is not JSON: '<html>sorry</html>'"),
-        ('echo \'{"label": 1}\' > $3', 'line 1 lacks dataset_name, example_idx, instruction, response, template_name'),
+        ('echo \'{"label": 1}\' > $3', 'line 1 has no dataset_name, example_idx, instruction, response, template_name'),
         ('true', 'nothing came from the Drive'),
         (None, 'gdown is not installed'),
     ],
