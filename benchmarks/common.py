@@ -1,4 +1,4 @@
-"""What the benchmarks share: texts, scorers of random weights, timing in alternation, the machine's description."""
+"""What the benchmarks share: pairs of texts, scorers with random weights, timing, a line that describes the machine."""
 
 import contextlib
 import gzip
@@ -18,7 +18,7 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.model.config import EncoderConfig
-from cappy.model.model_files import write_model
+from cappy.model.model_files import find_model, write_model
 from cappy.model.packing import Batch
 from cappy.model.tensors import expected_tensors
 from cappy.tasks.candidates import read_examples
@@ -53,38 +53,38 @@ SIZES = {
         'pad_token_id': 1,
     },
 }
-# English words make 1.2 to 1.3 tokens each of a vocabulary of this size made from the texts, as of the published ones.
+# A vocabulary of this size, learned from the texts, gives 1.2 to 1.3 tokens per English word, as the published ones do.
 TRAINED_VOCABULARY = 8000
 SYLLABLES = 'ba ce di fo gu la me ni po ru sta tre vi wor shing tion ed ing able ly'
 
 
 def read_pairs(texts, data, n_pairs, seed=0):
-    """n_pairs different (instruction, response) pairs, drawn without order; of crows_pairs the first, in order.
+    """n_pairs different (instruction, response) pairs, drawn at random; of crows_pairs the first ones, in order.
 
-    texts: one of READERS; data: the folder that holds e2e_nlg/, p3/ and promptsource/.
-    Raises InputError where the texts are not there or too few.
+    texts: a key of READERS; data: folder with e2e_nlg/, p3/ and promptsource/.
+    Raises InputError where the texts are missing or too few.
     """
     pairs = list(dict.fromkeys(READERS[texts](Path(data))))
     if len(pairs) < n_pairs:
         raise InputError(f'{data}: {texts} has {len(pairs)} pairs; asked for {n_pairs}')
-    if texts == 'crows_pairs':  # a drawn pair would seldom share its question with another
+    if texts == 'crows_pairs':  # drawn pairs would seldom share their question
         return pairs[:n_pairs]
     return random.Random(seed).sample(sorted(pairs), n_pairs)
 
 
 def _read_e2e(data):
-    file = _existing(data / 'e2e_nlg' / 'e2e_nlg_train.jsonl', 'scripts/get_e2e_nlg.py builds it')
+    file = _existing(data / 'e2e_nlg' / 'e2e_nlg_train.jsonl', 'scripts/get_e2e_nlg.py makes it')
     return [(example.instruction, response) for example in read_examples(file) for response in example.candidates]
 
 
 def _read_p3(data):
-    file = _existing(data / 'p3' / 't0_train_55k.jsonl.gz', 'a line: {"instruction", "response"}')
+    file = _existing(data / 'p3' / 't0_train_55k.jsonl.gz', 'lines of {"instruction", "response"}')
     with gzip.open(file, 'rt', encoding='utf-8') as lines:
         return [(row['instruction'], row['response']) for row in map(json.loads, lines)]
 
 
 def _read_crows_pairs(data):
-    """The rows that cappy_promptsource.py scores: each question under each template, a pair for each choice."""
+    """The pairs that cappy_promptsource.py scores: one per answer choice of each question under each template."""
     folder = data / 'promptsource'
     source = _existing(folder / 'crows_pairs' / 'crows_pairs_anonymized.csv', 'docs/promptsource-data.md names it')
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,15 +114,15 @@ READERS = {'e2e': _read_e2e, 'p3': _read_p3, 'crows_pairs': _read_crows_pairs, '
 
 def _existing(file, where_from):
     if not file.exists():
-        raise InputError(f'{file}: not there ({where_from}); give --data FOLDER, or --texts synthetic')
+        raise InputError(f'{file}: no such file ({where_from}); give --data FOLDER, or --texts synthetic')
     return file
 
 
 @contextlib.contextmanager
 def scorer_directory(size, pairs, dropout=DROPOUT, seed=0):
-    """A model directory of random weights and a tokenizer made from the pairs' texts, while the block runs.
+    """A model directory with random weights and a tokenizer learned from the pairs' texts; removed after the block.
 
-    size: one of SIZES.
+    size: a key of SIZES.
     """
     published = SIZES[size] | {
         'hidden_act': 'gelu',
@@ -142,6 +142,16 @@ def scorer_directory(size, pairs, dropout=DROPOUT, seed=0):
         tokenizer = _make_tokenizer(published['model_type'], [text for pair in pairs for text in pair])
         write_model(directory, tensors, published, tokenizer=tokenizer)
         yield directory
+
+
+@contextlib.contextmanager
+def model_directory(name, pairs):
+    """The directory of a named model; for 'random' that of scorer_directory, of MiniLM's size."""
+    if name == 'random':
+        with scorer_directory('minilm', pairs) as directory:
+            yield directory
+    else:
+        yield find_model(name)
 
 
 def _random_tensor(name, shape, generator, spread):
@@ -185,7 +195,7 @@ def _make_tokenizer(model_type, texts):
 
 
 def padded_batches(n_pairs, rows, row_length=512):
-    """The reference's layout: one pair a row of max_length tokens, `rows` rows a micro-batch."""
+    """The reference's layout: one pair per row of row_length tokens, `rows` rows per micro-batch."""
     batches = []
     for first in range(0, n_pairs, rows):
         pair = np.arange(first, first + rows, dtype=np.int32)[:, None]
@@ -201,9 +211,9 @@ def seconds_of(work):
 
 
 def median_seconds(works, n_repeats):
-    """{name: median seconds} of several pieces of work, each once in turn, n_repeats times.
+    """{name: median seconds} of several functions, called in turn, n_repeats times each.
 
-    In turn, so that what else the machine does falls on all of them.
+    In turn, so that other work of the machine slows all of them alike.
     """
     seconds = {name: [] for name in works}
     for _ in range(n_repeats):
@@ -213,7 +223,7 @@ def median_seconds(works, n_repeats):
 
 
 def describe_machine(*packages):
-    """One line: processor, memory, Python, and the packages' versions."""
+    """One line: cores, processor, memory, and the versions of Python and the packages."""
     versions = []
     for name in packages:
         with contextlib.suppress(PackageNotFoundError):

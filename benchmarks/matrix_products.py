@@ -1,12 +1,12 @@
-"""Scoring against the time of its matrix products alone: what everything else costs.
+"""Scoring against the time of its matrix products alone, to see what everything else costs.
 
     python benchmarks/matrix_products.py --size base --texts p3
     python benchmarks/matrix_products.py --size minilm --texts e2e --n_pairs 2048
 
-The machine's float32 rate is the best that JAX or numpy reaches in this run on products of 2048 x 2048 matrices and of
-the model's own shapes. The products needed are those of the real tokens, no padding: the dense layers, and attention
-inside each pair; the last layer's only for keys, values and each pair's first token. Prints the ratio of the scoring
-time, tokenizing included, over products / rate. Figures are in docs/benchmarks.md.
+The machine's float32 rate is the best that JAX or numpy reaches in this run, on products of 2048 x 2048 matrices and of
+the model's own shapes. The products counted are those of the real tokens, without padding: the dense layers, and
+attention inside each pair; in the last layer only keys, values and each pair's first token. Prints the scoring time,
+tokenizing included, divided by the time that these products take at that rate. Figures are in docs/benchmarks.md.
 """
 
 import statistics
@@ -41,7 +41,7 @@ def operations(lengths, config):
 
 
 def product_rates(config, n_tokens, n_repeats):
-    """{name: operations a second} of single matrix products, the best of the repeats."""
+    """{name: operations per second} of single matrix products, the best of the repeats."""
     D, F = config.hidden_size, config.intermediate_size
     generator = np.random.default_rng(0)
     multiply = jax.jit(jnp.matmul)
@@ -67,10 +67,10 @@ def product_rates(config, n_tokens, n_repeats):
 def main(
     size: Literal['minilm', 'base'] = 'minilm',
     texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
-    data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
+    data: str = str(DATA),  # folder with e2e_nlg/ and p3/
     n_pairs=192,
-    n_tokens=1024,  # of the products of the model's own shapes
-    n_repeats=5,  # the median of so many is printed; of the rates the best
+    n_tokens=1024,  # rows of the products of the model's own shapes
+    n_repeats=5,  # the median of these is printed, and the best rate
 ):
     """Time scoring and the machine's matrix products."""
     pairs = read_pairs(texts, data, n_pairs)

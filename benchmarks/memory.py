@@ -1,9 +1,9 @@
-"""Peak memory of a training run: a RoBERTa-base size scorer, loaded, adapted for a few updates, in its own process.
+"""Peak memory of a training run: a scorer of RoBERTa-base's size, loaded and adapted for a few updates.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --texts p3
 
-Prints the largest resident memory of the process, the interpreter and libraries included. Figures are in
+Runs in a process of its own and prints its largest resident memory, interpreter and libraries included. Figures are in
 docs/benchmarks.md.
 """
 
@@ -40,16 +40,17 @@ def adapt(directory, texts, data, pairs_per_update, n_updates):
 
 
 def peak_gib():
+    """GiB of this process's largest resident memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def main(
     size: Literal['minilm', 'base'] = 'base',
     texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
-    data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
+    data: str = str(DATA),  # folder with e2e_nlg/ and p3/
     pairs_per_update=128,
     n_updates=2,
-    directory: str | None = None,  # of a scorer, to measure in this process; None: one of random weights, in another
+    directory: str | None = None,  # of a scorer, measured in this process; default: random weights, in another process
 ):
     """Measure the peak memory of a training run."""
     if directory is not None:

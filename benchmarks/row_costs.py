@@ -1,12 +1,12 @@
-"""What packing must know of a device: a token's dense work, attention's cost, the best micro-batch, compilation.
+"""What packing must know about a device: cost of dense layers and of attention, best micro-batch, compilation.
 
     python benchmarks/row_costs.py
     python benchmarks/row_costs.py --size base
 
-Times rows of several lengths at one number of tokens, forward alone and with gradients; fits seconds per token
-= c (1 + a L) and prints ATTENTION_FACTOR = a 6 D (model/costs.py). Then times one row length at several numbers of
-tokens: TOKENS_PER_DEVICE (model/scoring.py, model/training.py). Compilations are timed without their cache. Figures are
-in docs/benchmarks.md.
+Times rows of several lengths L with the same number of tokens in all, forward alone and with gradients; fits
+seconds per token = c (1 + a L) and prints ATTENTION_FACTOR = a 6 D for hidden size D (cappy/model/costs.py). Then times
+one row length with several numbers of tokens, for TOKENS_PER_DEVICE (cappy/model/scoring.py and training.py).
+Compilations are timed without their cache. Figures are in docs/benchmarks.md.
 """
 
 import statistics
@@ -32,7 +32,7 @@ TOKENS = (192, 384, 576, 768, 1152, 1536, 2304)
 
 
 def random_rows(n_rows, row_length, config, seed=0):
-    """Rows of one pair each, full."""
+    """Full rows of one pair each."""
     generator = np.random.default_rng(seed)
     ones = np.ones((n_rows, row_length), np.int32)
     rows = {
@@ -86,10 +86,10 @@ class WithGradients:
 
 
 def seconds_per_token(kind, scorer, shapes, n_repeats):
-    """[n shapes] seconds, and the seconds of each compilation; a median of repeats in turn, several calls a repeat."""
+    """Seconds per token, float64 [n_shapes], and seconds of each compilation; medians of n_repeats of several calls."""
     programs = {shape: kind(scorer, shape) for shape in shapes}
     first = {shape: (program(), seconds_of(program))[1] for shape, program in programs.items()}
-    # A repeat of a quarter of a second or more: single calls of milliseconds scatter.
+    # Repeats of a quarter of a second or more: the times of single calls of milliseconds vary much.
     calls = {shape: max(1, round(0.25 / seconds)) for shape, seconds in first.items()}
 
     def repeated(shape):
@@ -109,7 +109,7 @@ def main(
     size: Literal['minilm', 'base'] = 'minilm',
     n_tokens=768,  # of a micro-batch, where row lengths are compared
     row_length=96,  # where micro-batches are compared
-    n_repeats=5,  # the median of so many is printed
+    n_repeats=5,  # the median of these is printed
 ):
     """Time rows of several lengths and micro-batches of several sizes."""
     jax.config.update('jax_enable_compilation_cache', False)
@@ -125,9 +125,8 @@ def main(
         slope, dense = np.polyfit(lengths, by_length, 1)
         factor = slope / dense * 6 * scorer.config.hidden_size
         print(f'{n_tokens} tokens, rows of', listed(lengths, by_length))
-        print(
-            f'dense work {dense * 1e6:.1f}, attention {slope * 1e6:.4f} a token of a row, ATTENTION_FACTOR {factor:.2f}'
-        )
+        print(f'dense layers {dense * 1e6:.1f}, attention {slope * 1e6:.4f} per token of the row', end='')
+        print(f', ATTENTION_FACTOR {factor:.2f}')
         by_tokens, more_seconds = seconds_per_token(
             kind, scorer, [(tokens // row_length, row_length) for tokens in TOKENS], n_repeats
         )

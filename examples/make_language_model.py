@@ -1,10 +1,10 @@
-"""The examples' language model: a tiny T5, trained on other inputs of the same tasks.
+"""Train the examples' language model: a tiny T5, on other inputs of the same tasks.
 
     python examples/make_language_model.py
 
-Writes tiny-t5/ beside this file, not committed: a T5 v1.1 checkpoint with its tokenizer, as transformers loads it;
-scripts/bigbench_flan_generate.py draws the examples' candidates from it. Needs torch besides the project's packages.
-Training stops while the model still errs often: trained to the end it would leave nothing to pick.
+Writes tiny-t5/ beside this file (not committed): a T5 v1.1 with its tokenizer, in transformers' format, from which
+scripts/bigbench_flan_generate.py draws the examples' candidates. Needs PyTorch (pip install torch). Training stops
+while the model still makes many mistakes: a better one would leave nothing to pick.
 """
 
 import os
@@ -29,7 +29,7 @@ from cappy.cli import flags
 from cappy.errors import InputError
 
 GENERATOR = 'tiny-t5'
-# Of the model's training pairs, such that all three tasks are half learned at the same time.
+# Of the training pairs: with these shares all three tasks are half learned at the same time.
 SHARES = {'mixed_kinds': 0.18, 'rewrite_tense': 0.5, 'facts_to_sentence': 0.32}
 MAX_TOKENS = 64  # of a target
 
@@ -37,11 +37,11 @@ MAX_TOKENS = 64  # of a target
 def main(
     output_dir: str = str(Path(__file__).parent / GENERATOR),
     n_updates=440,
-    batch_size=48,  # pairs of an update, of all tasks
+    batch_size=48,  # pairs per update, from all tasks
     learning_rate=1.5e-3,
-    vocab_size=700,  # at most; our texts have fewer pieces
+    vocab_size=700,  # at most; the texts have fewer pieces
     d_model=128,
-    n_layers=2,  # of the encoder, and as many of the decoder
+    n_layers=2,  # of the encoder and of the decoder each
     seed=0,
 ):
     """Train the model and save it."""
@@ -61,7 +61,7 @@ def main(
 
 
 def training_pairs(n_pairs):
-    """(instruction, reference) pairs of inputs that are in no split, one reference each in turn."""
+    """(instruction, reference) pairs of inputs outside both splits; references of a task are taken in turn."""
     return [
         (instruction, references[number % len(references)])
         for task, share in SHARES.items()
@@ -70,7 +70,7 @@ def training_pairs(n_pairs):
 
 
 def make_tokenizer(texts, vocab_size):
-    """A unigram vocabulary of our own, with T5's special ids: padding 0, end 1, unknown 2."""
+    """A unigram tokenizer learned from the texts, with T5's special ids: padding 0, end 1, unknown 2."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r'\s+'), ' '), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -104,14 +104,14 @@ def make_model(vocab_size, d_model, n_layers):
         eos_token_id=1,
     )
     model = T5ForConditionalGeneration(config)
-    # transformers draws the untied head as wide as the embedding; unscaled, the first loss is 20.
+    # transformers initialises an untied head as widely as the embedding: unscaled, the first loss is 20.
     model.lm_head.weight.data.mul_(d_model**-0.5)
-    print(f'{sum(p.numel() for p in model.parameters())} weights, vocabulary {vocab_size}')
+    print(f'{sum(p.numel() for p in model.parameters())} parameters, vocabulary of {vocab_size}')
     return model
 
 
 def train(model, tokenizer, batches, learning_rate):
-    """One pass of AdamW over batches of (instruction, target), 10% warm-up, then linear decay."""
+    """One pass of AdamW over batches of (instruction, target): 10% warm-up, then linear decay."""
     n_updates = len(batches)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -138,7 +138,7 @@ def encode(tokenizer, texts):
 
 
 def make_labels(tokenizer, texts):
-    """Target ids [n_texts, n_tokens], the end included, cut at MAX_TOKENS, -100 where padded."""
+    """Target ids [n_texts, n_tokens] with the end token, cut at MAX_TOKENS, -100 where padded."""
     encoded = tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors='pt')
     return encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
 

@@ -1,11 +1,11 @@
-"""Three small generative tasks, written as seeded programs: an endless stream of inputs each.
+"""Three small generative tasks, each a seeded program that makes any number of inputs.
 
-`mixed_kinds` has short exact answers, `rewrite_tense` rewrites a sentence, `facts_to_sentence` puts
-six facts into words and has three references. A stream is cut in three: its first inputs are the
-train split, the next the validation split, the rest train the language model whose samples are the
-candidates (`make_language_model.py`), so the three never meet.
+    python examples/tasks.py
 
-    python examples/tasks.py   # writes examples/bigbench_data
+Writes examples/bigbench_data. `mixed_kinds` has short exact answers, `rewrite_tense` rewrites a sentence,
+`facts_to_sentence` puts six facts into words and has three references. The first inputs of a task are its train split,
+the next ones its validation split, and those after them train the language model whose samples are the candidates
+(`make_language_model.py`): no input is in two of the three.
 """
 
 import json
@@ -130,7 +130,7 @@ def mixed_kinds(rng):
 
 
 def rewrite_tense(rng):
-    """Two clauses from the present into the past or the future."""
+    """Two clauses, to be rewritten from the present into the past or the future."""
     tense = rng.choice(('past', 'future'))
     names, verbs = rng.sample(FIRST_NAMES, 2), rng.sample(VERBS, 2)
     things = [f'{rng.choice(NUMBERS)} {thing}s' for thing in rng.sample(THINGS, 2)]
@@ -146,7 +146,7 @@ def rewrite_tense(rng):
 
 
 def person(rng):
-    """Six facts about somebody, by name of the fact."""
+    """Six facts about a person, {name of the fact: fact}."""
     return {
         'name': f'{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}',
         'age': str(rng.randrange(20, 80)),
@@ -158,7 +158,7 @@ def person(rng):
 
 
 def wordings(facts):
-    """The three sentences that tell the facts of a person."""
+    """Three sentences with all facts of a person."""
     name, age, job, town, pet, hobby = facts.values()
     return [
         f'{name} is a {age} year old {job} from {town} who has a {pet} and {hobby}.',
@@ -180,7 +180,7 @@ TASKS = {task.__name__: task for task in (mixed_kinds, rewrite_tense, facts_to_s
 
 
 def inputs(task, seed=0):
-    """Yields (instruction, references) without end, no instruction twice."""
+    """Yields (instruction, references) without end; no instruction comes twice."""
     make, rng, seen = TASKS[task], random.Random(f'{task} {seed}'), set()
     while True:
         instruction, references = make(rng)
@@ -190,7 +190,7 @@ def inputs(task, seed=0):
 
 
 def split_examples(task, split):
-    """The examples of a split, as the lines of `bigbench_data`."""
+    """The examples of a split, one dict per line of its file in `bigbench_data`."""
     start = 0 if split == 'train' else N_EXAMPLES['train']
     return [
         {
@@ -210,7 +210,7 @@ def language_model_inputs(task, n_inputs):
 
 
 def write_data(folder):
-    """Writes the folder `bigbench_data` of the tasks: a file a split, and the tasks' names."""
+    """Write the folder `bigbench_data`: one file per task and split, and the list of tasks."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'subset_names.json').write_text(json.dumps(list(TASKS)))
     for task in TASKS:

@@ -1,15 +1,15 @@
-"""Seconds that the phases of a job took."""
+"""Seconds that each phase of a job takes."""
 
 import time
 
 
 class PhaseTimer:
-    """Started when made; `lap` ends a phase. seconds: {phase: seconds}, in order."""
+    """Starts when it is made; `lap` ends a phase. seconds: {phase: seconds}, in order."""
 
     def __init__(self):
         self.seconds, self.last = {}, time.perf_counter()
 
     def lap(self, phase):
-        """End a phase: what has gone by since the last one."""
+        """End a phase, which began where the previous one ended."""
         now = time.perf_counter()
         self.seconds[phase], self.last = round(now - self.last, 3), now

@@ -1,4 +1,4 @@
-"""Work on many files, spread over the machine's cores."""
+"""Work on many files, distributed over the machine's cores."""
 
 import gc
 import os
@@ -12,15 +12,15 @@ import tqdm
 
 from cappy.errors import InputError
 
-BYTES_WORTH_A_PROCESS = 4_000_000  # less is read sooner than a process starts
+BYTES_WORTH_A_PROCESS = 4_000_000  # a smaller amount is read before a process has started
 
 
 def run_over_files(work: Callable, arguments: Sequence[tuple], n_bytes: Sequence[int], n_workers=None, progress=None):
-    """[work(*a) for a in arguments], in their order, where a call that raises InputError gives the error itself.
+    """[work(*a) for a in arguments], in their order; a call that raises InputError gives the error as its result.
 
-    work: a function of a module, its arguments and results fit to be sent to another process. n_bytes: how large the
-    files of each are; the largest is begun first. n_workers: as many as there are cores, if None. progress: words
-    beside a bar on a terminal.
+    work: a function of a module, with arguments and results that can be pickled. n_bytes: size of the files of each
+    call; the largest start first. n_workers: processes, one per core if None. progress: text beside a progress bar,
+    which only a terminal shows.
     """
     if n_workers is not None and n_workers < 1:
         raise InputError(f'n_workers {n_workers}: expected 1 or more')
@@ -39,7 +39,7 @@ def run_over_files(work: Callable, arguments: Sequence[tuple], n_bytes: Sequence
 
 
 def _run_in_processes(work, arguments, order, n_workers, bar):
-    # Not forked: the caller may have threads, jax's among them.
+    # Not forked: a fork of a process with threads, such as jax's, may hang.
     with ProcessPoolExecutor(n_workers, mp_context=get_context('spawn'), initializer=_prepare_process) as pool:
         jobs = {index: pool.submit(_attempt, work, *arguments[index]) for index in order}
         for job in jobs.values():
@@ -47,14 +47,16 @@ def _run_in_processes(work, arguments, order, n_workers, bar):
         try:
             return {index: job.result() for index, job in jobs.items()}
         except BrokenProcessPool as error:
-            raise InputError('a process that read files was killed, by lack of memory maybe; --n_workers 1') from error
+            raise InputError(
+                'a process that read files was killed, perhaps for lack of memory; use n_workers 1'
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _prepare_process():
-    gc.disable()  # a file's rows hold no cycles, and looking for some takes two fifths of the time
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once; the caller says so
+    gc.disable()  # what is read has no cycles, and looking for them takes two fifths of the time
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once; the caller reports it
 
 
 def _attempt(work, *argument):
