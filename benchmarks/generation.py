@@ -23,10 +23,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import T5ForConditionalGeneration
 
 try:
     import torch
+    from transformers import T5ForConditionalGeneration
 except ModuleNotFoundError:
     torch = None  # --help does without
 

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
-from transformers import AutoModelForSequenceClassification
 
 try:
     import torch
+    from transformers import AutoModelForSequenceClassification
 except ModuleNotFoundError:
     torch = None  # --help does without
 

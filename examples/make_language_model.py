@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import UnigramTrainer
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 try:
     import torch
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 except ModuleNotFoundError:
     torch = None  # --help does without
 

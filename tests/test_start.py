@@ -71,7 +71,7 @@ def test_every_command_starts_from_the_root_and_from_another_folder(bare_python,
             [bare_python, path, '--help'], cwd=folder, env=environment(), capture_output=True, text=True
         )
         usage = f'usage: {Path(command).name} [--flag value ..]'
-        started = ended.returncode == 0 and ended.stdout.startswith(usage)
+        started = (ended.returncode, ended.stderr) == (0, '') and ended.stdout.startswith(usage)
         return [] if started else [f'{command} in {folder}: {(ended.stderr or ended.stdout).splitlines()[-1]}']
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -1,6 +1,4 @@
-"""Tables as text: aligned, Markdown, LaTeX, CSV or JSON. It formats and knows nothing of what it
-shows.
-"""
+"""Tables as text: aligned for a terminal, Markdown, LaTeX, CSV or JSON."""
 
 import csv
 import io
@@ -32,11 +30,11 @@ _HYPHEN_AS_MINUS = re.compile(r'(?<![\w.-])-(?=\d)')  # before a number, and not
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What of a row a column shows: row[key], under header (the key, if None).
+    """A column: of each row it shows row[key], below the header (the key, if None).
 
-    Numbers are multiplied by scale and shown with `decimals` decimals (as they are, if None). A header may have several
-    lines, which 'table' keeps so that the column is narrow. bold: key of the row that says whether 'markdown' and
-    'latex' show the cell in bold.
+    Numbers are multiplied by scale and rounded to `decimals` decimals (not, if None). A header may have several lines,
+    which 'table' keeps so that the column is narrow. bold: row[bold] says whether 'markdown' and 'latex' show the cell
+    in bold.
     """
 
     key: str
@@ -52,17 +50,17 @@ class Column:
 
 
 def percent(key, header=None, bold=None) -> Column:
-    """A column of fractions, shown times 100 with one decimal."""
+    """A column of fractions, which are shown times 100 with one decimal."""
     return Column(key, header, scale=100, decimals=1, bold=bold)
 
 
 def format_table(rows: Iterable[Mapping], columns: Sequence[Column | str], style: str = 'table') -> str:
     """The rows as text, without a newline at the end.
 
-    columns: a plain name is a column of that key. style: 'table' (aligned, for a terminal),
-    'markdown' and 'latex' show headers and scaled numbers; 'csv' and 'json' keep keys and values as
-    they are, for programs. A value that is missing or None is empty ('-' in 'table', null in
-    'json').
+    columns: a text is the column of that key. style: 'table' (aligned, for a terminal), 'markdown' and 'latex' show
+    headers and scaled numbers; 'csv' and 'json' keep keys and values as they are, for programs. A value that is missing
+    or None is empty ('-' in 'table', null in 'json').
+    Raises InputError for another style.
     """
     if style not in STYLES:
         raise InputError(f'style {style!r}: choose one of {", ".join(STYLES)}')
