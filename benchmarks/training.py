@@ -43,7 +43,7 @@ from cappy.model import training
 from cappy.model.packing import describe_packing
 from cappy.model.tokens import encode_pairs
 
-GOING_ON = SimpleNamespace(signal=None)  # no stop is asked for
+NEVER_STOPPED = SimpleNamespace(signal=None)  # in place of what watches for signals
 
 
 class Work:
@@ -54,7 +54,7 @@ class Work:
         self.encoded = encode_pairs(tokenizer, *zip(*pairs, strict=True), 512)
         self.labels = np.random.default_rng(0).random(len(pairs), np.float32)
         self.order = np.arange(len(pairs)).reshape(-1, pairs_per_update)
-        # A constant-like rate from the first update on: with a warm-up the first would move nothing.
+        # No warm-up: its first update would change nothing.
         self.settings = training.TrainingSettings(
             learning_rate=2e-4, warmup_rate=0.0, per_device_batch_size=8, accumulate_grad_batches=pairs_per_update // 8
         )
@@ -62,7 +62,7 @@ class Work:
 
 
 class Ours:
-    """Updates of `cappy.training`, from plans of our own or packed."""
+    """Our updates, of packed rows or of padded ones."""
 
     def __init__(self, directory, work, tokens_per_device=None, padded=False):
         scorer, self.work = Cappy.from_pretrained(directory), work
@@ -80,10 +80,10 @@ class Ours:
         )
 
     def update(self, number):
-        """One update -> the loss before it."""
+        """Make one update; returns the loss before it."""
         group, labels = self.work.order[number], self.work.labels
         batches = training.micro_batches(self.plans[number], self.work.encoded, group, labels[group], self.config)
-        return self.run.update(number, len(group), batches, GOING_ON).loss
+        return self.run.update(number, len(group), batches, NEVER_STOPPED).loss
 
 
 class PyTorch:
@@ -95,7 +95,7 @@ class PyTorch:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.0, fused=True)
 
     def update(self, number):
-        """One update -> the loss before it."""
+        """Make one update; returns the loss before it."""
         group, loss = self.work.order[number], 0.0
         for first in range(0, len(group), self.micro_batch_size):
             pairs = group[first : first + self.micro_batch_size]
@@ -125,7 +125,7 @@ class PyTorch:
 
 
 def largest_loss_difference(size, pairs, pairs_per_update, n_updates):
-    """Between ours and PyTorch's, over the first updates, without dropout; and the losses."""
+    """(largest difference between our losses and PyTorch's, our losses) of the first updates, without dropout."""
     with scorer_directory(size, pairs, dropout=0.0) as directory:
         work = Work(directory, pairs, pairs_per_update)
         ours, theirs = Ours(directory, work), PyTorch(directory, work, 32)
