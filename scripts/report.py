@@ -28,8 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(
-    results_dir: flags.Names = ('bigbench_cappy_results',),  # with {generator}/{task}.json, or with seed1, seed2, ..
-    # that have these; a,b,c: one folder per seed
+    results_dir: flags.Names = ('bigbench_cappy_results',),  # {generator}/{task}.json; a,b,c: one folder per seed
     output='report.html',  # the page
     data_dir='bigbench_data',  # folder of subset_names.json, the list of tasks
     gen_models: flags.Names | None = None,  # generators; default: those that have a folder

@@ -22,6 +22,8 @@ def check_shown_page(path, rougeL, browser_folder):
     """The page in a browser shows the results, and a cell with all its curves."""
     with chromium_page(browser_folder) as page:
         page.open(path)
+        colour = 'document.querySelector("#overview .controls:has(+ #scale) select")'
+        page.run(f'{colour}.value = "rougeL"; {colour}.dispatchEvent(new Event("change"))')  # in place of the gains
         shown = page.run('[...document.querySelectorAll("#grid tbody td")].map(cell => cell.textContent)')
         assert shown == [f'{100 * rougeL[name, task]:.1f}' for task in TASKS for name in GENERATORS]
         page.run('document.querySelector("#grid tbody a").click()')
