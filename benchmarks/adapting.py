@@ -1,10 +1,10 @@
-"""What a scorer's beginning does to adapting: rougeL of the pick after so many updates, from several models and seeds.
+"""How the model that adapting starts from matters: rougeL of the pick by number of updates, over models and seeds.
 
-    python benchmarks/adapting.py --models MINILM,pretrained_scorer/best
+    python benchmarks/adapting.py --models minilm,pretrained_scorer/best
 
-Each run is what `cappy_bigbench.py --reference_labels skip --lr_schedule corrected` does on E2E NLG, picks of the
-validation split measured as it goes on. A line of JSON a measurement goes to `output`; a run that is there already is
-not made again.
+Each run is what `cappy_bigbench.py --reference_labels skip --lr_schedule corrected` does on E2E NLG, with the picks of
+the validation split measured during training. One line of JSON per measurement goes to `output`; a run whose lines are
+there is not repeated.
 """
 
 import json
@@ -16,8 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy import Cappy
-from cappy.cli import tables
-from cappy.cli.flags import run
+from cappy.cli import flags, tables
 from cappy.model.training import TrainingSettings
 from cappy.tasks import picks
 from cappy.tasks.candidates import read_task
@@ -27,24 +26,24 @@ from cappy.tasks.statistics import spread
 
 
 def main(
-    models='',  # folders or hub names, with commas between
-    gens_dir='bigbench_flan_gens',
-    gen_model='e2e-systems',
+    models: flags.Names = ('minilm',),  # folders or hub names
+    bigbench_gen_dir='bigbench_flan_gens',  # folder of samples
+    generator='e2e-systems',  # whose samples are picked from
     task='e2e_nlg',
-    seeds='1,2,3',
-    measured_after='0,25,50,100',  # updates; the last is the end
+    seeds: flags.Names = ('1', '2', '3'),
+    measured_after: flags.Names = ('0', '25', '50', '100'),  # updates; training ends after the last
     pairs_per_update=32,
     learning_rate=2e-4,
     max_length=128,  # tokens
-    output='adapting.jsonl',
+    output='adapting.jsonl',  # the file of measurements
 ):
     """Adapt each model with each seed, and print a table of means."""
-    after = [int(number) for number in measured_after.split(',')]
-    examples = read_task(gens_dir, gen_model, task)
+    after = [int(number) for number in measured_after]
+    examples = read_task(bigbench_gen_dir, generator, task)
     rouge = RougeL()
     rougeL = picks.candidates_rougeL(examples['validation'], rouge)
     done = [json.loads(line) for line in Path(output).read_text().splitlines()] if Path(output).exists() else []
-    for seed in map(int, seeds.split(',')):
+    for seed in map(int, seeds):
         settings = TrainingSettings(
             learning_rate=learning_rate,
             lr_schedule='corrected',
@@ -54,28 +53,28 @@ def main(
             seed=seed,
         )
         train = build_finetuning_examples(examples['train'], after[-1] * pairs_per_update, seed, rouge, 'skip')
-        for model in models.split(','):
+        for model in models:
             if any((line['model'], line['seed']) == (model, seed) for line in done):
                 continue
             for n_updates, values in measured(model, settings, train, examples['validation'], rougeL, after):
                 done.append({'model': model, 'seed': seed, 'updates': n_updates, 'rougeL': values})
                 print(model, seed, n_updates, f'{100 * np.mean(values):.2f}', flush=True)
             with open(output, 'a', encoding='utf-8') as file:
-                mine = [line for line in done if (line['model'], line['seed']) == (model, seed)]
-                file.writelines(json.dumps(line) + '\n' for line in mine)
+                of_run = [line for line in done if (line['model'], line['seed']) == (model, seed)]
+                file.writelines(json.dumps(line) + '\n' for line in of_run)
     print(table(done))
 
 
 def measured(model, settings, train, validation, rougeL, after):
-    """Yields (updates made, rougeL of each example's pick) of one run."""
+    """[(number of updates, rougeL of each example's pick)] of one run."""
     scorer = Cappy.from_pretrained(model, max_length=settings.max_length, seed=settings.seed)
     pairs = [(example.instruction, text) for example in validation for text in example.candidates]
     ends = np.cumsum([len(example.candidates) for example in validation])[:-1]
     found = []
 
     def measure(n_updates):
-        picks = [int(np.argmax(scores)) for scores in np.split(scorer.score(pairs), ends)]
-        found.append((n_updates, [float(of[pick]) for of, pick in zip(rougeL, picks, strict=True)]))
+        scores = np.split(scorer.score(pairs), ends)
+        found.append((n_updates, picks.scorer_rougeL(rougeL, scores).tolist()))
 
     def on_update(update, params):
         if update.update + 1 in after:
@@ -90,17 +89,17 @@ def measured(model, settings, train, validation, rougeL, after):
 
 
 def table(lines):
-    """Mean rougeL x 100 of the seeds and their standard deviation, by model and updates."""
+    """Mean rougeL x 100 over the seeds and its standard deviation, by model and updates."""
     keys = dict.fromkeys((line['model'], line['updates']) for line in lines)
     rows = []
     for model, updates in sorted(keys):
         of_seeds = spread(
             [100 * np.mean(line['rougeL']) for line in lines if (line['model'], line['updates']) == (model, updates)]
         )
-        deviation = '' if of_seeds.std is None else f'{of_seeds.std:.1f}'
-        rows.append({'model': model, 'updates': updates, 'rougeL': f'{of_seeds.mean:.1f}', 'deviation': deviation})
-    return tables.format_table(rows, ['model', 'updates', 'rougeL', 'deviation'])
+        rows.append({'model': model, 'updates': updates, 'rougeL': of_seeds.mean, 'deviation': of_seeds.std})
+    columns = ['model', 'updates', tables.Column('rougeL', decimals=1), tables.Column('deviation', decimals=1)]
+    return tables.format_table(rows, columns)
 
 
 if __name__ == '__main__':
-    run(main)
+    flags.run(main)

@@ -3,11 +3,12 @@
     python benchmarks/baselines.py
     python benchmarks/baselines.py --folder /tmp/baselines     # keeps the files for the next run
 
-Assumed of the real files: the 45 validation splits have 16 to 4,000 examples, evenly spread in logarithm but for a bend
-that makes them 20,000 together; texts of 2 to 33 words, alike within a task; 17 samples an example, nearly all
-different (real ones repeat, which costs less); one reference, two or three. Prints the seconds of the whole command,
-made from a fresh process, and for scale those of rouge_score in one process, extrapolated from examples spread over a
-generator's files: for the seven rows that the reference prints, and for all rows. Figures are in docs/benchmarks.md.
+Assumptions about the real files: the 45 validation splits have 16 to 4,000 examples, evenly spread in logarithm but for
+a bend that makes their sum 20,000; texts have 2 to 33 words, equally many within a task; each example has one to three
+references and 17 samples, nearly all different (real ones repeat, which costs less). Prints the seconds of the whole
+command in a new process and, for scale, those of rouge_score in one process, extrapolated from examples spread over the
+files of one generator: for the seven rows that the reference prints, and for all rows. Figures are in
+docs/benchmarks.md.
 """
 
 import contextlib
@@ -34,13 +35,13 @@ from cappy.tasks.candidates import read_examples, write_examples
 SCRIPT = Path(__file__).parents[1] / 'scripts' / 'present_bigbench_baselines.py'
 GENERATORS = [f'flan-t5-{size}' for size in ('small', 'base', 'large', 'xl', 'xxl')]
 DECODINGS = ['beam4', *(['sampling'] * 4), *(['temp0.9'] * 4), *(['topk40'] * 4), *(['topp0.95'] * 4)]
-WAYS = ['random candidate', *(f'first of {name}' for name in dict.fromkeys(DECODINGS))]
-WAYS += ['self-score sum', 'self-score mean', 'consensus', 'scorer before adapting', 'scorer after adapting', 'oracle']
+PICKS = ['random candidate', *(f'first of {name}' for name in dict.fromkeys(DECODINGS))]
+PICKS += ['self-score sum', 'self-score mean', 'consensus', 'scorer before adapting', 'scorer after adapting', 'oracle']
 SMALLEST, LARGEST = 16, 4000
 
 
 def task_sizes(n_tasks, n_examples):
-    """Numbers of examples: a geometric series, its middle bent such that they come to n_examples together."""
+    """Numbers of examples per task: a geometric series, its middle bent so that the sum is n_examples."""
     steps = [number / (n_tasks - 1) for number in range(n_tasks)]
     low, high = 0.1, 10.0
     for _ in range(60):
@@ -69,7 +70,7 @@ def with_decodings(example, generator):
 
 
 def write_names(folder, n_tasks):
-    """The list of tasks, where scripts look for it; returns it."""
+    """Write the list of tasks where scripts look for it; returns the list."""
     tasks = [f'task_{number:02}' for number in range(n_tasks)]
     (folder / 'data').mkdir(parents=True, exist_ok=True)
     (folder / 'data' / 'subset_names.json').write_text(json.dumps(tasks))
@@ -77,15 +78,15 @@ def write_names(folder, n_tasks):
 
 
 def write_missing(write, arguments_by_path):
-    """write(*arguments) for each path that is not there, side by side."""
+    """Call write(*arguments) for each path that does not exist, in parallel."""
     with ProcessPoolExecutor() as pool:
-        jobs = [pool.submit(write, *some) for path, some in arguments_by_path.items() if not path.exists()]
+        jobs = [pool.submit(write, *arguments) for path, arguments in arguments_by_path.items() if not path.exists()]
         for job in jobs:
             job.result()
 
 
 def write_files(folder, n_tasks, n_examples):
-    """All validation files and the list of tasks; files that are there stay."""
+    """Write all validation files and the list of tasks; existing files stay."""
     arguments = {}
     sizes = task_sizes(n_tasks, n_examples)
     for number, (task, size) in enumerate(zip(write_names(folder, n_tasks), sizes, strict=True)):
@@ -96,13 +97,13 @@ def write_files(folder, n_tasks, n_examples):
 
 
 def spread_examples(paths, n_examples):
-    """So many examples, evenly spread over the files."""
+    """About n_examples examples, evenly spread over the files."""
     examples = [example for path in paths for example in read_examples(path)]
     return examples[:: len(examples) // n_examples]
 
 
 def plain_seconds(examples):
-    """Seconds an example that rouge_score takes: (for the reference's seven rows, for all rows)."""
+    """Seconds per example that rouge_score takes: (for the reference's seven rows, for all rows)."""
     scorer = RougeScorer(['rougeL'], use_stemmer=True)
 
     def score_seven():
@@ -114,17 +115,17 @@ def plain_seconds(examples):
         for example in examples:
             for response in example.candidates:
                 scorer.score_multi(example.references, response)
-            for one, other in combinations(example.candidates, 2):
-                scorer.score(one, other)
+            for pair in combinations(example.candidates, 2):
+                scorer.score(*pair)
 
     return seconds_of(score_seven) / len(examples), seconds_of(score_all) / len(examples)
 
 
 def main(
-    folder: str | None = None,  # where the files are made, or lie already; a temporary one if None
+    folder: str | None = None,  # folder in which the files are made and kept; default: a temporary one
     n_tasks=45,
-    n_examples=20_000,  # of a generator, all its tasks together
-    n_workers: int | None = None,  # processes; as many as cores if None
+    n_examples=20_000,  # per generator, over all its tasks
+    n_workers: int | None = None,  # processes; default: one per core
     n_plain=200,  # examples from which rouge_score's time is extrapolated
 ):
     """Time the table of baselines."""
@@ -133,7 +134,7 @@ def main(
         write_files(folder, n_tasks, n_examples)
         paths = sorted((folder / 'gens').glob('*/*.jsonl'))
         n_bytes = sum(path.stat().st_size for path in paths)
-        argv = [sys.executable, SCRIPT, '--bigbench_data_dir', folder / 'data', '--bigbench_gen_dir', folder / 'gens']
+        argv = [sys.executable, SCRIPT, '--data_dir', folder / 'data', '--bigbench_gen_dir', folder / 'gens']
         argv += [] if n_workers is None else ['--n_workers', n_workers]
         seconds = seconds_of(lambda: subprocess.run([str(word) for word in argv], check=True))
         n_all = sum(task_sizes(n_tasks, n_examples)) * len(GENERATORS)

@@ -1,17 +1,18 @@
-"""What the known differences from the reference change, on the recorded tasks and the examples: no speed, effects.
+"""How much the known differences from the reference change, on the recorded tasks and the examples (no timing).
 
     python benchmarks/differences.py labels
-    python benchmarks/differences.py scripts --bigbench_data_dir bigbench_data
+    python benchmarks/differences.py scripts --data_dir bigbench_data
     python benchmarks/differences.py training
     python benchmarks/differences.py samples
     python examples/make_language_model.py && python benchmarks/differences.py rounding
 
-labels: what finetuning examples are labelled. scripts: which texts of BIG-bench's the paper's rougeL cannot read.
-training: final scores and picks of the recorded runs under other settings than the recorded ones. samples: a recorded
-T5's samples with and without the default top-k, and by both log-likelihoods. rounding: the samples of the examples' T5
-with its weights, and with weights rounded to float16 as the reference rounds them. Figures are in docs/reproduction.md.
+labels: the labels of finetuning examples. scripts: the BIG-bench texts that the paper's rougeL cannot read. training:
+final scores and picks of the recorded runs with other settings. samples: samples of a recorded T5 with and without the
+default top-k, and with both kinds of log-likelihood. rounding: samples of the examples' T5 with its weights, and with
+weights rounded to float16 as the reference rounds them. Figures are in docs/reproduction.md.
 
-The recorded scorer and T5 are so small that their rougeL says little; how many picks move says how much a setting does.
+The recorded scorer and T5 are so small that their rougeL says little; the number of picks that change is the measure of
+an effect.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ def decimals(digits, *names):
 
 
 def labels(_, __):
-    """What a label is, where it is not the rougeL of its text."""
+    """The labels that are not the rougeL of their text."""
     rows = []
     for folder, task in small_tasks():
         examples, rouge = read_task(*folder, task)['train'], RougeL()
@@ -59,13 +60,13 @@ def labels(_, __):
             samples.update((example.instruction, sample.response) for sample in example.samples)
         bare = [dataclasses.replace(example, samples=()) for example in examples]
         built = build_finetuning_examples(bare, EVERYTHING, SEED, rouge)
-        drawn = [one for one in set(built) if one.label == 0]
-        true = {one: rouge.score(references[one.instruction], one.response) for one in drawn}
-        kept = [one for one in drawn if (one.instruction, one.response) in samples and true[one] > 0]
+        negatives = [example for example in set(built) if example.label == 0]
+        true = {pair: rouge.score(references[pair.instruction], pair.response) for pair in negatives}
+        kept = [pair for pair in negatives if (pair.instruction, pair.response) in samples and true[pair] > 0]
         left_out = [
-            one.label
-            for one in build_finetuning_examples(examples, EVERYTHING, SEED, rouge, 'leave_one_out')
-            if one.response in references[one.instruction]
+            pair.label
+            for pair in build_finetuning_examples(examples, EVERYTHING, SEED, rouge, 'leave_one_out')
+            if pair.response in references[pair.instruction]
         ]
         n_references = sum(len(texts) for texts in references.values())
         rows.append(
@@ -74,7 +75,7 @@ def labels(_, __):
                 'references': n_references,
                 'of them repeated': n_references - sum(len(set(texts)) for texts in references.values()),
                 'left out, mean label': np.mean(left_out),
-                'negatives': len(drawn),
+                'negatives': len(negatives),
                 'their rougeL, mean': np.mean(list(true.values())),
                 'largest': max(true.values()),
                 'samples labelled 0 that have more': len(kept),
@@ -95,13 +96,13 @@ def small_tasks():
     return [(recorded, task) for task in RECORDED_TASKS] + [(examples, task) for task in EXAMPLE_TASKS]
 
 
-def scripts(bigbench_data_dir, _):
-    """rougeL of a validation example's own first reference: what a right answer gets."""
+def scripts(data_dir, _):
+    """rougeL of each validation example's own first reference: the value of a right answer."""
     rows = []
-    for task in read_task_names(bigbench_data_dir):
-        path = Path(bigbench_data_dir) / f'{task}_validation.jsonl'
+    for task in read_task_names(data_dir):
+        path = Path(data_dir) / f'{task}_validation.jsonl'
         if not path.exists():
-            print(f'{path}: not there, left out')
+            print(f'{path}: no such file, left out')
             continue
         examples, row = read_examples(path, samples_needed=False), {'task': task}
         for tokenizer in ('default', 'unicode'):
@@ -117,14 +118,14 @@ def scripts(bigbench_data_dir, _):
 
 
 def training(_, __):
-    """The recorded runs under other settings; a pick differs where its text is not that of the first row's run."""
+    """The recorded runs with other settings; a pick differs where its text is not the one that the first run picks."""
     from cappy.model.training import TrainingSettings
 
     recorded = TrainingSettings(learning_rate=5e-5, accumulate_grad_batches=2)
     variants = {
         'as recorded': {},
         'lr_schedule corrected': {'lr_schedule': 'corrected'},
-        'update twice as large, as two devices make it': {'per_device_batch_size': 16},
+        'update twice as large, as with two devices': {'per_device_batch_size': 16},
         'compute_dtype bfloat16': {'compute_dtype': 'bfloat16'},
         'reference_labels leave_one_out': {'reference_labels': 'leave_one_out'},
         'reference_labels skip': {'reference_labels': 'skip'},
@@ -136,11 +137,11 @@ def training(_, __):
             {
                 'run': name,
                 'scores, largest difference': np.abs(scores - rows[0][0]).max(),
-                'picks that differ': sum(a != b for a, b in zip(picks, rows[0][1], strict=True)),
+                'picks that differ': sum(a != b for a, b in zip(picked, rows[0][1], strict=True)),
                 'rougeL': rougeL,
                 'examples with equal best scores': n_ties,
             }
-            for name, (scores, picks, rougeL, n_ties) in zip(variants, rows, strict=True)
+            for name, (scores, picked, rougeL, n_ties) in zip(variants, rows, strict=True)
         ]
         columns = ['run', *decimals(6, 'scores, largest difference'), 'picks that differ', *decimals(4, 'rougeL')]
         print(f'\n{task}: {len(rows[0][1])} examples, {len(rows[0][0])} unique candidates')
@@ -148,7 +149,7 @@ def training(_, __):
 
 
 def adapted(task, settings, compute_dtype='float32', reference_labels='one', **changes):
-    """The recorded scorer adapted to a recorded task -> scores of its candidates, picks, mean rougeL, ties."""
+    """Adapt the recorded scorer to a recorded task; returns scores of its candidates, picks, mean rougeL, ties."""
     from cappy import Cappy
 
     settings, rouge = dataclasses.replace(settings, **changes), RougeL()
@@ -160,15 +161,15 @@ def adapted(task, settings, compute_dtype='float32', reference_labels='one', **c
         progress=False,
     )
     examples = splits['validation']
-    of_example = [scorer.score([(one.instruction, text) for text in one.candidates]) for one in examples]
-    picks = [one.candidates[np.argmax(scores)] for one, scores in zip(examples, of_example, strict=True)]
-    rougeL = [rouge.score(one.references, pick) for one, pick in zip(examples, picks, strict=True)]
+    of_example = [scorer.score([(example.instruction, text) for text in example.candidates]) for example in examples]
+    picked = [example.candidates[np.argmax(scores)] for example, scores in zip(examples, of_example, strict=True)]
+    rougeL = [rouge.score(example.references, text) for example, text in zip(examples, picked, strict=True)]
     n_ties = sum(int((scores == scores.max()).sum() > 1) for scores in of_example)
-    return np.concatenate(of_example), picks, np.mean(rougeL), n_ties
+    return np.concatenate(of_example), picked, np.mean(rougeL), n_ties
 
 
 def samples(_, __):
-    """Validation samples of the recorded T5 under five seeds, and which it finds likeliest."""
+    """Validation samples of the recorded T5 with five seeds, and its self-scores of them."""
     from cappy.generate.decodings import DEFAULT_TOP_K
     from cappy.generate.generator import Generator
 
@@ -194,7 +195,7 @@ def samples(_, __):
 
 
 def rounding(_, t5):
-    """Validation samples of the examples' T5 with weights as they are, and rounded to float16."""
+    """Validation samples of the examples' T5 with its weights as they are, and rounded to float16."""
     from cappy.generate.generator import Generator
 
     with tempfile.TemporaryDirectory() as folder:
@@ -209,8 +210,8 @@ def rounding(_, t5):
         ours, theirs = ([draw(model, task, examples, 42, 50, 'retokenized')] for model in models)
         same_texts = [
             abs(a.log_likelihood_sum - b.log_likelihood_sum)
-            for one, other in zip(ours[0], theirs[0], strict=True)
-            for a, b in zip(one.samples, other.samples, strict=True)
+            for our_example, their_example in zip(ours[0], theirs[0], strict=True)
+            for a, b in zip(our_example.samples, their_example.samples, strict=True)
             if a.response == b.response
         ]
         print(
@@ -220,7 +221,7 @@ def rounding(_, t5):
 
 
 def draw(model, task, examples, seed, top_k, likelihood):
-    """The examples with new samples: one beam, four of each other decoding."""
+    """The examples with new samples: one of beam search, four of each other decoding."""
     from cappy.generate.decodings import parse_decoding, sample_key
 
     def key_of(place, decoding, number):
@@ -233,9 +234,9 @@ def draw(model, task, examples, seed, top_k, likelihood):
         dataclasses.replace(
             example,
             samples=tuple(
-                Sample(one.text, name, one.log_likelihood_sum, one.log_likelihood_mean)
-                for name, some in found[place].items()
-                for one in some
+                Sample(sample.text, name, sample.log_likelihood_sum, sample.log_likelihood_mean)
+                for name, of_decoding in found[place].items()
+                for sample in of_decoding
             ),
         )
         for place, example in enumerate(examples)
@@ -244,18 +245,18 @@ def draw(model, task, examples, seed, top_k, likelihood):
 
 def sample_means(examples):
     rouge = RougeL()
-    picked = picks.all_picks(examples, picks.candidates_rougeL(examples, rouge), rouge)
+    rougeL_by_pick = picks.all_picks(examples, picks.candidates_rougeL(examples, rouge), rouge)
     names = ('random candidate', 'first of sampling', 'self-score sum', 'self-score mean', 'consensus', 'oracle')
-    return {name: picked[name].mean() for name in names}
+    return {name: rougeL_by_pick[name].mean() for name in names}
 
 
 def changed(ours, theirs, field):
-    """Share of samples whose text, or number, is another one."""
+    """Share of samples whose field, a text or a number, differs."""
     pairs = [
         (getattr(a, field), getattr(b, field))
-        for some, others in zip(ours, theirs, strict=True)
-        for one, other in zip(some, others, strict=True)
-        for a, b in zip(one.samples, other.samples, strict=True)
+        for our_examples, their_examples in zip(ours, theirs, strict=True)
+        for our_example, their_example in zip(our_examples, their_examples, strict=True)
+        for a, b in zip(our_example.samples, their_example.samples, strict=True)
     ]
     return np.mean([a != b if isinstance(a, str) else abs(a - b) >= 1e-3 for a, b in pairs])
 
@@ -265,11 +266,11 @@ PARTS = {'labels': labels, 'scripts': scripts, 'training': training, 'samples': 
 
 def main(
     what: Literal['labels', 'scripts', 'training', 'samples', 'rounding'],
-    bigbench_data_dir='bigbench_data',  # of scripts
-    t5=str(ROOT / 'examples' / 'tiny-t5'),  # of rounding
+    data_dir='bigbench_data',  # of scripts: folder of {task}_validation.jsonl and subset_names.json
+    t5=str(ROOT / 'examples' / 'tiny-t5'),  # of rounding: folder of the examples' T5
 ):
     """Measure one kind of difference."""
-    PARTS[what](bigbench_data_dir, t5)
+    PARTS[what](data_dir, t5)
 
 
 if __name__ == '__main__':

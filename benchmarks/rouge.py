@@ -1,12 +1,11 @@
-"""rougeL of many candidates of the same instructions: cappy.rouge against the rouge_score package.
+"""rougeL of many candidates of the same instructions: cappy.tasks.rouge against the rouge_score package.
 
     python benchmarks/rouge.py
     python benchmarks/rouge.py --gens_file bigbench_flan_gens/flan-t5-xxl/operators_validation.jsonl
 
-Both score every candidate against all references of its instruction, in one process, best of the
-references. Ours starts each repeat without anything cached ('cold') or with what the repeat before
-left ('warm'). Prints the median seconds, the ratio, and the largest difference, which must be 0.
-Figures are in docs/benchmarks.md.
+Both score every candidate against all references of its instruction and take the best, in one process. Ours starts each
+repetition with an empty cache ('cold') or with the cache of the one before ('warm'). Prints the median seconds, the
+ratio, and the largest difference, which must be 0. Figures are in docs/benchmarks.md.
 """
 
 import platform
@@ -32,7 +31,7 @@ SYLLABLES = 'ba ce di fo gu la me ni po ru sta tre vi wor shing tion ed ing able
 def made_up_examples(n_instructions, n_candidates, n_references, n_words, seed=0):
     """Examples whose references and candidates are one text with words replaced and two swapped.
 
-    The words' frequencies fall with their rank, as those of a language do.
+    The frequency of a word falls with its rank, as in a language.
     """
     generator = random.Random(seed)
     syllables = SYLLABLES.split()
@@ -65,12 +64,12 @@ def median_seconds(score, n_repeats):
 
 
 def main(
-    gens_file: str | None = None,  # a file of candidates; made-up texts if None
-    n_instructions=300,  # of the made-up texts, or at most so many of the file's
+    gens_file: str | None = None,  # a file of examples with samples; default: made-up texts
+    n_instructions=300,  # of the made-up texts; of a file, the first ones up to this number
     n_candidates=17,  # per instruction, made up
     n_references=2,  # per instruction, made up
     n_words=20,  # per text, made up
-    n_repeats=3,  # the median of so many is printed
+    n_repeats=3,  # repetitions, of which the median is printed
 ):
     """Time rougeL of all candidates, ours and rouge_score's."""
     if gens_file is None:
@@ -87,7 +86,7 @@ def main(
         ]
 
     def score_with(rouge):
-        return np.concatenate([rouge.scores(e.references, e.candidates) for e in examples])
+        return np.concatenate([rouge.scores(example.references, example.candidates) for example in examples])
 
     # The first call imports the stemmer and fills the warm cache; not timed.
     difference = np.abs(score_with(warm) - score_with_rouge_score()).max()

@@ -3,11 +3,11 @@
     python scripts/get_bigbench_data.py
     python benchmarks/study_cost.py --tokenizer btan2/cappy-large
 
-Counts tokens of each task's pairs, with its references in place of samples (cut at 64 tokens, as samples are), and the
-matrix products of a RoBERTa-large: train_size pairs with gradients and the validation split's candidates without, each
-pair padded to max_length for the reference, real tokens for ours. Nothing is timed. Hours follow if both sides do as
-many operations a second as the reference did on the task of its README, whose minutes are published. Figures are in
-docs/reproduction.md.
+Counts the tokens of each task's pairs, with its references in place of samples (cut at 64 tokens, as samples are), and
+the operations in the matrix products of a RoBERTa-large: train_size pairs with gradients and the validation split's
+candidates without, each pair padded to max_length for the reference, its real tokens for ours. Nothing is timed. The
+hours assume that both sides do as many operations per second as the reference did on the task of its README, whose
+minutes are published. Figures are in docs/reproduction.md.
 """
 
 import random
@@ -46,12 +46,12 @@ LARGE = {
 }
 README_TASK, README_MINUTES = 'auto_categorization', 40  # the reference's README: "40 mins", on an A10G
 GRADIENTS = 3  # operations with gradients over those without
-SAMPLE_TOKENS = 64  # the longest sample of the paper's
+SAMPLE_TOKENS = 64  # the longest sample in the paper's files
 THEIRS, OURS = ('theirs_train', 'theirs_score'), ('ours_train', 'ours_score')  # ours: before and after adapting
 
 
 def lengths_of(path, tokenizer, max_length, n_examples):
-    """(int [n]: tokens of each pair of an instruction and a reference, of n_examples; how many the file has)."""
+    """Tokens of each pair of an instruction and a reference, int [n], from n_examples; and the examples in the file."""
     examples = read_examples(path, samples_needed=False)
     chosen = random.Random(0).sample(examples, min(n_examples, len(examples)))
     responses = list(dict.fromkeys(reference for example in chosen for reference in example.references))
@@ -62,14 +62,14 @@ def lengths_of(path, tokenizer, max_length, n_examples):
 
 
 def padded_operations(max_length, config):
-    """Operations of a pair without gradients as the reference has it: padded, and the last layer whole."""
+    """Operations per pair without gradients as the reference does it: padded, and the whole last layer."""
     D, F = config.hidden_size, config.intermediate_size
     layer = 2 * max_length * (4 * D * D + 2 * D * F) + 4 * max_length**2 * D
     return config.num_hidden_layers * layer + 2 * (D * D + D)
 
 
 def measure(folder, task, tokenizer, config, train_size, max_length, n_samples, n_examples):
-    """A row of the table: tokens, and operations of both sides."""
+    """The row of a task: tokens, and operations of both sides."""
     files = {split: Path(folder) / f'{task}_{split}.jsonl' for split in ('train', 'validation')}
     lengths = {split: lengths_of(path, tokenizer, max_length, n_examples) for split, path in files.items()}
     (train, _), (validation, n_validation) = lengths['train'], lengths['validation']
@@ -87,32 +87,28 @@ def measure(folder, task, tokenizer, config, train_size, max_length, n_samples, 
 
 
 def main(
-    bigbench_data_dir='bigbench_data',  # {task}_{split}.jsonl and subset_names.json lie here
+    data_dir='bigbench_data',  # folder of {task}_{split}.jsonl and subset_names.json
     tokenizer='btan2/cappy-large',  # hub name or folder
     train_size=102400,
     max_length=512,
-    n_samples=17,  # of an instruction; as if all were different
+    n_samples=17,  # per instruction, counted as all different
     n_generators=5,
-    n_examples=400,  # of a file, chosen at random, whose tokens are counted
+    n_examples=400,  # per file, chosen at random, whose tokens are counted
 ):
     """Count the operations of a study."""
     words = load_tokenizer(tokenizer)
     config = EncoderConfig.from_published(LARGE, 'RoBERTa-large')
-    found = [
-        task
-        for task in read_task_names(bigbench_data_dir)
-        if (Path(bigbench_data_dir) / f'{task}_train.jsonl').exists()
-    ]
+    found = [task for task in read_task_names(data_dir) if (Path(data_dir) / f'{task}_train.jsonl').exists()]
     numbers = (train_size, max_length, n_samples, n_examples)
-    rows = [measure(bigbench_data_dir, task, words, config, *numbers) for task in found]
+    rows = [measure(data_dir, task, words, config, *numbers) for task in found]
     columns = ['task', Column('tokens', decimals=0), Column('at the limit', decimals=2)]
     columns += [Column(name, f'{name}, 1e15', 1e-15, 1) for name in (*THEIRS, *OURS)]
     print(format_table(rows, [*columns, Column('ratio', decimals=1)], 'table'))
     tokens = np.mean([row['tokens'] for row in rows])
-    print(f'\n{tokens:.0f} tokens a pair, mean over {len(rows)} tasks')
+    print(f'\n{tokens:.0f} tokens per pair, mean over {len(rows)} tasks')
     readme = next(row for row in rows if row['task'] == README_TASK)
     rate = sum(readme[name] for name in THEIRS) / (60 * README_MINUTES)
-    print(f'{README_TASK} in {README_MINUTES} minutes: {rate / 1e12:.1f}e12 operations a second')
+    print(f'{README_TASK} in {README_MINUTES} minutes: {rate / 1e12:.1f}e12 operations per second')
     print(f'at that rate, hours of {n_generators} x {len(rows)} cells:')
     for name in (*THEIRS, *OURS):
         print(f'  {name:13} {n_generators * sum(row[name] for row in rows) / rate / 3600:7.1f}')
