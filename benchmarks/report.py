@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
-from baselines import DECODINGS, GENERATORS, WAYS, write_missing
+from baselines import DECODINGS, GENERATORS, PICKS, write_missing
 from common import SYLLABLES, describe_machine, seconds_of
 
 from cappy.cli.flags import run
@@ -42,14 +42,14 @@ def write_cell(folder, name, task, n_examples):
     for example in examples:
         rougeL = np.array([generator.random() for _ in example.candidates])
         scores = np.array([generator.random() for _ in example.candidates], np.float32)
-        picked = {pick: generator.choice(rougeL) for pick in WAYS} | {
+        picked = {pick: generator.choice(rougeL) for pick in PICKS} | {
             'scorer after adapting': rougeL[np.argmax(scores)],
             'oracle': rougeL.max(),
         }
         lines.append(describe_candidates(example, scores, rougeL, picked))
     rows = [
         {'name': pick, 'rougeL': sum(line['picked'][pick] for line in lines) / n_examples, 'low': 0.0, 'high': 1.0}
-        for pick in WAYS
+        for pick in PICKS
     ]
     result = {'rougeL': float(np.mean([line['rougeL'] for line in lines])), 'comparison': rows}
     result['settings'] = {'seed': 11111, 'bigbench_gen_dir': str(folder / 'gens')}

@@ -32,6 +32,7 @@ from cappy.study import cells, comparisons, curves, plots
 from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED
 from cappy.study.comparisons import Results, key_of
 from cappy.study.results import ResultPaths
+from cappy.study.verdict import common_reference_pick
 from cappy.tasks.statistics import MIN_TASKS_FOR_INTERVAL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -345,9 +346,9 @@ def draw(results, picture, against, gens_dir, n_workers):
     """(the picture, remarks on it)."""
     if picture == 'gain' or (picture == 'heatmap' and against):
         pick = results.picks[0] if against else pick_for_picture(results)
-        rows = comparisons.gain_rows(results, pick)
+        rows = comparisons.gain_rows(results, pick) if pick else []
         if not rows:
-            raise InputError(f'--picture {picture}: no cell has {pick} to compare with; see --against')
+            raise InputError(f'--picture {picture}: no cell has {pick or "a pick"} to compare with; see --against')
         notes = without_pick(results, rows, pick)
         if picture == 'gain':
             return plots.gain_per_task(rows, f'{pick}{over_seeds(results)}'), notes
@@ -363,11 +364,14 @@ def draw(results, picture, against, gens_dir, n_workers):
 
 
 def pick_for_picture(results):
-    """The pick over which gains are drawn: the first sample of a decoding that all cells have, else a random one."""
-    known = [cell for cell in results.grid if cell.is_whole]
-    usual = [pick for pick in results.picks if pick.startswith('first of ')] + [RANDOM, *results.picks]
-    shared = (pick for pick in usual if all(results.rougeL_of(cell, pick) is not None for cell in known))
-    return next(shared, PUBLISHED)
+    """The pick over which gains are drawn: that of beam search where the cells have it, as on the page of results."""
+    return common_reference_pick(
+        [
+            [pick for pick in results.picks if pick != ORACLE and results.rougeL_of(cell, pick) is not None]
+            for cell in results.grid
+            if cell.is_whole
+        ]
+    )
 
 
 def without_pick(results, rows, pick):

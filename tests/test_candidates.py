@@ -158,7 +158,7 @@ def test_examples_without_samples_are_read_where_none_are_needed(tmp_path):
             GOOD | {'flan_samples': {'s': ['r']}},
             "flan_samples, decoding 's': expected a sample with response, found",
         ),
-        (GOOD | {'samples': {}}, 'flan_samples and samples are names of the same thing'),
+        (GOOD | {'samples': {}}, 'flan_samples and samples are two names of one field'),
         (
             GOOD | {'flan_samples': {'s': [{'text': 'r'}]}},
             "flan_samples, decoding 's': a sample without response; it has text",
@@ -200,7 +200,7 @@ def test_a_file_that_ends_amid_a_line_is_called_cut_off(tmp_path):
 
 def test_an_example_idx_that_repeats_is_named_with_both_lines(tmp_path):
     path = write_lines(tmp_path / 'f', GOOD, GOOD | {'example_idx': 1}, GOOD)
-    with pytest.raises(InputError, match='f:3: example_idx 0 stands on line 1 too'):
+    with pytest.raises(InputError, match='f:3: example_idx 0 is on line 1 too'):
         read_examples(path)
 
 

@@ -55,7 +55,7 @@ def test_the_recorded_run_gives_its_json_alone_on_standard_output_and_every_scor
     assert nli['templates']['GPT-3 style']['accuracy'] == 0.35 and nli['templates_mean'] == 0.275
     assert nli['low'] < 0.275 < nli['high']
     assert 'ANLI R1' in err and '56.6' in err and 'tiny_wsc' in err
-    assert '4 questions with several right rows' in err and '2 questions with no right row: left out' in err
+    assert '4 questions with several right choices' in err and '2 questions with no right choice: left out' in err
 
 
 def test_two_shards_give_the_same_json_and_scores(tmp_path, run_python):
@@ -123,7 +123,7 @@ def test_bad_rows_are_named_before_a_model_is_looked_for(tmp_path, capsys):
     data.write_text('\n'.join([*lines[:4], '{"dataset_name": "d"}']))
     assert refused(capsys, *argv) == (f'error: {data}:5: template_name is missing; the line has dataset_name')
     data.write_text('\n'.join(line.replace('"label": 1', '"label": 0') for line in lines))
-    assert refused(capsys, *argv).startswith(f'error: {data}: label: 0 in all 311 rows')
+    assert refused(capsys, *argv).startswith(f'error: {data}: label: 0 in all 311 lines')
     assert refused(capsys, *argv, '--sent1_key', 'choice').startswith(f'error: {data}:1: choice is missing')
     assert refused(capsys, *job(data=tmp_path / 'row.jsonl')).startswith(f'error: {tmp_path / "row.jsonl"}: no such')
     assert not (tmp_path / 'out').exists()

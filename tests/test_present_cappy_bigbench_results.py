@@ -542,7 +542,7 @@ def test_a_broken_file_is_named_and_left_out_of_the_picture(flags_of, own_result
 def test_a_picture_that_cannot_be_made_is_said_before_anything_is_read(sweep, flags_of, capsys):
     argv = [*flags_of, '--results_dir', sweep[0] / 'nothing', '--plot', 'plot.gif']
     code, out, err = present(capsys, *argv)
-    assert (code, out) == (1, '') and err.startswith('error: plot.gif: the ending says what a picture is')
+    assert (code, out) == (1, '') and err.startswith('error: plot.gif: not a format of pictures')
     code, out, err = present(capsys, *flags_of, '--results_dir', sweep[0] / 'results', '--picture', 'scores')
     assert (code, out, err) == (1, '', 'error: --picture scores: --plot says which file it goes to\n')
 

@@ -13,7 +13,7 @@ from cappy.tasks.questions import accuracy, count_faults, describe_faults, grade
 RECORDED = Path(__file__).parent / 'recorded' / 'promptsource'
 
 
-def rows(*entries, dataset='d', template='t'):
+def choices(*entries, dataset='d', template='t'):
     """Choices of (example_idx, response, is_gold)."""
     return [
         questions.Choice(number, dataset, template, example_idx, 'i', response, bool(is_gold))
@@ -25,26 +25,26 @@ def graded(entries, scores, grading):
     return accuracy(grade(entries, np.array(scores, np.float32), grading))['d']
 
 
-SEVERAL = rows((0, 'a', 1), (0, 'b', 1), (0, 'c', 0))
-TWO = rows((0, 'a', 1), (0, 'b', 0))
-SAME_TEXT = rows((0, 'a', 0), (0, 'a', 1), (0, 'b', 0))
+SEVERAL = choices((0, 'a', 1), (0, 'b', 1), (0, 'c', 0))
+TWO = choices((0, 'a', 1), (0, 'b', 0))
+SAME_TEXT = choices((0, 'a', 0), (0, 'a', 1), (0, 'b', 0))
 
-# name: (rows, scores, what the reference gives (edge_cases of its recording), what is right)
+# name: (choices, scores, what the reference gives (edge_cases of its recording), what is right)
 CASES = {
-    'several gold rows, best is the first gold': (SEVERAL, [0.9, 0.5, 0.1], 0.0, 1.0),
-    'several gold rows, best is the last gold': (SEVERAL, [0.5, 0.9, 0.1], 1.0, 1.0),
+    'several gold choices, best is the first gold': (SEVERAL, [0.9, 0.5, 0.1], 0.0, 1.0),
+    'several gold choices, best is the last gold': (SEVERAL, [0.5, 0.9, 0.1], 1.0, 1.0),
     'tie, gold first': (TWO, [0.5, 0.5], 1.0, 0.5),
     'tie, gold last': (TWO[::-1], [0.5, 0.5], 0.0, 0.5),
     'three tied, two of them gold': (SEVERAL, [0.5, 0.5, 0.5], 0.0, 2 / 3),
-    'no gold row': (TWO + rows((1, 'a', 0), (1, 'b', 0)), [0.9, 0.5, 0.1, 0.2], 1.0, 1.0),
-    'wrong row with the gold text': (SAME_TEXT, [0.9, 0.5, 0.1], 1.0, 0.0),
+    'no gold choice': (TWO + choices((1, 'a', 0), (1, 'b', 0)), [0.9, 0.5, 0.1, 0.2], 1.0, 1.0),
+    'wrong choice with the gold text': (SAME_TEXT, [0.9, 0.5, 0.1], 1.0, 0.0),
     'example_idx 1 and "1"': (
-        rows((1, 'a', 1), (1, 'b', 0), ('1', 'c', 0), ('1', 'a', 1)),
+        choices((1, 'a', 1), (1, 'b', 0), ('1', 'c', 0), ('1', 'a', 1)),
         [0.9, 0.5, 0.6, 0.1],
         1.0,
         0.5,
     ),
-    'rows of a question apart': ([TWO[0], *rows((1, 'a', 1)), TWO[1]], [0.1, 0.5, 0.9], 0.5, 0.5),
+    'choices of a question apart': ([TWO[0], *choices((1, 'a', 1)), TWO[1]], [0.1, 0.5, 0.9], 0.5, 0.5),
 }
 
 
@@ -62,14 +62,14 @@ def test_the_recorded_scores_give_the_recorded_accuracies_in_their_order():
     assert list(accuracy(grade(entries, scores)).items()) == list(recorded.items())
 
 
-def test_datasets_stand_in_the_order_of_their_first_gold_rows():
-    entries = rows((0, 'a', 0), dataset='late') + rows((0, 'a', 1), dataset='early')
-    entries += rows((0, 'b', 1), dataset='late') + rows((0, 'a', 0), dataset='never')
+def test_datasets_are_in_the_order_of_their_first_gold_choices():
+    entries = choices((0, 'a', 0), dataset='late') + choices((0, 'a', 1), dataset='early')
+    entries += choices((0, 'b', 1), dataset='late') + choices((0, 'a', 0), dataset='never')
     assert list(accuracy(grade(entries, [0, 1, 1, 1]))) == ['early', 'late', 'Average']
 
 
 def test_a_separator_in_a_name_cuts_it_for_the_reference_alone():
-    entries = rows((0, 'a', 1), dataset='d|||x') + rows((0, 'b', 1), dataset='d|||y')
+    entries = choices((0, 'a', 1), dataset='d|||x') + choices((0, 'b', 1), dataset='d|||y')
     assert accuracy(grade(entries, [1, 1])) == {'d': 1.0, 'Average': 1.0}
     assert accuracy(grade(entries, [1, 1], 'exact')) == {'d|||x': 1.0, 'd|||y': 1.0, 'Average': 1.0}
 
@@ -81,7 +81,10 @@ def test_a_score_that_is_not_a_number_is_refused_with_its_line():
 
 def test_faults_are_counted_and_told_in_a_line_each():
     entries = (
-        SEVERAL + rows((1, 'a', 1), (1, 'b', 0), ('1', 'c', 0)) + rows((2, 'a', 0)) + rows((3, 'a', 0), (3, 'a', 1))
+        SEVERAL
+        + choices((1, 'a', 1), (1, 'b', 0), ('1', 'c', 0))
+        + choices((2, 'a', 0))
+        + choices((3, 'a', 0), (3, 'a', 1))
     )
     scores = np.array([3, 2, 1, 5, 5, 1, 1, 4, 3], np.float32)
     counts = count_faults(entries, scores)
@@ -95,9 +98,9 @@ def test_faults_are_counted_and_told_in_a_line_each():
     }
     lines = describe_faults(counts, 'reference')
     assert lines[0] == (
-        '1 question with several right rows: only the last of them counts (--grading exact: each of them is right)'
+        '1 question with several right choices: only the last of them counts (--grading exact: each of them is right)'
     )
-    assert len(lines) == 5 and '2 questions with no right row: left out' in lines
+    assert len(lines) == 5 and '2 questions with no right choice: left out' in lines
     assert 'the reference: only the last of them counts' in describe_faults(counts, 'exact')[0]
     assert describe_faults(count_faults(TWO, np.array([1, 2])), 'reference') == []
 
@@ -136,7 +139,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize('case', BAD_ROWS)
-def test_a_bad_row_is_named_by_file_line_and_field(case, tmp_path):
+def test_a_bad_line_is_named_by_file_line_and_field(case, tmp_path):
     line, words = BAD_ROWS[case]
     path = written(tmp_path / 'rows.jsonl', GOOD, line)
     with pytest.raises(InputError) as error:
@@ -150,10 +153,10 @@ def test_labels_true_and_1_0_are_gold(tmp_path):
     assert [entry.is_gold for entry in entries] == [True, True, True, False, False, False]
 
 
-def test_a_file_without_rows_or_without_gold_rows_is_refused(tmp_path):
-    with pytest.raises(InputError, match='holds no rows'):
+def test_a_file_without_choices_or_without_gold_choices_is_refused(tmp_path):
+    with pytest.raises(InputError, match='holds no choices'):
         read_choices(written(tmp_path / 'empty.jsonl'))
-    with pytest.raises(InputError, match='label: 0 in all 2 rows'):
+    with pytest.raises(InputError, match='label: 0 in all 2 lines'):
         read_choices(written(tmp_path / 'none.jsonl', {**GOOD, 'label': 0}, {**GOOD, 'label': False}))
     with pytest.raises(InputError, match=r'near names in .*: none\.jsonl'):
         read_choices(tmp_path / 'nome.jsonl')

@@ -20,7 +20,7 @@ from cappy.files.wording import near_names, not_found
 from cappy.study import results
 from cappy.study.results import ResultPaths
 from cappy.tasks.candidates import SPLITS
-from cappy.tasks.statistics import N_RESAMPLES, Difference, paired_intervals
+from cappy.tasks.statistics import Difference, paired_intervals
 
 ADAPTED = 'scorer after adapting'  # the pick whose rougeL is the result of the cell
 ORACLE = 'oracle'
@@ -99,14 +99,6 @@ class CellExamples:
     high: float
     differences: dict[str, Difference]
     intervals: dict[str, tuple[float, float]]
-
-
-def split_names(text: str, flag: str) -> list[str]:
-    """The names in `a,b,c`, each once."""
-    names = [name.strip() for name in text.split(',')]
-    if not all(names):
-        raise InputError(f'{flag} {text!r}: an empty name; write a,b,c')
-    return list(dict.fromkeys(names))
 
 
 def choose_folders(names: Sequence[str]) -> list[Path]:
@@ -274,9 +266,7 @@ def differing_settings(cells: Sequence[Cell]) -> dict[str, dict]:
     return differing
 
 
-def examples_of_cell(
-    paths: Sequence[ResultPaths], rougeL: Sequence[float], n_resamples=N_RESAMPLES, seed=0
-) -> CellExamples:
+def examples_of_cell(paths: Sequence[ResultPaths], rougeL: Sequence[float]) -> CellExamples:
     """Bootstrap over the examples of a cell, the values of an example averaged over the folders.
 
     paths: the cell in each folder; rougeL: its result in each, with which the candidates must agree. Raises InputError
@@ -299,7 +289,7 @@ def examples_of_cell(
     names = [name for name in first_picks if all(name in by_pick for _, by_pick in by_folder)]
     values = {name: np.mean([by_pick[name] for _, by_pick in by_folder], axis=0) for name in names}
     ours = values.pop(ADAPTED)
-    (low, high), *of_others = paired_intervals(ours, list(values.values()), n_resamples=n_resamples, seed=seed)
+    (low, high), *of_others = paired_intervals(ours, list(values.values()))
     differences, intervals = (dict(zip(values, of_picks, strict=True)) for of_picks in of_others)
     return CellExamples(len(ours), low, high, differences, intervals)
 

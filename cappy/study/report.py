@@ -26,7 +26,7 @@ from cappy.study import cells, curves, verdict
 from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED
 from cappy.study.results import ResultPaths
 from cappy.tasks.rouge import RougeL
-from cappy.tasks.statistics import N_RESAMPLES, spread
+from cappy.tasks.statistics import spread
 
 TEMPLATE = Path(__file__).with_name('report.html')
 SHOWN_AS_TABLES = ('settings', 'counts', 'seconds', 'versions', 'device')  # keys of a result
@@ -58,7 +58,7 @@ def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=N
         path.candidates.exists() or 'comparison' in result for path, result in zip(paths, results, strict=True)
     ]
     # A published number, or the reference implementation's own result, has no files beside it.
-    examples = attempt(cells.examples_of_cell, paths, values, N_RESAMPLES) if all(has_files) else None
+    examples = attempt(cells.examples_of_cell, paths, values) if all(has_files) else None
     if examples:
         _add_intervals(page.summary, examples)
     page.blocks = [

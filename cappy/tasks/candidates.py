@@ -1,4 +1,4 @@
-"""Examples of a task with a generator's samples: read from JSON lines, checked, written."""
+"""Examples of a task with a generator's samples, read from JSON lines, checked, and written."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from cappy.files import jsonl
 from cappy.files.atomic import write_atomically
 from cappy.files.wording import listed, near_names, not_found, shown
 
-SAMPLES_KEYS = ('flan_samples', 'samples')  # two names of the same thing; the first is written
+SAMPLES_KEYS = ('flan_samples', 'samples')  # two names of one field; the first is written
 SPLITS = ('train', 'validation')
 GENERATORS_REMEDY = (
     'bash scripts/download_bigbench_flan_gens.sh fetches the samples of the paper, '
@@ -23,10 +23,10 @@ REFERENCE_DECODINGS = ('beam4', 'sampling', 'temp0.9', 'topk40', 'topp0.95')  # 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One response of a generator under a decoding.
+    """One response of a generator by a decoding.
 
-    The log-likelihoods are natural logarithms over the response's tokens; None where the file has
-    none, null or a number that is not finite.
+    The log-likelihoods are natural logarithms, summed and averaged over the tokens of the response; None where the file
+    has none, null or a number that is not finite.
     """
 
     response: str
@@ -37,9 +37,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An instruction with its references and all its samples: decodings in file order, samples
-    within.
-    """
+    """An instruction with its references and all its samples, those of one decoding together, in file order."""
 
     dataset: str | None
     example_idx: int | str
@@ -66,12 +64,10 @@ def read_examples(
     refs_key='references',
     samples_needed=True,
 ) -> list[Example]:
-    """Read a file of examples, a JSON object a line, in file order.
+    """Read a file of examples, one JSON object per line, in file order; blank lines are skipped.
 
-    src_key, tgt_key, refs_key: names of the fields of an instruction, of a sample's response and of
-    the references.
-    samples_needed: whether an example without samples is an error; where False, it has none.
-    Lines of white space are skipped. Raises InputError naming file, line and field.
+    src_key, tgt_key, refs_key: names of the fields of an instruction, of a sample's response and of the references.
+    samples_needed: whether an example without samples is an error. Raises InputError naming file, line and field.
     """
     path = Path(path)
     examples, line_of = [], {}
@@ -80,12 +76,12 @@ def read_examples(
         first = line_of.setdefault(example.example_idx, number)
         if first != number:
             raise InputError(
-                f'{path}:{number}: example_idx {example.example_idx!r} stands on line {first} too; '
+                f'{path}:{number}: example_idx {example.example_idx!r} is on line {first} too; '
                 'give every example its own'
             )
         examples.append(example)
     if not examples:
-        raise InputError(f'{path}: holds no examples; write one JSON object a line')
+        raise InputError(f'{path}: holds no examples; write one JSON object per line')
     return examples
 
 
@@ -98,11 +94,9 @@ def read_task(
     tgt_key='response',
     refs_key='references',
 ) -> dict[str, list[Example]]:
-    """Read both splits of a task, {gens_dir}/{generator}/{task}_{split}.jsonl: {'train': ..,
-    'validation': ..}.
+    """Read both splits of a task from {gens_dir}/{generator}/{task}_{split}.jsonl: {'train': .., 'validation': ..}.
 
-    Raises InputError: for a folder or file that is missing, with the near names that exist; for bad
-    lines, as `read_examples`.
+    Raises InputError for a folder or file that is missing, with near names, and for bad lines as `read_examples` does.
     """
     gens_dir = Path(gens_dir)
     _check_is_folder(gens_dir, 'folder of generators', GENERATORS_REMEDY)
@@ -116,7 +110,7 @@ def read_task(
 
 
 def write_examples(path, examples: Iterable[Example], src_key='instruction', tgt_key='response'):
-    """Write examples as `read_examples` reads them, samples by decoding; whole or not at all."""
+    """Write examples as `read_examples` reads them, samples by decoding; the file appears whole or not at all."""
     with write_atomically(path) as file:
         for example in examples:
             file.write(json.dumps(_as_json(example, src_key, tgt_key), ensure_ascii=False, allow_nan=False) + '\n')
@@ -154,7 +148,7 @@ def _parse_references(references, refs_key):
 def _parse_samples(fields, tgt_key, samples_needed):
     keys = [key for key in SAMPLES_KEYS if key in fields]
     if len(keys) > 1:
-        raise InputError(f'{keys[0]} and {keys[1]} are names of the same thing; keep one of them')
+        raise InputError(f'{keys[0]} and {keys[1]} are two names of one field; keep one of them')
     if not keys:
         if samples_needed:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The examples that a scorer is finetuned on, built from a task's train split."""
+"""The labelled pairs that a scorer is finetuned on, built from a task's train split."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ REFERENCE_LABELS = ('one', 'leave_one_out', 'skip')
 
 @dataclass(frozen=True, slots=True)
 class FinetuningExample:
-    """A pair and how correct its response is, 0 to 1."""
+    """A pair of instruction and response, and its label: how correct the response is, 0 to 1."""
 
     instruction: str
     response: str
@@ -29,16 +29,14 @@ def build_finetuning_examples(
     rouge: RougeL,
     reference_labels: str = 'one',
 ) -> list[FinetuningExample]:
-    """Label references, other instructions' references and samples; shuffle; repeat or cut to
-    train_size.
+    """Label references, references of other instructions, and samples; shuffle; repeat or cut to train_size pairs.
 
-    reference_labels: 'one' labels a reference 1 and, as the paper does, a reference of another
-    instruction 0; 'leave_one_out' labels a reference by its rougeL against the others of its
-    example (1 where it is the only one); 'skip' takes samples alone. Samples are labelled by their
-    best rougeL. The same examples in the same order as the reference implementation
-    (cappy_bigbench.py:15-57), whose seen pairs are joined by '|||' where ours are tuples: a text
-    that holds '|||' could make it lose a sample. Raises InputError where train_size is below 1 or
-    nothing results.
+    reference_labels: 'one' labels a reference 1 and, as the paper does, a reference of another instruction 0;
+    'leave_one_out' labels a reference by its rougeL against the others of its example (1 where it is the only one);
+    'skip' uses samples only. A sample is labelled by its best rougeL over the references. The pairs and their order are
+    those of the reference implementation (cappy_bigbench.py:15-57), which joins pairs by '|||' to compare them where we
+    compare tuples: there, a text that holds '|||' can lose a sample. Raises InputError where train_size is below 1 or
+    there is no pair.
     """
     if train_size < 1:
         raise InputError(f'train_size {train_size}: expected 1 or more')
@@ -59,9 +57,7 @@ def build_finetuning_examples(
 
 
 def _positives(examples, rouge, reference_labels):
-    """Each reference of each example; duplicates stay, as in the reference
-    (cappy_bigbench.py:25-29).
-    """
+    """Each reference of each example; duplicates stay, as in the reference implementation (cappy_bigbench.py:25-29)."""
     positives = []
     for example in examples:
         labels = [1.0] * len(example.references)
@@ -83,10 +79,9 @@ def _leave_one_out_labels(references, rouge):
 
 
 def _negatives(positives, examples, generator, seen):
-    """For each positive one draw among all references, kept where its instruction has not got it
-    yet.
+    """For each positive one reference drawn from all, kept where the pair is new.
 
-    The draw is made whether it is kept or not, so that the generator stays in step
+    The draw is made whether it is kept or not, so that the later draws are those of the reference implementation
     (cappy_bigbench.py:31-36).
     """
     references = sorted({reference for example in examples for reference in example.references})
@@ -100,7 +95,7 @@ def _negatives(positives, examples, generator, seen):
 
 
 def _labelled_samples(examples, rouge, seen):
-    """Every sample whose pair is new, labelled by its best rougeL; a drawn negative keeps its 0."""
+    """Every sample whose pair is new, labelled by its best rougeL; one that was drawn as a negative keeps its 0."""
     labelled = []
     for example in examples:
         responses = []

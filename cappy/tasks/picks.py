@@ -26,7 +26,7 @@ import numpy as np
 
 from cappy.tasks.candidates import Example, read_examples
 from cappy.tasks.rouge import RougeL
-from cappy.tasks.statistics import N_RESAMPLES, bootstrap_means, percentiles
+from cappy.tasks.statistics import bootstrap_means, percentiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None, bl
     return {name: values for name, values in rougeL_by_pick.items() if values is not None}
 
 
-def compare(rougeL_by_pick: dict[str, np.ndarray], n_resamples=N_RESAMPLES) -> list[dict]:
+def compare(rougeL_by_pick: dict[str, np.ndarray]) -> list[dict]:
     """The picks side by side, one row each.
 
     rougeL_by_pick: [N] by name, that of the random candidate first and that of the oracle last, as `all_picks` returns
@@ -181,7 +181,7 @@ def compare(rougeL_by_pick: dict[str, np.ndarray], n_resamples=N_RESAMPLES) -> l
     with its interval over examples (None for the gap closed where there is no gap).
     """
     names, values = list(rougeL_by_pick), np.array(list(rougeL_by_pick.values()))
-    means = bootstrap_means(values, n_resamples)
+    means = bootstrap_means(values)
     rows = []
     for name, row, row_means in zip(names, values, means, strict=True):
         low, high = percentiles(row_means)

@@ -1,7 +1,7 @@
-"""Multiple-choice questions: a row for each choice, read from JSON lines, graded by scores, summed up.
+"""Multiple-choice questions: read from JSON lines, one per choice, graded by the scores of the choices, and summarised.
 
-A question is one example of a dataset under one template; its rows are its choices, gold the ones that are right.
-Accuracies are fractions. The reference is cappy_promptsource.py of github.com/tanyuqian/cappy.
+A question is one example of a dataset in the words of one template; gold choices are the right ones. Accuracies are
+fractions. The reference is cappy_promptsource.py of github.com/tanyuqian/cappy.
 """
 
 import json
@@ -16,7 +16,7 @@ from cappy.errors import InputError
 from cappy.files import jsonl
 from cappy.files.atomic import shortest_float32, write_atomically
 from cappy.files.wording import listed, shown
-from cappy.tasks.statistics import N_RESAMPLES, bootstrap_means
+from cappy.tasks.statistics import CONFIDENCE, N_RESAMPLES, bootstrap_means, percentiles
 
 # The next step where the file of questions is missing.
 REMEDY = (
@@ -24,13 +24,13 @@ REMEDY = (
     'python scripts/get_promptsource_data.py builds one'
 )
 GRADINGS = ('reference', 'exact')
-AVERAGE = 'Average'  # stands among the datasets in what the reference prints
+AVERAGE = 'Average'  # a key among the datasets in what the reference prints
 _SEPARATOR = '|||'  # the reference joins the parts of a question's name with it
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One row. line: in its file, from 1; example_idx: 1 and '1' are two examples."""
+    """One answer choice of a question. line: its number in the file, from 1; example_idx: 1 and '1' differ."""
 
     line: int
     dataset_name: str
@@ -42,7 +42,7 @@ class Choice:
 
 
 class Verdict(NamedTuple):
-    """A question that has a gold row. credit: 1 right, 0 wrong, between them where rows tie."""
+    """The grade of a question that has a gold choice. credit: 1 right, 0 wrong, between them where choices tie."""
 
     dataset_name: str
     template_name: str
@@ -51,46 +51,47 @@ class Verdict(NamedTuple):
 
 
 def read_choices(path, *, sent0_key='instruction', sent1_key='response') -> list[Choice]:
-    """Read a file of rows, a JSON object a line, in file order.
+    """Read a file of choices, one JSON object per line, in file order.
 
     sent0_key, sent1_key: names of the fields of an instruction and of a response. Raises InputError naming file, line
-    and field; also where no row is gold, since nothing could be graded then.
+    and field; also where no choice is gold, since then nothing can be graded.
     """
-    choices, texts = [], {}
-    for number, fields in jsonl.read(path, remedy=REMEDY):
-        for key, value in fields.items():  # the rows of a question repeat their texts; kept once
+    texts = {}  # the choices of a question repeat their texts; each is kept in memory once
+
+    def parse(fields):
+        for key, value in fields.items():
             fields[key] = texts.setdefault(value, value) if isinstance(value, str) else value
-        try:
-            choices.append(_parse_choice(number, fields, sent0_key, sent1_key))
-        except InputError as error:
-            raise InputError(f'{path}:{number}: {error}') from error
+        return _parse_choice(fields, sent0_key, sent1_key)
+
+    choices = [Choice(number, *values) for number, values in jsonl.read(path, parse, remedy=REMEDY)]
     if not choices:
-        raise InputError(f'{path}: holds no rows; write one JSON object a line')
+        raise InputError(f'{path}: holds no choices; write one JSON object per line')
     if not any(choice.is_gold for choice in choices):
-        raise InputError(f'{path}: label: 0 in all {len(choices)} rows, so none can be graded; mark right ones with 1')
+        raise InputError(f'{path}: label: 0 in all {len(choices)} lines, so none can be graded; mark right ones with 1')
     return choices
 
 
 def grade(choices: Sequence[Choice], scores, grading='reference') -> list[Verdict]:
-    """Verdicts on the questions that have a gold row, in the order of their first gold rows.
+    """Verdicts on the questions that have a gold choice, in the order of their first gold choices.
 
-    scores: [n], of each choice. 'reference': the first row with the highest score is right if its text is that of the
-    last gold row; parts of a question's name are compared as text joined by '|||' (cappy_promptsource.py:22-42).
-    'exact': right if a row with the highest score is gold, by the share of gold among them where several have it.
-    Raises InputError where a score is not finite.
+    scores: [n], of each choice. grading: 'reference': the first choice with the highest score is right if its text is
+    that of the last gold choice; the parts of a question's name are compared as text joined by '|||'
+    (cappy_promptsource.py:22-42). 'exact': a question is right if a choice with the highest score is gold; where
+    several have that score, its credit is the share of gold ones among them. Raises InputError where a score is not
+    finite.
     """
     if grading not in GRADINGS:
-        raise InputError(f'--grading: found {grading!r}; choose one of {", ".join(GRADINGS)}')
+        raise InputError(f'grading {grading!r}: choose one of {", ".join(GRADINGS)}')
     scores = np.asarray(scores)
     if not np.isfinite(scores).all():
         bad = choices[int(np.flatnonzero(~np.isfinite(scores))[0])]
-        raise InputError(f'line {bad.line}: its score is not a number, so the weights are not sound')
+        raise InputError(f'line {bad.line}: its score is not finite; the scorer has weights that are not finite')
     verdicts = []
-    for rows in _questions(choices, grading).values():
-        gold = [row for row in rows if choices[row].is_gold]
+    for indices in _questions(choices, grading).values():
+        gold = [index for index in indices if choices[index].is_gold]
         if gold:
-            credit = _CREDIT[grading](choices, scores, rows, gold)
-            verdicts.append((gold[0], Verdict(*_key(choices[rows[0]], grading)[1:], credit)))
+            credit = _CREDIT[grading](choices, scores, indices, gold)
+            verdicts.append((gold[0], Verdict(*_key(choices[indices[0]], grading)[1:], credit)))
     return [verdict for _, verdict in sorted(verdicts, key=lambda pair: pair[0])]
 
 
@@ -104,11 +105,11 @@ def accuracy(verdicts) -> dict[str, float]:
 
 
 def summarise(verdicts, seed=0, n_resamples=N_RESAMPLES) -> dict[str, dict]:
-    """Accuracies with 95% bootstrap intervals over examples, all templates of an example drawn together.
+    """Accuracies with 95% bootstrap intervals over examples; all templates of an example are drawn together.
 
-    {dataset: {'accuracy', 'low', 'high', 'questions', 'examples', 'templates_mean', 'templates_std' (None for one
-    template alone), 'templates_min', 'templates_max', 'templates': {template: {'accuracy', 'low', 'high',
-    'questions'}}}}, and 'Average': {'accuracy', 'low', 'high'}, the mean over datasets, each drawn by itself.
+    {dataset: {'accuracy', 'low', 'high', 'questions', 'examples', 'templates_mean', 'templates_std' (None for a single
+    template), 'templates_min', 'templates_max', 'templates': {template: {'accuracy', 'low', 'high', 'questions'}}}},
+    and 'Average': {'accuracy', 'low', 'high'}, the mean over datasets, each drawn by itself.
     """
     groups = {}
     for verdict in verdicts:
@@ -117,22 +118,21 @@ def summarise(verdicts, seed=0, n_resamples=N_RESAMPLES) -> dict[str, dict]:
     for number, (name, group) in enumerate(groups.items()):
         summary[name], resamples = _summarise_dataset(group, [seed, number], n_resamples)
         drawn.append(resamples)
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    mean = accuracy(verdicts)[AVERAGE]
-    return summary | {AVERAGE: {'accuracy': mean, 'low': float(low), 'high': float(high)}}
+    low, high = percentiles(np.mean(drawn, axis=0))
+    return summary | {AVERAGE: {'accuracy': accuracy(verdicts)[AVERAGE], 'low': low, 'high': high}}
 
 
-# What of a file the reference grades in its own way: (what there is, what it does, what 'exact' does).
+# Questions that the reference grades in its own way: (what they have, what it does, what 'exact' does).
 _FAULTS = {
-    'several_gold': ('several right rows', 'only the last of them counts', 'each of them is right'),
+    'several_gold': ('several right choices', 'only the last of them counts', 'each of them is right'),
     'ties': (
-        'several rows with the highest score',
+        'several choices with the highest score',
         'the first of them is picked',
-        'right by the share of right rows among them',
+        'right by the share of right choices among them',
     ),
-    'without_gold': ('no right row', 'left out', 'left out'),
+    'without_gold': ('no right choice', 'left out', 'left out'),
     'gold_text_on_wrong_row': (
-        'a wrong row with the text of a right one',
+        'a wrong choice with the text of a right one',
         'it counts as right',
         'it counts as wrong',
     ),
@@ -146,27 +146,27 @@ _FAULTS = {
 
 
 def count_faults(choices: Sequence[Choice], scores) -> dict[str, int]:
-    """Questions of each kind that the two gradings treat differently, and those without a gold row."""
+    """Number of questions of each kind that the two gradings treat differently, and of those without a gold choice."""
     scores = np.asarray(scores)
     counts = dict.fromkeys(_FAULTS, 0)
-    for rows in _questions(choices, 'exact').values():
-        gold_texts = {choices[row].response for row in rows if choices[row].is_gold}
-        values = scores[rows]
-        counts['several_gold'] += sum(choices[row].is_gold for row in rows) > 1
+    for indices in _questions(choices, 'exact').values():
+        gold_texts = {choices[index].response for index in indices if choices[index].is_gold}
+        values = scores[indices]
+        counts['several_gold'] += sum(choices[index].is_gold for index in indices) > 1
         counts['ties'] += bool(gold_texts) and int((values == values.max()).sum()) > 1
         counts['without_gold'] += not gold_texts
         counts['gold_text_on_wrong_row'] += any(
-            choices[row].response in gold_texts and not choices[row].is_gold for row in rows
+            choices[index].response in gold_texts and not choices[index].is_gold for index in indices
         )
-        counts['name_cut'] += _SEPARATOR in choices[rows[0]].dataset_name
-    for rows in _questions(choices, 'reference').values():
-        n_exact = len({_key(choices[row], 'exact') for row in rows})
+        counts['name_cut'] += _SEPARATOR in choices[indices[0]].dataset_name
+    for indices in _questions(choices, 'reference').values():
+        n_exact = len({_key(choices[index], 'exact') for index in indices})
         counts['merged'] += n_exact if n_exact > 1 else 0
     return {name: int(count) for name, count in counts.items()}
 
 
 def describe_faults(counts, grading) -> list[str]:
-    """A line for each kind that there is: what is done with it here, and by the other grading."""
+    """One line per kind that occurs: what is done with it here, and by the other grading."""
     lines = []
     for name, n in counts.items():
         what, *done = _FAULTS[name]
@@ -179,7 +179,7 @@ def describe_faults(counts, grading) -> list[str]:
 
 
 def write_choice_scores(path, choices: Sequence[Choice], scores):
-    """Write a line a row: where it stands, its response and label, and its score; whole or not at all."""
+    """Write one line per choice: its place, response, label and score; the file appears whole or not at all."""
     with write_atomically(path) as file:
         for choice, score in zip(choices, scores, strict=True):
             line = {
@@ -197,7 +197,7 @@ def write_choice_scores(path, choices: Sequence[Choice], scores):
 def read_published() -> dict:
     """The published accuracies, in percent: {'metric', 'sources', 'tasks': {task: {'names', 'accuracy'}}, 'average'}.
 
-    names: what datasets of the task may be called, lower-case letters and digits alone.
+    names: what datasets of the task may be called, in lower-case letters and digits only.
     """
     text = (resources.files('cappy') / 'published' / 'promptsource_accuracy.json').read_text(encoding='utf-8')
     return json.loads(text)
@@ -206,8 +206,8 @@ def read_published() -> dict:
 def compare_with_published(summary, published) -> list[dict]:
     """Rows {'task', 'dataset', 'accuracy', 'low', 'high', 'templates_std', ..., model: published accuracy in percent}.
 
-    summary: as `summarise` gives it. The published tasks in their order, without our keys where the file has none of
-    them; datasets of other names; the means that can be compared.
+    summary: as `summarise` returns it. Rows of the published tasks in their order, without our keys where the file
+    lacks the task; of datasets with other names; and of the means that can be compared.
     """
     unused = {name: values for name, values in summary.items() if name != AVERAGE}
     rows, shared = [], []
@@ -229,7 +229,8 @@ def compare_with_published(summary, published) -> list[dict]:
     return rows
 
 
-def _parse_choice(number, fields, sent0_key, sent1_key):
+def _parse_choice(fields, sent0_key, sent1_key):
+    """The values of a Choice without its line."""
     for key in ('dataset_name', 'template_name', 'example_idx', sent0_key, sent1_key, 'label'):
         if key not in fields:
             raise InputError(f'{key} is missing; the line has {listed(fields)}')
@@ -237,19 +238,25 @@ def _parse_choice(number, fields, sent0_key, sent1_key):
         if not isinstance(fields[key], str):
             raise InputError(f'{key}: expected text, found {shown(fields[key])}')
     if fields['dataset_name'] == AVERAGE:
-        raise InputError(f'dataset_name: {AVERAGE} is what the mean over datasets is called; take another name')
+        raise InputError(f'dataset_name: {AVERAGE} is the name of the mean over datasets; choose another name')
     example_idx = fields['example_idx']
     if isinstance(example_idx, bool) or not isinstance(example_idx, int | str):
         raise InputError(f'example_idx: expected an integer or text, found {shown(example_idx)}')
     label = fields['label']
     if not isinstance(label, int | float) or label not in (0, 1):  # true and 1.0 are 1, as in the reference
         raise InputError(f'label: expected the number 1 (right) or 0 (wrong), found {shown(label)}')
-    texts = fields['dataset_name'], fields['template_name'], example_idx, fields[sent0_key], fields[sent1_key]
-    return Choice(number, *texts, label == 1)
+    return (
+        fields['dataset_name'],
+        fields['template_name'],
+        example_idx,
+        fields[sent0_key],
+        fields[sent1_key],
+        label == 1,
+    )
 
 
 def _key(choice, grading):
-    """What makes rows one question: (identity, dataset, template, example); the identity decides."""
+    """The question of a choice: (identity, dataset, template, example); equal identities are one question."""
     parts = choice.dataset_name, choice.template_name, choice.example_idx
     if grading == 'exact':
         return parts, *parts
@@ -258,22 +265,22 @@ def _key(choice, grading):
 
 
 def _questions(choices, grading):
-    """Row numbers of each question, by its identity, in order of first rows."""
+    """Indices of the choices of each question, by its identity, in order of first choices."""
     questions = {}
-    for row, choice in enumerate(choices):
-        questions.setdefault(_key(choice, grading)[0], []).append(row)
+    for index, choice in enumerate(choices):
+        questions.setdefault(_key(choice, grading)[0], []).append(index)
     return questions
 
 
-def _credit_reference(choices, scores, rows, gold):
-    pick = rows[int(np.argmax(scores[rows]))]
+def _credit_reference(choices, scores, indices, gold):
+    pick = indices[int(np.argmax(scores[indices]))]
     return float(choices[pick].response == choices[gold[-1]].response)
 
 
-def _credit_exact(choices, scores, rows, gold):
-    values = scores[rows]
-    tied = [row for row, value in zip(rows, values, strict=True) if value == values.max()]
-    return sum(choices[row].is_gold for row in tied) / len(tied)
+def _credit_exact(choices, scores, indices, gold):
+    values = scores[indices]
+    tied = [index for index, value in zip(indices, values, strict=True) if value == values.max()]
+    return sum(choices[index].is_gold for index in tied) / len(tied)
 
 
 _CREDIT = {'reference': _credit_reference, 'exact': _credit_exact}
@@ -294,7 +301,8 @@ def _summarise_dataset(verdicts, seed, n_resamples):
     drawn_right, drawn_asked = np.split(bootstrap_means(np.concatenate([right, asked]), n_resamples, seed), 2)
     with np.errstate(invalid='ignore'):
         drawn = drawn_right / drawn_asked  # [T + 1, n_resamples]; nan where no example of a template was drawn
-    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(drawn, [tail, 1 - tail], axis=1)
     means = right.sum(axis=1) / asked.sum(axis=1)
     entries = [
         {'accuracy': float(means[t]), 'low': float(low[t]), 'high': float(high[t]), 'questions': int(asked[t].sum())}

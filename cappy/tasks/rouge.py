@@ -1,4 +1,4 @@
-"""ROUGE-L as the rouge_score package gives it, computed many times as fast."""
+"""ROUGE-L as the rouge_score package computes it, many times as fast."""
 
 import re
 import sys
@@ -14,8 +14,7 @@ from cappy.errors import InputError
 
 TOKENIZERS = ('default', 'unicode')
 
-# Scripts written without spaces between words: there each letter is a token, with the marks that
-# belong to it.
+# Scripts written without spaces between words: there each letter is a token, with the marks that belong to it.
 _SPACELESS_BLOCKS = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Myanmar
@@ -29,18 +28,16 @@ _SPACELESS_BLOCKS = (
     (0xF900, 0xFAFF),  # Han compatibility
     (0x20000, 0x3FFFF),  # Han supplements
 )
-_ZERO_WIDTH_SPACE = '\u200b'  # of category Cf, but it parts words
+_ZERO_WIDTH_SPACE = '\u200b'  # of category Cf, but it separates words
 _DEFAULT_TOKEN = re.compile('[a-z0-9]+')
 
 
 class RougeL:
-    """ROUGE-L F-measures, equal to the last bit to those of
-    rouge_score.rouge_scorer.RougeScorer(['rougeL'], use_stemmer=True).
+    """ROUGE-L F-measures, equal to the last bit to those of RougeScorer(['rougeL'], use_stemmer=True) of rouge_score.
 
-    tokenizer: 'default' is rouge_score's, which knows the letters a to z and digits only, so that a
-    text in another script has no tokens and scores 0 even against itself; 'unicode' reads all
-    scripts. Texts and stems once seen are kept, up to max_cached of each. Not for several threads
-    at once.
+    tokenizer: 'default' is that of rouge_score, which reads only the letters a to z and digits, so that a text in
+    another script has no tokens and scores 0 even against itself; 'unicode' reads all scripts. Texts and stems are
+    cached, up to max_cached of each. An object must not be used by several threads at once.
     """
 
     def __init__(self, tokenizer='default', max_cached=400_000):
@@ -68,22 +65,18 @@ class RougeL:
     def pairwise(self, responses: Sequence[str]) -> np.ndarray:
         """F-measure of each response (column) against each as reference (row), float64 [n, n].
 
-        Symmetric; 1 on the diagonal but for texts without tokens, which score 0 against all.
+        Symmetric; 1 on the diagonal except for texts without tokens, which score 0 against all.
         """
         if not len(responses):
             return np.zeros((0, 0))
         return self._measures(responses, responses)
 
     def has_no_tokens(self, text: str) -> bool:
-        """Whether a text has letters or digits but no tokens, so that it scores 0 whatever it
-        says.
-        """
+        """Whether a text has letters or digits but no tokens, so that it scores 0 against every text."""
         return not self._words(text) and any(character.isalnum() for character in text)
 
     def n_unread(self, groups: Iterable[Iterable[str]]) -> int:
-        """How many of the groups (an example's references and candidates) hold a text without
-        tokens.
-        """
+        """The number of groups (an example's references and candidates, say) that hold a text without tokens."""
         return sum(any(self.has_no_tokens(text) for text in group) for group in groups)
 
     def _measures(self, references, responses):
@@ -103,7 +96,7 @@ class RougeL:
         return 2 * precision * recall / np.where(common, total, 1.0)
 
     def _encode(self, text):
-        """The text's tokens, a character a token."""
+        """The text's tokens, one character per token."""
         encoded = self._encoded.get(text)
         if encoded is None:
             characters = self._character_of_word
@@ -144,9 +137,9 @@ def _unicode_words(text):
 
 @lru_cache(maxsize=1)
 def _unicode_patterns():
-    """Patterns of a token (a letter of a spaceless script with its marks, or a word of letters,
-    marks and digits) and of the format characters that stand inside words (joiners, soft hyphens,
-    directions)."""
+    """Patterns of a token (a letter of a spaceless script with its marks, or a word of letters, marks and digits) and
+    of the format characters that occur inside words (joiners, soft hyphens, directions).
+    """
     categories = [unicodedata.category(chr(code)) for code in range(sys.maxunicode + 1)]
     marks = _character_class(code for code, category in enumerate(categories) if category[0] == 'M')
     invisible = _character_class(
