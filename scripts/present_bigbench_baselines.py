@@ -38,8 +38,8 @@ def main(
     tgt_key='response',  # field of a sample's text
     refs_key='references',  # field of the references
     src_key='instruction',  # field of the instruction
-    tasks: flags.Names | None = None,  # default: all with samples; all: those of subset_names.json without, too
-    gen_models: flags.Names | None = None,  # generators; default: all that have a folder
+    tasks: flags.Names | None = None,  # a,b,c; default: those with samples; all: those of subset_names.json, too
+    gen_models: flags.Names | None = None,  # generators a,b,c; default: all that have a folder
     format: Literal['table', 'markdown', 'latex', 'csv', 'json'] = 'table',  # csv, json: fractions, else x 100
     by_task=False,  # one row per task and generator, instead of means over tasks
     columns: Literal['main', 'all'] = 'main',  # picks in a table by task; csv and json have all

@@ -44,14 +44,13 @@ USUAL = (PUBLISHED, RANDOM, BEAM, 'self-score sum', 'consensus', ORACLE)  # besi
 
 def main(
     data_dir='bigbench_data',  # folder of subset_names.json, the list of tasks
-    results_dir: flags.Names = ('bigbench_cappy_results',),  # with {generator}/{task}.json, or with seed1, seed2, ..
-    # that have these; a,b,c: one folder per seed
-    gen_models: flags.Names | None = None,  # generators, or all; default: flan-t5-xxl, or all where it is not there
-    tasks: flags.Names | None = None,  # default: all with results; all: those of subset_names.json without, too
+    results_dir: flags.Names = ('bigbench_cappy_results',),  # of {generator}/{task}.json or seed1, ..; a,b,c: one per seed
+    gen_models: flags.Names | None = None,  # generators a,b,c, or all; default: flan-t5-xxl, or all where it is missing
+    tasks: flags.Names | None = None,  # a,b,c; default: those with results; all: those of subset_names.json, too
     format: Literal['reference', 'table', 'markdown', 'latex', 'csv', 'json'] = 'reference',
     show: Literal['cells', 'averages', 'comparisons', 'all'] = 'all',  # which tables; csv holds one, by default cells
     columns: Literal['values', 'gains', 'all'] = 'values',  # rougeL of the other picks, gains over them, or both
-    against: flags.Names | None = None,  # picks to compare with, or all; default: published figures and the usual ones
+    against: flags.Names | None = None,  # picks to compare with, a,b,c, or all; default: published and the usual ones
     published_dir: str | None = None,  # folder of the figures called published; default: those of this checkout
     intervals=True,  # read the candidates of each cell, for the intervals of gains over examples
     n_workers: int | None = None,  # processes; default: one per core
