@@ -44,7 +44,7 @@ USUAL = (PUBLISHED, RANDOM, BEAM, 'self-score sum', 'consensus', ORACLE)  # besi
 
 def main(
     data_dir='bigbench_data',  # folder of subset_names.json, the list of tasks
-    results_dir: flags.Names = ('bigbench_cappy_results',),  # of {generator}/{task}.json or seed1, ..; a,b,c: one per seed
+    results_dir: flags.Names = ('bigbench_cappy_results',),  # with {generator}/{task}.json; a,b,c: a folder per seed
     gen_models: flags.Names | None = None,  # generators a,b,c, or all; default: flan-t5-xxl, or all where it is missing
     tasks: flags.Names | None = None,  # a,b,c; default: those with results; all: those of subset_names.json, too
     format: Literal['reference', 'table', 'markdown', 'latex', 'csv', 'json'] = 'reference',

@@ -20,7 +20,7 @@ def example(number, *responses, likelihoods=None, references=('red',)):
     return Example('colours', number, f'Colour {number}?', tuple(references), tuple(samples))
 
 
-def test_a_tenth_of_the_instructions_is_held_out_with_all_their_examples_and_the_seed_says_which():
+def test_a_tenth_of_the_instructions_is_held_out_with_all_their_examples():
     examples = [example(number, 'a') for number in range(30)] + [example(number, 'b') for number in range(30)]
     train, held_out = blending.hold_out(examples, 7)
     assert len(held_out) == 6 and len(train) == 54

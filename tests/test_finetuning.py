@@ -51,7 +51,7 @@ def test_a_duplicate_reference_stays_and_a_repeated_sample_does_not():
     assert Counter((e.response, e.label) for e in examples) == {('a', 1.0): 2, ('b', 0.0): 1}
 
 
-def test_a_reference_drawn_for_another_instruction_is_a_negative_and_stays_one_as_a_sample():
+def test_a_reference_drawn_for_another_instruction_stays_negative_as_a_sample():
     examples = [
         example(0, 'i', ['the red dog'], 'the red cat'),
         example(1, 'j', ['the red cat'], 'x'),

@@ -119,7 +119,7 @@ def test_the_published_results_are_printed_as_the_reference_prints_them(size, ca
     assert round(100 * float(out.split()[-1]), 4) == AVERAGES[size]
 
 
-def test_every_published_file_names_its_source_and_nothing_else_lies_there():
+def test_every_published_file_names_its_source_and_nothing_else_is_there():
     names = set(json.loads((ROOT / 'bigbench_data' / 'subset_names.json').read_text()))
     for size in AVERAGES:
         files = {path.stem: json.loads(path.read_text()) for path in (PUBLISHED / f'flan-t5-{size}').iterdir()}
@@ -152,7 +152,7 @@ def test_several_generators_have_an_average_each(sweep, flags_of, capsys):
         assert f'Average on Big-Bench, {generator}: {average}\n' in out
 
 
-def test_a_cell_is_shown_beside_published_figures_and_other_picks_with_paired_intervals(sweep, flags_of, capsys):
+def test_a_cell_has_published_figures_and_other_picks_with_paired_intervals(sweep, flags_of, capsys):
     folder, picked = sweep
     tables, err = as_json(capsys, *flags_of, '--results_dir', folder / 'results')
     row = tables['cells'][2]
@@ -224,7 +224,7 @@ def test_a_missing_cell_is_shown_and_left_out_on_both_sides(sweep, flags_of, own
     assert 'Average on 4 of 6 Big-Bench tasks, flan-t5-xl: 0.' in out
 
 
-def test_a_figure_that_was_not_published_leaves_its_task_out_of_that_comparison_alone(sweep, capsys, tmp_path):
+def test_an_unpublished_figure_leaves_its_task_out_of_that_comparison_only(sweep, capsys, tmp_path):
     folder, picked = sweep
     published = tmp_path / 'published' / 'flan-t5-xxl'
     published.mkdir(parents=True)
@@ -306,7 +306,7 @@ def test_candidates_without_picks_give_what_they_can(sweep, flags_of, own_result
     assert row['consensus_gain'] is not None and row['consensus_gain_low'] is None
 
 
-def test_candidates_that_are_missing_or_of_another_run_give_no_interval_of_gains(flags_of, own_results, capsys):
+def test_missing_or_foreign_candidates_give_no_interval_of_gains(flags_of, own_results, capsys):
     ResultPaths(own_results, 'flan-t5-xxl', 'task_0').candidates.unlink()
     other = ResultPaths(own_results, 'flan-t5-xl', 'task_1').candidates
     other.rename(ResultPaths(own_results, 'flan-t5-xxl', 'task_1').candidates)
@@ -380,7 +380,7 @@ def test_a_task_that_is_not_on_the_list_is_said_and_can_be_chosen(flags_of, own_
     assert code == 1 and 'no result of flan-t5-xxl for task_1; --tasks takes mine' in err
 
 
-def test_tables_are_of_the_tasks_with_results_and_say_how_many_of_the_list_are_missing(flags_of, own_results, capsys):
+def test_tables_have_the_tasks_with_results_and_count_the_missing_ones(flags_of, own_results, capsys):
     folder = own_results / 'flan-t5-xxl'
     for task in TASKS[1:]:
         (folder / f'{task}.json').unlink()
@@ -410,7 +410,7 @@ def test_the_generator_is_the_one_there_is_where_the_references_is_not(flags_of,
     assert {row['generator'] for row in tables['cells']} == {'my-llm'}
 
 
-def test_a_table_fits_120_characters_with_long_names_of_tasks_and_several_generators(flags_of, own_results, capsys):
+def test_a_table_fits_120_characters_with_long_task_names(flags_of, own_results, capsys):
     for generator in ('flan-t5-xl', 'flan-t5-xxl'):
         for suffix in ('.json', '.candidates.jsonl'):
             (own_results / generator / f'task_0{suffix}').rename(own_results / generator / f'{"long_" * 6}task{suffix}')

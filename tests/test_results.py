@@ -48,7 +48,7 @@ def names(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_the_files_of_a_cell_lie_side_by_side():
+def test_the_files_of_a_cell_are_side_by_side():
     paths = ResultPaths('results', 'g', 'a.b')
     assert [str(path) for path in (paths.result, paths.candidates, paths.updates, paths.lock, paths.checkpoint)] == [
         'results/g/a.b.json',

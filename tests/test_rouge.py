@@ -123,9 +123,9 @@ def test_texts_in_other_scripts_are_counted_under_the_default_tokenizer():
             '\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e\u0964',
             ['\u0928\u092e\u0938\u094d\u0924\u0947', '\u0926\u0941\u0928\u093f\u092f\u093e'],
         ),
-        # Persian: the zero-width non-joiner stands inside a word.
+        # Persian: the zero-width non-joiner is inside a word.
         ('\u0645\u06cc\u200c\u0631\u0648\u0645', ['\u0645\u06cc\u0631\u0648\u0645']),
-        # Chinese and Japanese: a character a token; Latin words and numbers whole.
+        # Chinese and Japanese: one character per token; Latin words and numbers whole.
         ('\u6211\u7231Cappy2023\u3002', ['\u6211', '\u7231', 'cappy2023']),
         ('\u30ab\u30d5\u30a7\u3067', ['\u30ab', '\u30d5', '\u30a7', '\u3067']),
         # Thai: a consonant keeps its marks; the digits make a number.
