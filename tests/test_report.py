@@ -248,7 +248,7 @@ def test_broken_candidates_are_named_and_the_rest_of_the_cell_is_shown(tmp_path,
     paths = ResultPaths(tmp_path / 'results', 'flan-t5-xl', 'birds')
     lines = paths.candidates.read_text().splitlines(keepends=True)
     for content, words in (
-        ('{', 'birds.candidates.jsonl:1: not a line of candidates'),
+        ('{', 'birds.candidates.jsonl:1: not JSON'),
         (''.join(lines[:-1]), 'birds.candidates.jsonl: mean rougeL'),
         (''.join(lines).replace('"score": 0.', '"score": "0.', 1).replace(', "rougeL"', '", "rougeL"', 1), 'birds'),
         (re.sub(r'"score": [^,]*', '"score": NaN', ''.join(lines), count=1), 'a number that is not finite'),

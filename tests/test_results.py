@@ -297,14 +297,14 @@ def test_a_corrupt_result_is_named(tmp_path, text, message):
 def test_corrupt_candidates_and_updates_are_named_with_their_line(tmp_path):
     path = tmp_path / 'f'
     for line, message in [
-        ('{', 'f:2: not a line of candidates'),
+        ('{', 'f:2: not JSON'),
         (json.dumps(LINE | {'pick': 2}), 'f:2: not a line of candidates .pick 2 of 2'),
         (json.dumps({'candidates': [], 'pick': 0}), 'f:2: not a line of candidates'),
         (
             json.dumps({key: LINE[key] for key in ('pick', 'candidates')}),
             'f:2: example_idx is missing',
         ),
-        ('[1]', 'f:2: not a line of candidates'),
+        ('[1]', 'f:2: expected a JSON object'),
     ]:
         path.write_text(f'{json.dumps(LINE)}\n{line}\n')
         with pytest.raises(InputError, match=message):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files import jsonl
 from cappy.files.atomic import read_text, shortest_float32, to_json, write_atomically, write_text
 from cappy.files.updates import write_updates
 
@@ -115,25 +116,25 @@ def read_result(path) -> dict:
 
 def read_candidates(path) -> list[dict]:
     """The lines of a candidates file, in order. Raises InputError naming the line that is broken."""
-    lines = []
-    # Not splitlines, which would also cut at line separators inside a response.
-    for number, text in enumerate(read_text(path).removesuffix('\n').split('\n'), start=1):
-        try:
-            line = json.loads(text)
-            candidates = line['candidates']
-            if not 0 <= line['pick'] < len(candidates):
-                raise ValueError(f'pick {line["pick"]} of {len(candidates)} candidates')
-            for candidate in candidates:
-                candidate['response'], candidate['score'], candidate['rougeL'], candidate['decodings']
-            line['example_idx'], line['rougeL']
-        except KeyError as error:
-            raise InputError(f'{path}:{number}: {error.args[0]} is missing') from error
-        except (ValueError, TypeError) as error:
-            raise InputError(f'{path}:{number}: not a line of candidates ({error})') from error
-        lines.append(line)
+    lines = [line for _, line in jsonl.read(path, _check_line)]
     if not lines:
         raise InputError(f'{path}: holds no candidates')
     return lines
+
+
+def _check_line(line):
+    try:
+        candidates = line['candidates']
+        if not 0 <= line['pick'] < len(candidates):
+            raise ValueError(f'pick {line["pick"]} of {len(candidates)} candidates')
+        for candidate in candidates:
+            candidate['response'], candidate['score'], candidate['rougeL'], candidate['decodings']
+        line['example_idx'], line['rougeL']
+    except KeyError as error:
+        raise InputError(f'{error.args[0]} is missing') from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f'not a line of candidates ({error})') from error
+    return line
 
 
 def _check_scores_are_finite(path, lines):
