@@ -3,9 +3,10 @@
 #
 #     bash scripts/test.sh [--slow] [arguments of pytest]
 #
-# --slow runs the tests marked slow too. PyTorch serves the tests only. CAPPY_TORCH is what pip installs as it: a
-# requirement, a wheel file or an address (a CPU build will do, and on Linux it is gigabytes smaller than the usual one);
-# empty, PyTorch is left out and its tests are skipped. pip's own settings, such as PIP_EXTRA_INDEX_URL, apply.
+# The tests run in one process per core, at most four (pytest-xdist); with -n 0 in this process alone. --slow also runs the
+# tests marked slow. PyTorch is only for the tests. CAPPY_TORCH says what pip installs as PyTorch: a requirement, a wheel
+# file or an address (a CPU build is enough, and on Linux it is gigabytes smaller than the usual one); if it is empty,
+# PyTorch is left out and its tests are skipped. pip's own settings, such as PIP_EXTRA_INDEX_URL, apply.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
@@ -16,7 +17,7 @@ install_for_tests() {
         quiet_pip "$torch" # before the rest, so that the extra's torch is there already
         quiet_pip --editable '.[test]'
     else
-        quiet_pip --editable . pytest ruff
+        quiet_pip --editable . pytest pytest-xdist ruff
     fi
 }
 
@@ -31,8 +32,10 @@ done
 
 make_venv
 install_once test install_for_tests
+n_processes=$(.venv/bin/python -c 'import os; print(min(4, len(os.sched_getaffinity(0))))')
 status=0
 .venv/bin/ruff check . || status=$?
 .venv/bin/ruff format --check . || status=$?
-.venv/bin/python -m pytest ${arguments[@]+"${arguments[@]}"} || status=$?
+# Tests of one file run in one process, which makes what they share once, until another process is idle.
+.venv/bin/python -m pytest -n "$n_processes" --dist worksteal ${arguments[@]+"${arguments[@]}"} || status=$?
 exit "$status"
