@@ -235,10 +235,13 @@ def run_python():
 
     def run(*arguments, n_devices=1, **environment):
         flags = f'--xla_force_host_platform_device_count={n_devices}'
+        environment = {**os.environ, 'XLA_FLAGS': flags, **environment}
+        if Path(arguments[0]).parent == ROOT / 'tests':  # no script, which finds the packages by itself
+            environment['PYTHONPATH'] = str(ROOT)
         return subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,
-            env={**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **environment},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

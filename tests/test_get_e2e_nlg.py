@@ -180,6 +180,6 @@ def test_the_command_ends_with_one_line_and_1_for_a_wrong_folder(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={'PYTHONPATH': str(ROOT), 'PATH': ''},
+        env={'PATH': ''},
     )
     assert (done.returncode, done.stderr.count('\n'), done.stderr[:7]) == (1, 1, 'error: ')

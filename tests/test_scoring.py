@@ -1,5 +1,6 @@
 import logging
-import time
+import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -109,19 +110,23 @@ def test_where_tokenizing_costs_only_waiting_the_first_window_is_short(scorer, o
     assert [count['pairs'] for count in counts] == [4, 12, 8]
 
 
-def test_the_time_in_which_there_is_nothing_to_score_is_told(scorer, one_by_one, monkeypatch):
+def test_waiting_for_tokens_is_counted_in_the_window_that_waited(scorer, one_by_one, monkeypatch):
     pairs, _ = one_by_one
-    encode = scoring.encode_pairs
-    slept = []
+    encode, waits, now = scoring.encode_pairs, threading.Event(), [0.0]
 
-    def slowly(*arguments):
-        slept.append(time.sleep(0.3 if len(slept) == 0 else 0))
+    def read_clock():
+        waits.set()
+        return now[0]
+
+    def encode_late(*arguments):
+        waits.wait()  # tokenizing is done by another thread
+        now[0] += 100 if now[0] == 0 else 0
         return encode(*arguments)
 
-    monkeypatch.setattr(scoring, 'encode_pairs', slowly)
+    monkeypatch.setattr(scoring, 'time', types.SimpleNamespace(perf_counter=read_clock))
+    monkeypatch.setattr(scoring, 'encode_pairs', encode_late)
     _, counts = scored(scorer, pairs[:16], window_size=8)
-    assert len(slept) == 2
-    assert counts[0]['seconds_waiting'] > 0.3 > counts[1]['seconds_waiting']
+    assert [count['seconds_waiting'] for count in counts] == [100, 0]
 
 
 @pytest.mark.parametrize(
