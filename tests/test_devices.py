@@ -81,8 +81,8 @@ def free_port():
 
 
 @pytest.fixture(scope='module')
-def jobs(run_python, tmp_path_factory, tiny_directories):
-    """{name: (folder, processes)} of all the jobs, running beside each other."""
+def jobs(request, run_python, tmp_path_factory, tiny_directories):
+    """{name: (folder, processes)} of all the jobs, which run at the same time."""
     started = {}
 
     def start(name, n_devices, *each_process, **arguments):
@@ -95,7 +95,8 @@ def jobs(run_python, tmp_path_factory, tiny_directories):
             ],
         )
 
-    start('four devices', 4, per_device_batch_size=2)
+    if any('four devices' in item.name for item in request.session.items):  # it is slow
+        start('four devices', 4, per_device_batch_size=2)
     start('two shards', 4, per_device_batch_size=4, n_model_shards=2, stop_after=12)
     hosts = {'n_processes': 2, 'host0_address': '127.0.0.1', 'host0_port': free_port()}
     start('two processes', 2, {'process_id': 0}, {'process_id': 1}, per_device_batch_size=2, **hosts)
@@ -121,7 +122,8 @@ def finished(jobs, name):
 @pytest.mark.parametrize(
     ('name', 'mesh', 'devices'),
     [
-        ('four devices', [4, 1], '4 x cpu (cpu), 1 process(es)'),
+        # The two processes have the same mesh.
+        pytest.param('four devices', [4, 1], '4 x cpu (cpu), 1 process(es)', marks=pytest.mark.slow),
         ('two shards', [2, 2], '4 x cpu (cpu), 1 process(es)'),
         ('two processes', [4, 1], '4 x cpu (cpu), 2 process(es)'),
     ],
