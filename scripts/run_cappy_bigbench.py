@@ -125,7 +125,7 @@ def choose_cells(settings, data_dir, gen_models, tasks, seeds):
         notes = cells.missing_tasks(data_dir, names, 'samples')
         lacking = [f'{generator}/{task}' for generator, task in pairs if task not in sampled[generator]]
         if lacking:
-            notes.append(f'{len(lacking)} cells have no samples and are left out: {listed(lacking)}')
+            notes.append(f'left out for lack of samples: {listed(lacking)} ({len(lacking)} of {len(pairs)} cells)')
         pairs = [(generator, task) for generator, task in pairs if task in sampled[generator]]
     return [(seed, *pair) for seed in seeds for pair in pairs], notes
 

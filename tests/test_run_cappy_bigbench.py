@@ -199,7 +199,7 @@ def test_without_tasks_each_generator_has_those_of_which_it_has_samples(sweep_da
         *(f'other-lm/{task}' for task in ('tiny_tense', 'tiny_arithmetic')),
     ]
     assert '2 of the 4 tasks of ' in err
-    assert '1 cells have no samples and are left out: other-lm/tiny_third' in err
+    assert 'left out for lack of samples: other-lm/tiny_third (1 of 6 cells)' in err
 
 
 def test_results_of_other_weights_are_reported_last(sweep_data, tmp_path, run, monkeypatch):
