@@ -129,15 +129,18 @@ def test_losses_are_the_same_on_several_devices(pretrained, data, tiny_directori
     np.testing.assert_allclose(losses(tmp_path), losses(pretrained), rtol=0, atol=1e-5)
 
 
-def test_a_killed_run_goes_on_with_the_losses_of_an_unbroken_one(
-    pretrained, data, tiny_directories, run_python, tmp_path
+@pytest.mark.parametrize(
+    'kills', [(signal.SIGKILL,), pytest.param((signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow)]
+)
+def test_a_killed_run_is_resumed_with_the_losses_of_an_uninterrupted_one(
+    pretrained, data, tiny_directories, run_python, tmp_path, kills
 ):
-    """Killed at random moments, each time after another checkpoint, until it ends."""
+    """Killed soon after a checkpoint was written, each time another one, until it ends."""
     model = tiny_directories['roberta-dropout']
     argv = [SCRIPT, '--data_dir', data, '--model_name_or_path', model, '--output_dir', tmp_path, *FLAGS]
     generator = np.random.default_rng(0)
     state = tmp_path / 'checkpoint' / 'state.safetensors'
-    for sent in (signal.SIGKILL, signal.SIGTERM):
+    for sent in kills:
         process = run_python(*argv, '--checkpoint_every', 2)
         before = state.stat().st_mtime_ns if state.exists() else None
         deadline = time.monotonic() + 200
