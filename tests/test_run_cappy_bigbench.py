@@ -317,7 +317,7 @@ def slurm_events(tmp_path, fake, tasks, steps, **options):
     return [(event, task) for event, task, _ in events], events
 
 
-def test_slurm_jobs_cut_short_are_submitted_again_and_failed_or_cancelled_ones_are_not(tmp_path, monkeypatch):
+def test_slurm_jobs_cut_short_are_submitted_again_and_failed_ones_are_not(tmp_path, monkeypatch):
     fake = FakeSlurm(monkeypatch)
     log = results.ResultPaths(tmp_path, 'lm', 'bad').result.with_suffix('.log')
 
