@@ -28,7 +28,7 @@ from cappy.model.devices import is_first_process
 from cappy.model.pretraining import PretrainingSettings
 from cappy.model.training_state import Checkpoint
 from cappy.pretrain_data import evaluation
-from cappy.pretrain_data.stream import HELD_OUT, Stream, check_shards, data_digest, find_shards
+from cappy.pretrain_data.stream import HELD_OUT_FILE, Stream, check_shards, data_digest, find_shards
 
 logger = logging.getLogger('cappy_pretrain')
 
@@ -93,7 +93,7 @@ def main(
             from_scratch=from_scratch,
         )
         timer.lap('load')
-        n_updates = training.n_updates(stream.n_rows)
+        n_updates = training.n_updates(stream.n_pairs)
         evaluations = Evaluations(scorer, held_out, paths, settings, n_updates, checkpoint.updates())
         before = evaluations.begin()
         timer.lap('evaluate_before')
@@ -182,7 +182,7 @@ def show_existing(paths):
 
 def read_held_out(data_dir):
     """The held-out rows of a folder, None where it has none."""
-    path = Path(data_dir) / HELD_OUT
+    path = Path(data_dir) / HELD_OUT_FILE
     if path.exists():
         return evaluation.read_held_out(path)
     logger.warning('%s: no such file; nothing is evaluated, and the last weights are the best', path)
@@ -194,7 +194,7 @@ def read_stream(data_dir, training):
     shards = find_shards(data_dir)
     training.check(sum(path.stat().st_size for path in shards))  # no more rows than bytes: finds wrong flags early
     stream = Stream(tuple(check_shards(shards)), training.n_epochs, training.window_size, training.seed)
-    training.check(stream.n_rows)
+    training.check(stream.n_pairs)
     return stream
 
 
@@ -203,12 +203,12 @@ def count(stream, held_out, updates, feed):
     n_pairs = sum(update.pairs for update in updates)
     return {
         'shards': len(stream.shards),
-        'rows': stream.n_rows // stream.n_epochs,
+        'rows': stream.n_pairs // stream.n_epochs,
         'updates': len(updates),
         'pairs_trained_on': n_pairs,
-        'pairs_left_out': stream.n_rows - n_pairs,
+        'pairs_left_out': stream.n_pairs - n_pairs,
         'truncated_share': feed.n_truncated / feed.n_pairs if feed.n_pairs else None,
-        'held_out_rows': len(held_out.rows) if held_out else 0,
+        'held_out_rows': len(held_out.pairs) if held_out else 0,
         'held_out_instances': len(held_out.starts) - 1 if held_out else 0,
     }
 
@@ -258,7 +258,7 @@ class Evaluations:
         """The Judgement of the scorer as it is now; None where nothing is held out."""
         if self.held_out is None:
             return None
-        pairs = [row[:2] for row in self.held_out.rows]
+        pairs = [row[:2] for row in self.held_out.pairs]
         return evaluation.judge(self.held_out, self.scorer.score(pairs, progress=progress))
 
     def _record(self, n_made, judgement):

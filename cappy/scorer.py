@@ -221,7 +221,7 @@ class Cappy:
         called with each Update while the scorer can score with the parameters after it; the rest as `adapt` takes it.
         Returns (list of Update, the Feed, which knows how full the packed rows were).
         """
-        settings.check(stream.n_rows)
+        settings.check(stream.n_pairs)
         check_max_length(settings.max_length, self.config, self.source)
         platform, n_data = self.devices.platform, self.devices.n_data
         feed = Feed(stream, self.tokenizer, settings, self.config, platform, n_data, tokens_per_device)

@@ -1,22 +1,24 @@
+"""How a scorer is judged on held-out templates."""
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from cappy.errors import InputError
 from cappy.pretrain_data import evaluation
-from cappy.pretrain_data.stream import LabelledRow
+from cappy.pretrain_data.labelled_pairs import LabelledPair
 
 
-def rows(*instances):
+def pairs_of(*instances):
     """Instances as (template, source, labels)."""
     made = []
     for number, (template, source, labels) in enumerate(instances):
-        made += [LabelledRow(f'i{number}', f'r{k}', label, template, source) for k, label in enumerate(labels)]
+        made += [LabelledPair(f'i{number}', f'r{k}', label, template, source) for k, label in enumerate(labels)]
     return made
 
 
 HELD_OUT = evaluation.group_instances(
-    rows(
+    pairs_of(
         ('a', 'choice', [0.0, 1.0, 0.0]),
         ('a', 'choice', [1.0, 0.0]),
         ('b', 'other', [1.0, 0.25, 0.5]),
@@ -28,17 +30,17 @@ HELD_OUT = evaluation.group_instances(
 SCORES = [0.2, 0.9, 0.1, 0.4, 0.4, 0.9, 0.3, 0.2, 0.5, 0.7, 0.7, 0.6, 0.1]
 
 
-def test_instances_are_rows_that_follow_each_other_with_one_template_and_instruction():
+def test_an_instance_is_a_run_of_pairs_with_one_template_and_one_instruction():
     assert HELD_OUT.starts.tolist() == [0, 3, 5, 8, 9, 11, 13]
     assert HELD_OUT.templates == ['a', 'a', 'b', 'b', 'b', 'c']
 
 
-def test_a_choice_has_one_right_answer_and_comes_from_choices_or_says_nothing_of_it():
+def test_a_choice_instance_has_one_right_answer_and_pairs_of_choices_or_of_no_named_source():
     assert HELD_OUT.is_choice.tolist() == [True, True, False, False, False, True]
     assert HELD_OUT.is_ranked.tolist() == [False, False, True, False, True, False]
 
 
-def test_chance_is_one_score_for_all_a_blind_draw_and_no_order():
+def test_chance_is_one_score_for_all_pairs_a_random_choice_and_no_order():
     blind = evaluation.chance(HELD_OUT)
     np.testing.assert_allclose(blind.accuracy, [1 / 3, 1 / 2, np.nan, np.nan, np.nan, 1 / 2])
     np.testing.assert_allclose(blind.rank_correlation, [np.nan, np.nan, 0, np.nan, 0, np.nan])
@@ -48,8 +50,8 @@ def test_chance_is_one_score_for_all_a_blind_draw_and_no_order():
     assert blind.mean('squared_error') < min(others)  # no other constant is better
 
 
-def test_two_right_answers_are_no_choice():
-    held_out = evaluation.group_instances(rows(('a', 'choice', [1.0, 1.0, 0.0])))
+def test_an_instance_with_two_right_answers_is_no_choice():
+    held_out = evaluation.group_instances(pairs_of(('a', 'choice', [1.0, 1.0, 0.0])))
     assert not held_out.is_choice.any()
 
 
@@ -66,13 +68,13 @@ def test_measures_equal_their_definitions():
 
 
 def test_a_measure_that_no_instance_has_is_none():
-    held_out = evaluation.group_instances(rows(('a', 'reference', [1.0])))
+    held_out = evaluation.group_instances(pairs_of(('a', 'reference', [1.0])))
     judgement = evaluation.judge(held_out, [0.5])
     assert judgement.mean('accuracy') is None
     assert [row['measure'] for row in evaluation.compare(held_out, judgement, judgement)] == ['squared_error']
 
 
-def test_the_comparison_tells_gain_and_chance_with_intervals_that_hold_them():
+def test_the_comparison_has_gain_and_chance_with_intervals_that_contain_them():
     before, after = evaluation.judge(HELD_OUT, [0.5] * 13), evaluation.judge(HELD_OUT, SCORES)
     table = {row['measure']: row for row in evaluation.compare(HELD_OUT, before, after)}
     accuracy = table['accuracy']
@@ -87,7 +89,7 @@ def test_the_comparison_tells_gain_and_chance_with_intervals_that_hold_them():
             assert low <= row[name] <= high
 
 
-def test_templates_are_told_apart():
+def test_each_template_has_its_own_means():
     before, after = evaluation.judge(HELD_OUT, [0.5] * 13), evaluation.judge(HELD_OUT, SCORES)
     a, b, c = evaluation.by_template(HELD_OUT, before, after)
     assert (a['template'], a['instances'], a['accuracy_before'], a['accuracy_after']) == ('a', 2, 0.5, 1.0)
@@ -98,5 +100,5 @@ def test_templates_are_told_apart():
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / 'heldout.jsonl').write_text('')
-    with pytest.raises(InputError, match=r'heldout\.jsonl: holds no rows'):
+    with pytest.raises(InputError, match=r'heldout\.jsonl: holds no pairs'):
         evaluation.read_held_out(tmp_path / 'heldout.jsonl')

@@ -18,7 +18,7 @@ from cappy.pretrain_data.listed_choices import MAX_CHOICES, N_PER_CHOICE, Templa
         ('Why?\n\nPossible answers: to eat, to sleep, to run', 'to eat', 'commas', ('to eat', 'to sleep', 'to run')),
     ],
 )
-def test_choices_that_an_instruction_lists_are_found_by_the_response_among_them(instruction, response, kind, choices):
+def test_the_listed_choices_are_found_by_the_response_among_them(instruction, response, kind, choices):
     assert find_listed(instruction, response) == (kind, choices)
 
 
@@ -26,7 +26,7 @@ def test_choices_that_an_instruction_lists_are_found_by_the_response_among_them(
     ('instruction', 'response'),
     [
         ('Steps:\n- heat water\n- pour it\nWhat comes next?', 'drink it'),
-        ('Pick:\n- red\n- blue', 'Red'),  # wrong ones of another case would tell the right one
+        ('Pick:\n- red\n- blue', 'Red'),  # wrong choices in another case would give the right one away
         ('Pick:\n- red\n- red', 'red'),
         ('Pick:\n- red\nor\n- blue', 'red'),  # two blocks of one
         ('What?\nA. one\nC. two', 'C'),
@@ -34,7 +34,7 @@ def test_choices_that_an_instruction_lists_are_found_by_the_response_among_them(
         ('A tree or a bush grows here. Which?', 'a tree'),
     ],
 )
-def test_a_list_without_the_response_or_of_one_item_is_none(instruction, response):
+def test_a_list_without_the_response_or_of_one_item_has_no_choices(instruction, response):
     assert find_listed(instruction, response) is None
 
 
@@ -89,7 +89,7 @@ def test_a_list_in_one_instruction_alone_is_not_shared():
     assert find_shared(['Good or bad?\nx', 'Say it.\ny'], ('Good',)) == ()
 
 
-def test_responses_that_come_again_and_again_are_a_closed_set():
+def test_responses_that_repeat_often_are_a_closed_set():
     responses = ['yes', 'no'] * N_PER_CHOICE
     found = TemplateChoices([f'Question {i}?' for i in range(len(responses))], responses)
     assert (found.kind, found.choices) == ('closed', ('no', 'yes'))
@@ -102,7 +102,7 @@ def test_titles_that_several_instances_share_are_no_closed_set():
     assert TemplateChoices([f'Plot {i}' for i in range(len(responses))], responses).kind == 'open'
 
 
-def test_a_response_seen_once_too_many_responses_and_too_few_instances_are_no_closed_set():
+def test_a_closed_set_needs_enough_instances_few_responses_and_none_seen_only_once():
     once = ['yes'] * 200 + ['no']
     assert TemplateChoices([f'Question {i}?' for i in range(len(once))], once).kind == 'open'
     many = [f'word {i}' for i in range(MAX_CHOICES + 1)] * N_PER_CHOICE
@@ -111,7 +111,7 @@ def test_a_response_seen_once_too_many_responses_and_too_few_instances_are_no_cl
     assert TemplateChoices([f'Question {i}?' for i in range(len(few))], few).kind == 'open'
 
 
-def test_one_response_only_is_a_choice_where_a_shared_list_has_it_and_else_nothing_can_be_learned():
+def test_a_single_response_is_a_choice_only_where_a_shared_list_has_it():
     instructions = [f'Text {i}. Is this review positive or negative?' for i in range(5)]
     found = TemplateChoices(instructions, ['negative'] * 5)
     assert (found.kind, found.choices) == ('closed', ('positive', 'negative'))
@@ -119,7 +119,7 @@ def test_one_response_only_is_a_choice_where_a_shared_list_has_it_and_else_nothi
     assert TemplateChoices(['Text. What is it?'], ['a text']).kind == 'open'
 
 
-def test_choices_listed_by_nine_of_ten_instances_are_taken_and_by_fewer_not():
+def test_listed_choices_are_taken_where_nine_of_ten_instances_list_them():
     def sample(n_listing):
         lists = [f'Which?\n- a{i}\n- b{i}' for i in range(n_listing)]
         return lists + [f'Which? {i}' for i in range(n_listing, 20)], [f'a{i}' for i in range(20)]

@@ -14,7 +14,8 @@ def not_found(path, kind='file', remedy='') -> str:
     sentence such as 'python scripts/get_bigbench_data.py makes it'.
     """
     message, parent = f'{path}: no such {kind}', path.parent
-    names = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
+    entries = parent.iterdir() if parent.is_dir() else ()
+    names = sorted(entry.name for entry in entries if not entry.name.startswith('.'))
     near = _near(path.name, names)
     if near:
         return f'{message}; near names in {parent}: {", ".join(near)}'

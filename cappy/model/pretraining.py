@@ -83,7 +83,7 @@ class Window:
 class Feed:
     """Micro-batches of the updates on a stream of labelled pairs, each window prepared while the one before trains.
 
-    stream: `windows(first)` yields lists of (instruction, response, label, ..), `n_rows` in all.
+    stream: `windows(first)` yields lists of (instruction, response, label, ..), `n_pairs` in all.
 
 
     Row lengths are chosen once, by the first window, so that the shapes of an update, and with them its sums to the
@@ -140,7 +140,7 @@ class Feed:
             groups,
             self.cost,
             # What compiles for the first window's updates serves them all.
-            self.compile_cost * len(groups) / self.settings.n_updates(self.stream.n_rows),
+            self.compile_cost * len(groups) / self.settings.n_updates(self.stream.n_pairs),
             self.tokens,
             self.n_data,
             longest=self.settings.max_length,
@@ -167,7 +167,7 @@ def pretrain(
     Returns (params, list of Update). Raises InputError where the loss is not finite, naming the update.
     """
     settings = feed.settings
-    n_updates = settings.n_updates(feed.stream.n_rows)
+    n_updates = settings.n_updates(feed.stream.n_pairs)
     optimizer = settings.optimizer(n_updates)
     run = TrainingRun(params, config, devices, dtype, optimizer, settings.seed, gradient_checkpointing)
     updates = run_updates(run, feed, n_updates, settings.global_batch_size, saving, on_update, progress)

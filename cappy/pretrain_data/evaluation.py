@@ -1,6 +1,6 @@
-"""How a scorer does on templates that it was not trained on: squared error, right choices, ranks within an instruction.
+"""How well a scorer does on held-out templates: squared error, right choices, rank correlation within an instruction.
 
-N rows, in G instances: rows that follow each other with one template and instruction.
+N pairs of G instances; the pairs of an instance follow each other and have its template and its instruction.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.pretrain_data.rows import CHOICE
-from cappy.pretrain_data.stream import LabelledRow, read_rows
+from cappy.pretrain_data.labelled_pairs import CHOICE, LabelledPair, read_pairs
 from cappy.tasks.statistics import bootstrap_interval, paired_bootstrap, rank_correlation
 
 MEASURES = ('squared_error', 'accuracy', 'rank_correlation')
@@ -18,13 +17,13 @@ MEASURES = ('squared_error', 'accuracy', 'rank_correlation')
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Rows [N] and where their instances begin: starts int [G + 1].
+    """The held-out pairs [N], and for their instances:
 
-    is_choice bool [G]: whether an instance asks for a choice, one right (1) and the others wrong (0).
-    is_ranked bool [G]: whether it is another one, with labels that differ.
+    starts int [G + 1]: the number of the first pair of each, and N. is_choice bool [G]: whether the pairs are choices,
+    one right (1) and the others wrong (0). is_ranked bool [G]: whether they are no choices and have different labels.
     """
 
-    rows: Sequence[LabelledRow]
+    pairs: Sequence[LabelledPair]
     starts: np.ndarray
     is_choice: np.ndarray
     is_ranked: np.ndarray
@@ -32,20 +31,20 @@ class HeldOut:
     @property
     def labels(self):
         """float64 [N]."""
-        return np.array([row.label for row in self.rows])
+        return np.array([pair.label for pair in self.pairs])
 
     @property
     def templates(self):
-        """Of each instance, list [G]."""
-        return [self.rows[start].template for start in self.starts[:-1]]
+        """The template of each instance, list [G]."""
+        return [self.pairs[start].template for start in self.starts[:-1]]
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Of each instance, float64 [G], NaN where it does not apply.
+    """Measures of each instance, float64 [G]; NaN where a measure does not apply.
 
-    squared_error: mean over its rows; accuracy: 1 where the best scored choice (the first of equals) is the right one,
-    else 0; rank_correlation: of scores and labels, 0 where all scores are equal.
+    squared_error: the mean over its pairs. accuracy: 1 where the choice with the highest score (the first of equals) is
+    the right one, else 0. rank_correlation: of scores and labels, 0 where all scores are equal.
     """
 
     squared_error: np.ndarray
@@ -60,29 +59,29 @@ class Judgement:
 
 
 def read_held_out(path) -> HeldOut:
-    """The HeldOut of a file. Raises InputError naming file and line of a bad row, or where there is none."""
-    rows = list(read_rows(path))
-    if not rows:
-        raise InputError(f'{path}: holds no rows')
-    return group_instances(rows)
+    """The HeldOut of a file. Raises InputError naming file and line of a bad pair; also where the file has no pairs."""
+    pairs = list(read_pairs(path))
+    if not pairs:
+        raise InputError(f'{path}: holds no pairs')
+    return group_instances(pairs)
 
 
-def group_instances(rows) -> HeldOut:
-    """The HeldOut of rows whose instances stand together."""
-    keys = [(row.template, row.instruction) for row in rows]
+def group_instances(pairs) -> HeldOut:
+    """The HeldOut of pairs in which those of an instance follow each other."""
+    keys = [(pair.template, pair.instruction) for pair in pairs]
     starts = [i for i, key in enumerate(keys) if not i or key != keys[i - 1]]
-    bounds = [*starts, len(rows)]
+    bounds = [*starts, len(pairs)]
     is_choice, is_ranked = [], []
     for start, end in zip(bounds, bounds[1:], strict=False):
-        labels = [row.label for row in rows[start:end]]
-        of_choice = all(row.source in (CHOICE, '') for row in rows[start:end])
-        is_choice.append(of_choice and len(labels) > 1 and sorted(labels) == [0] * (len(labels) - 1) + [1])
+        labels = [pair.label for pair in pairs[start:end]]
+        are_choices = all(pair.source in (CHOICE, '') for pair in pairs[start:end])
+        is_choice.append(are_choices and len(labels) > 1 and sorted(labels) == [0] * (len(labels) - 1) + [1])
         is_ranked.append(not is_choice[-1] and len(set(labels)) > 1)
-    return HeldOut(rows, np.array(bounds), np.array(is_choice, bool), np.array(is_ranked, bool))
+    return HeldOut(pairs, np.array(bounds), np.array(is_choice, bool), np.array(is_ranked, bool))
 
 
 def judge(held_out: HeldOut, scores) -> Judgement:
-    """scores: float [N]."""
+    """The measures of a scorer that gave the pairs these scores, float [N]."""
     labels, scores = held_out.labels, np.asarray(scores, np.float64)
     starts = held_out.starts
     accuracy, ranks = np.full((2, len(starts) - 1), np.nan)
@@ -95,7 +94,10 @@ def judge(held_out: HeldOut, scores) -> Judgement:
 
 
 def chance(held_out: HeldOut) -> Judgement:
-    """What needs no reading: one score for all rows (the mean label), a choice drawn blindly, no order."""
+    """The expected measures of a scorer that does not read: one score for all pairs, and a choice drawn at random.
+
+    The score is the mean over instances of their mean label, which has the least squared error of all single scores.
+    """
     labels = held_out.labels
     constant = _instance_means(held_out, labels).mean()
     return Judgement(
@@ -106,23 +108,23 @@ def chance(held_out: HeldOut) -> Judgement:
 
 
 def _instance_means(held_out, values):
-    """float64 [N] -> [G]."""
+    """The mean of the values float64 [N] over the pairs of each instance, [G]."""
     return np.add.reduceat(values, held_out.starts[:-1]) / np.diff(held_out.starts)
 
 
 def compare(held_out: HeldOut, before: Judgement, after: Judgement, seed=0) -> list[dict]:
-    """Rows of a table: each measure before and after, the gain, and chance, with 95% intervals over instances."""
-    rows, blind = [], chance(held_out)
+    """A dict for each measure: before, after, the gain, and chance, with 95% bootstrap intervals over instances."""
+    table, at_chance = [], chance(held_out)
     for name in MEASURES:
-        ours, theirs, by_chance = getattr(after, name), getattr(before, name), getattr(blind, name)
-        there = ~np.isnan(ours)
-        if not there.any():
+        ours, theirs, by_chance = getattr(after, name), getattr(before, name), getattr(at_chance, name)
+        is_measured = ~np.isnan(ours)
+        if not is_measured.any():
             continue
-        ours, theirs, by_chance = ours[there], theirs[there], by_chance[there]
+        ours, theirs, by_chance = ours[is_measured], theirs[is_measured], by_chance[is_measured]
         interval, differences = paired_bootstrap(ours, [theirs, by_chance], seed=seed)
         row = {
             'measure': name,
-            'instances': int(there.sum()),
+            'instances': int(is_measured.sum()),
             'before': float(theirs.mean()),
             'before_interval': bootstrap_interval(theirs, seed=seed),
             'after': float(ours.mean()),
@@ -133,12 +135,12 @@ def compare(held_out: HeldOut, before: Judgement, after: Judgement, seed=0) -> l
             'above_chance': differences[1].mean,
             'above_chance_interval': tuple(differences[1][1:]),
         }
-        rows.append(row)
-    return rows
+        table.append(row)
+    return table
 
 
 def with_interval(row: dict, name) -> str:
-    """A number of a row of `compare` and its interval, as text; '' where the row lacks it, as older results may."""
+    """A number of a dict of `compare` and its interval, as text; '' where it is missing, as in older results."""
     if name not in row:
         return ''
     low, high = row[f'{name}_interval']
@@ -146,9 +148,9 @@ def with_interval(row: dict, name) -> str:
 
 
 def by_template(held_out: HeldOut, before: Judgement, after: Judgement) -> list[dict]:
-    """Rows of a table: each template's instances and means."""
+    """A dict for each template: the number of its instances, and the means of their measures."""
     templates, by_chance = np.array(held_out.templates), chance(held_out).accuracy
-    rows = []
+    table = []
     for template in dict.fromkeys(held_out.templates):
         of_template = templates == template
         row = {'template': template, 'instances': int(of_template.sum())}
@@ -158,5 +160,5 @@ def by_template(held_out: HeldOut, before: Judgement, after: Judgement) -> list[
                 row |= {f'{name}_{when}': float(np.nanmean(of)) for when, of in values.items()}
         if (is_choice := held_out.is_choice & of_template).any():
             row['chance'] = float(by_chance[is_choice].mean())
-        rows.append(row)
-    return rows
+        table.append(row)
+    return table

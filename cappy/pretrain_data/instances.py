@@ -1,7 +1,7 @@
-"""Instances of instruction data, in the order of their templates, a window at a time.
+"""Instances of instruction data, template by template, in chunks that fit in memory.
 
 They come from files of lines {"template", "instruction", "response", "choices"?}, in which the lines of a template
-follow each other, or from candidate files, where a task is a template.
+follow each other, or from candidate files, where a task counts as a template.
 """
 
 import itertools
@@ -18,15 +18,16 @@ from cappy.files.wording import listed, not_found, shown
 from cappy.tasks.candidates import read_examples
 
 KEYS = ('template', 'instruction', 'response')
-TRAIN = '_train.jsonl'  # how the names of the candidate files end that are read
+CHUNK_SIZE = 5000  # lines of a template that are in memory together
+CANDIDATES_ENDING = '_train.jsonl'  # of the names of candidate files
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An instruction with its right responses, texts stripped and not empty.
+    """An instruction with its right responses; all texts are stripped and not empty.
 
-    number: of its first line among those of its template, from 0. choices: given with it, the references among them;
-    empty where none are. samples: of a language model.
+    number: of its first line among the lines of its template, from 0. choices: those that its line gives, the
+    references among them; empty where it gives none. samples: responses of language models.
     """
 
     template: str
@@ -37,10 +38,11 @@ class Instance:
     samples: tuple[str, ...] = ()
 
 
-class Window(NamedTuple):
-    """Instances of one template that are worked on together.
+class Chunk(NamedTuple):
+    """Instances of one template that are in memory together.
 
-    is_first: of their template. n_lines: that were read for them, n_empty of them with an empty text.
+    is_first: whether it is the first chunk of the template. n_lines: lines that were read for it, n_empty of them with
+    an empty instruction or response.
     """
 
     template: str
@@ -51,7 +53,7 @@ class Window(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of a source, texts stripped. Instruction and response may be empty."""
+    """One line of a source; its texts are stripped, and instruction and response may be empty."""
 
     template: str
     instruction: str
@@ -67,9 +69,10 @@ def read_lines(paths: Sequence[Path]) -> Iterator[Line]:
 
 
 def check_sources(paths: Sequence[Path]) -> dict[str, int]:
-    """{template: lines} of the files, in order, every line having been read.
+    """Read every line of the files; returns the number of lines of each template, in order.
 
-    Raises InputError naming file, line and field; also where lines of a template stand apart, or there is none.
+    Raises InputError naming file, line and field; also where lines of other templates are between those of a template,
+    and for a file without lines.
     """
     counts, ends = {}, {}
     previous = None
@@ -79,49 +82,54 @@ def check_sources(paths: Sequence[Path]) -> dict[str, int]:
             template = line.template
             if template != previous and template in counts:
                 raise InputError(
-                    f'{path}:{number}: template: {template!r} stood before, up to {ends[template]}, with others '
-                    'between; sort the lines by template, since one template at a time is held in memory'
+                    f'{path}:{number}: template: {template!r} has lines up to {ends[template]} and again here, with '
+                    'other templates between; sort the lines by template, since one template at a time is in memory'
                 )
             counts[template] = counts.get(template, 0) + 1
             ends[template] = f'{path}:{number}'
             previous = template
         if sum(counts.values()) == n_before:
-            raise InputError(f'{path}: holds no lines; write one JSON object a line')
+            raise InputError(f'{path}: holds no lines; write one JSON object per line')
     return counts
 
 
-def windows(lines: Iterable[Line], size, limit=None) -> Iterator[Window]:
-    """The instances of each template, so many lines at a time and at most `limit` lines of a template.
+def chunks(lines: Iterable[Line], size=CHUNK_SIZE, limit=None) -> Iterator[Chunk]:
+    """The chunks of each template: `size` lines in each, and at most `limit` lines of a template.
 
-    Lines of one instruction in a window become one instance with several references. Lines with an empty response are
-    left out.
+    Lines of a chunk that have the same instruction become one instance with several references. Lines with an empty
+    instruction or response are left out.
     """
     for template, of_template in itertools.groupby(lines, key=lambda line: line.template):
         of_template = itertools.islice(enumerate(of_template), limit)
         for is_first in itertools.chain([True], itertools.repeat(False)):
-            window = list(itertools.islice(of_template, size))
-            if not window:
+            numbered = list(itertools.islice(of_template, size))
+            if not numbered:
                 break
-            yield _as_window(template, is_first, window)
+            yield _make_chunk(template, is_first, numbered)
 
 
 def sample_files(folder) -> dict[str, list[Path]]:
-    """{task: files} of candidates to train on in a folder: {task}_train.jsonl, or {generator}/{task}_train.jsonl."""
+    """{task: candidate files} of a folder: its {task}_train.jsonl and {generator}/{task}_train.jsonl.
+
+    Raises InputError where the folder is missing or has no such file.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(not_found(folder, 'folder', 'give one of candidate files'))
     files = {}
-    for path in sorted([*folder.glob(f'*{TRAIN}'), *folder.glob(f'*/*{TRAIN}')], key=lambda path: (path.name, path)):
-        files.setdefault(path.name.removesuffix(TRAIN), []).append(path)
+    paths = [*folder.glob(f'*{CANDIDATES_ENDING}'), *folder.glob(f'*/*{CANDIDATES_ENDING}')]
+    for path in sorted(paths, key=lambda path: (path.name, path)):
+        files.setdefault(path.name.removesuffix(CANDIDATES_ENDING), []).append(path)
     if not files:
-        raise InputError(f'{folder}: has no {{task}}{TRAIN} or {{generator}}/{{task}}{TRAIN}')
+        raise InputError(f'{folder}: has no {{task}}{CANDIDATES_ENDING} or {{generator}}/{{task}}{CANDIDATES_ENDING}')
     return files
 
 
-def sample_windows(files: Mapping[str, Sequence[Path]], size, limit=None) -> Iterator[Window]:
-    """The examples of candidate files {task: files}; those of several generators with one instruction are one instance.
+def sample_chunks(files: Mapping[str, Sequence[Path]], size=CHUNK_SIZE, limit=None) -> Iterator[Chunk]:
+    """The chunks of candidate files {task: files}: `size` instances in each, at most `limit` instances of a task.
 
-    All files of a task are in memory together.
+    Examples that several generators answered become one instance with the samples of all. All files of a task are in
+    memory together.
     """
     for task, paths in files.items():
         merged = {}
@@ -140,32 +148,32 @@ def sample_windows(files: Mapping[str, Sequence[Path]], size, limit=None) -> Ite
         ][:limit]
         for begin in range(0, max(len(instances), 1), size):
             is_first = not begin
-            window = instances[begin : begin + size]
-            yield Window(task, is_first, window, n_lines if is_first else 0, n_empty if is_first else 0)
+            counts = (n_lines, n_empty) if is_first else (0, 0)
+            yield Chunk(task, is_first, instances[begin : begin + size], *counts)
 
 
 def match_names(names: Iterable[str], patterns: Sequence[str], flag, *, all_must_match=True) -> list[str]:
-    """The names that a shell pattern fits, in their order.
+    """The names that one of the shell patterns matches, in their order.
 
-    Raises InputError for a pattern that fits none, with near names, unless only some must.
+    all_must_match: whether a pattern that matches no name is an error, an InputError that begins with flag.
     """
     names = list(names)
-    fits = {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in patterns}
-    for pattern, found in fits.items():
+    matches = {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in patterns}
+    for pattern, found in matches.items():
         if not found and all_must_match:
-            raise InputError(f'{flag}: {pattern!r} fits no template{_near_pattern(pattern, names)}')
-    return [name for name in names if any(name in found for found in fits.values())]
+            raise InputError(f'{flag}: {pattern!r} matches no template{_near_pattern(pattern, names)}')
+    return [name for name in names if any(name in found for found in matches.values())]
 
 
 def _parse_line(fields):
     for key in KEYS:
         if key not in fields:
-            raise InputError(f'{key}: missing; has {listed(fields)}')
+            raise InputError(f'{key}: missing; the line has {listed(fields)}')
         if not isinstance(fields[key], str):
             raise InputError(f'{key}: expected text, found {shown(fields[key])}')
     for key in KEYS[:2]:
         if not fields[key].strip():
-            raise InputError(f'{key}: is empty; take the line out')
+            raise InputError(f'{key}: is empty; delete the line')
     response = fields['response'].strip()
     choices = _parse_choices(fields.get('choices'), response)
     return Line(fields['template'], fields['instruction'].strip(), response, choices)
@@ -179,19 +187,19 @@ def _parse_choices(choices, response):
     choices = tuple(choice.strip() for choice in choices)
     for i, choice in enumerate(choices):
         if choice in choices[:i]:
-            raise InputError(f'choices: {shown(choice)} stands there twice; keep one')
+            raise InputError(f'choices: {shown(choice)} is there twice; keep one')
     if response and response not in choices:
         raise InputError(f'choices: the response {shown(response)} is not among them')
     return choices
 
 
-def _as_window(template, is_first, numbered):
+def _make_chunk(template, is_first, numbered):
     merged, n_empty = {}, 0
     for number, line in numbered:
         if not (line.response and line.instruction):
             n_empty += 1
             continue
-        # Choices belong to the key: the same question with other choices is another one.
+        # The choices are part of the key: the same question with other choices is another instance.
         merged.setdefault((line.instruction, frozenset(line.choices)), []).append((number, line))
     instances = [
         Instance(
@@ -203,7 +211,7 @@ def _as_window(template, is_first, numbered):
         )
         for (instruction, _), group in merged.items()
     ]
-    return Window(template, is_first, instances, len(numbered), n_empty)
+    return Chunk(template, is_first, instances, len(numbered), n_empty)
 
 
 def _near_pattern(pattern, names):

@@ -1,7 +1,7 @@
-"""Choices: those that an instruction lists itself, and those of a template whose responses are a small closed set.
+"""Answer choices: those that an instruction lists, and those of a template whose responses are a small closed set.
 
-Instruction data often comes without its choices. They are taken only where they are sure: the right response must be
-among them. Nothing here knows of labels or files.
+Instruction data often comes without its choices. They are taken from it only where they are certain: the right response
+must be among them. Nothing here depends on labels or files.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import NamedTuple
 MAX_CHOICES = 50  # of a closed set; TREC's fine labels are 47
 N_PER_CHOICE = 20  # instances for each choice of a closed set
 MIN_LISTED = 0.9  # share of a template's instances that must list their response among others
-_MOST_LINES = 500  # instances whose lines are compared to find those that all have
+_MAX_COMPARED = 500  # instances whose lines are compared to find those that all of them have
 
 _ITEM = re.compile(
     r'[ \t]*(?P<bullet>[-*\u2022][ \t]+)?(?:\(?(?P<label>[A-Z]|[1-9]\d?)[.):][ \t]+)?(?P<text>\S.*?)[ \t\r]*'
@@ -27,25 +27,25 @@ _MARKED = re.compile(
 _COMMAS = re.compile(r'\s*,\s*(?:or\s+)?|\s+or\s+')
 _CLAUSE_END = re.compile(r'[?!;:()\n]|\.(?:\s|$)|\s-\s')
 _ARTICLE = re.compile(r'^(?:an?|the)\s+', re.IGNORECASE)
-# What may stand before the first of the choices of a clause.
+# Words that may come before the first choice of a clause.
 _BEFORE = re.compile(
     'about|are|as|between|by|categories|category|choices|either|from|is|of|options|regarding|to', re.IGNORECASE
 )
 
 
 class ListedChoices(NamedTuple):
-    """Choices of one instruction; kind: 'lines', 'letters', 'quotes' or 'commas', how they are written."""
+    """The choices of one instruction; kind: how they are written, 'lines', 'letters', 'quotes' or 'commas'."""
 
     kind: str
     choices: tuple[str, ...]
 
 
 def find_listed(instruction, response) -> ListedChoices | None:
-    """The choices that an instruction lists, if the response is one of several.
+    """The choices that an instruction lists, if the response is one of several; else None.
 
-    Looked for in this order: the last block of lines that begin with a bullet or with A., A:, (A), 1. (blank lines
-    between them allowed), by their texts or by their letters; texts in double quotes joined by a comma, `and` or `or`;
-    what follows `choices are`, `options:` and the like on a line, with commas or `or` between.
+    They are looked for in this order: in the last block of lines that begin with a bullet or with A., A:, (A), 1.
+    (blank lines between them are allowed), by their texts or by their letters; in texts in double quotes, joined by a
+    comma, `and` or `or`; in what follows `choices are`, `options:` and the like on a line, with commas or `or` between.
     """
     return _in_lines(instruction, response) or _in_quotes(instruction, response) or _in_commas(instruction, response)
 
@@ -53,18 +53,24 @@ def find_listed(instruction, response) -> ListedChoices | None:
 class TemplateChoices:
     """How the choices of a template's instances are found, decided from a sample of its instances.
 
-    kind: 'listed', each instance lists its own: so where at least MIN_LISTED of them do (of comma lists, only those of
-    the most frequent length are counted, since a choice may hold a comma itself). Else 'closed', all have the set
-    `choices`: so where the distinct responses are 2 to MAX_CHOICES, there are N_PER_CHOICE instances for each, and each
-    is seen twice. Names and titles repeat too, when several instances are about one text, but then a few times each:
-    the 13 titles of 200 questions about 13 films are no choices. A text that all instances share may list further
-    choices ('World News, Sports, Business, or Science and Technology?'); if all responses seen are in such a list, the
-    set is the list. 'single', one response only, and no list with it: nothing can be learned from the template.
-    Else 'open': the responses are texts.
+    kind is the first of these that applies:
+
+    'listed': each instance lists its own choices, at least MIN_LISTED of the sample. Of comma lists only those of the
+    most frequent length are counted, since a choice may contain a comma itself.
+
+    'closed': all instances have the set `choices`. There are 2 to MAX_CHOICES different responses, N_PER_CHOICE
+    instances for each of them on average, and each is seen at least twice. Names and titles repeat too, when several
+    instances are about one text, but then only a few times each: the 13 titles of 200 questions about 13 films are no
+    choices. A text that all instances share may list further choices ('World News, Sports, Business, or Science and
+    Technology?'); if all responses seen are in such a list, the list is the set.
+
+    'single': there is one response only, and no list with it, so that nothing can be learned from the template.
+
+    'open': the responses are texts.
     """
 
     def __init__(self, instructions: Sequence[str], responses: Sequence[str]):
-        """instructions, responses: of a sample of instances, at least one, stripped and not empty."""
+        """instructions, responses: those of a sample of at least one instance, stripped and not empty."""
         listed = [find_listed(*pair) for pair in zip(instructions, responses, strict=True)]
         lengths = Counter(len(found.choices) for found in listed if found and found.kind == 'commas')
         self.comma_length = lengths.most_common(1)[0][0] if lengths else 0
@@ -85,7 +91,7 @@ class TemplateChoices:
             self.kind = 'open'
 
     def choices_of(self, instruction, responses: Sequence[str]) -> tuple[str, ...]:
-        """The choices of an instance, its responses among them; empty where they cannot be told."""
+        """The choices of an instance, its responses among them; empty where they are not known."""
         choices = self.choices
         if self.kind == 'listed':
             found = find_listed(instruction, responses[0])
@@ -97,10 +103,10 @@ class TemplateChoices:
 
 
 def find_shared(instructions: Sequence[str], observed: Sequence[str]) -> tuple[str, ...]:
-    """The choices listed in the text that all instructions share, if all observed responses are among them; else none.
+    """The choices listed in a text that all instructions share, if all observed responses are among them; else ().
 
-    Case and articles may differ: observed responses keep their spelling, and where they begin with a capital so do the
-    others.
+    Case and articles may differ: observed responses keep their spelling, and where all of them begin with a capital, so
+    do the other choices.
     """
     wanted = {_plain(response): response for response in observed}
     best = ()
@@ -125,7 +131,7 @@ def _in_lines(instruction, response):
 
 
 def _blocks(instruction):
-    """Lists of (label or None, text), of the lines with a bullet or a label that follow each other."""
+    """A list of (label or None, text) for each run of lines with a bullet or a label."""
     blocks, open_block = [], None
     for line in instruction.split('\n'):
         if not line.strip():
@@ -142,7 +148,7 @@ def _blocks(instruction):
 
 
 def _is_sequence(labels):
-    """A, B, C or 1, 2, 3."""
+    """Whether the labels are A, B, C, .. or 1, 2, 3, .."""
     expected = [chr(ord('A') + i) for i in range(len(labels))], [str(i + 1) for i in range(len(labels))]
     return list(labels) in expected
 
@@ -164,23 +170,26 @@ def _in_commas(instruction, response):
 
 
 def _shared_texts(instructions):
-    """What all instructions have in common: their beginning, their end, and whole lines."""
+    """What all instructions have in common: a beginning, an end, and whole lines."""
     texts = [os.path.commonprefix(instructions), os.path.commonprefix([text[::-1] for text in instructions])[::-1]]
     lines = dict.fromkeys(instructions[0].split('\n'))
-    for text in instructions[:_MOST_LINES]:
-        here = set(text.split('\n'))
-        lines = {line: None for line in lines if line in here}
+    for text in instructions[:_MAX_COMPARED]:
+        own = set(text.split('\n'))
+        lines = {line: None for line in lines if line in own}
     return [*texts, *lines]
 
 
 def _items_of_clause(clause, wanted):
-    """The items of a list, each once, at least two or none; wanted: plain texts that help to find its ends."""
+    """The items of the list in a clause, each once; () if there are fewer than two.
+
+    wanted: plain texts of known items, which help to find where the list begins and ends.
+    """
     parts = list(map(_bare, _COMMAS.split(clause.strip(' "'))))
     joins = _COMMAS.findall(clause.strip(' "'))
     ors = [i for i, join in enumerate(joins) if 'or' in join]
     if not all(parts) or not (ors or len(parts) > 2):
         return ()
-    if ors:  # what follows the item behind the last `or` is no part of the list
+    if ors:  # what follows the item after the last `or` is not part of the list
         parts = parts[: ors[-1] + 2]
     first, *middle, last = parts
     first = _trim_first(first, [*middle, last], wanted)
@@ -204,7 +213,7 @@ def _trim_first(first, others, wanted):
 
 
 def _trim_last(last, others, wanted):
-    """The last item without the words after it; empty where it has many more than the others and none is known."""
+    """The last item without the words after it; '' where it is much longer than the others and not known."""
     words = last.split()
     for text in wanted:
         if f'{_plain(last)} '.startswith(f'{text} '):
@@ -213,10 +222,10 @@ def _trim_last(last, others, wanted):
 
 
 def _bare(text):
-    """Without quotes and article."""
+    """The text without quotes and article."""
     return _ARTICLE.sub('', text.strip(' "\''))
 
 
 def _plain(text):
-    """Lower case, without quotes and article."""
+    """The text in one case, without quotes and article."""
     return _bare(text).casefold()

@@ -1,8 +1,8 @@
-"""P3 on the hub, `bigscience/P3`, or a folder laid out like it: a configuration for each template.
+"""P3 from the hub (`bigscience/P3`), or from a folder with the same layout: one configuration per template.
 
-A row has `inputs_pretokenized`, `targets_pretokenized` and, where its template has them, `answer_choices`. In the
-configurations whose names end in `_score_eval` a row is one choice of a question: `idx` is [question, choice], and
-`is_correct` says which is right. Fields as the data set's card tells them.
+A record has `inputs_pretokenized`, `targets_pretokenized` and, where its template has choices, `answer_choices`. In the
+configurations whose names end in `_score_eval`, a record is one choice of a question: `idx` is [question, choice], and
+`is_correct` says whether it is right. The fields are those that the card of the data set names.
 """
 
 import itertools
@@ -10,102 +10,89 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from cappy.errors import InputError
+from cappy.files import hub
 from cappy.files.wording import shown
 from cappy.pretrain_data.instances import Line
 
 SCORED = '_score_eval'
 _INSTRUCTION, _RESPONSE, _CHOICES = 'inputs_pretokenized', 'targets_pretokenized', 'answer_choices'
+_REMEDY = 'give --sources a file of instruction data'
 
 logger = logging.getLogger(__name__)
 
 
 def configurations(hub_name) -> dict[str, str]:
-    """{template: its configuration}, in order; where a template has one with scored choices, that one."""
-    import datasets  # slow to import, and not needed for files
+    """{template: configuration} in alphabetic order; the one with scored choices where a template has two.
 
-    logging.getLogger('huggingface_hub').propagate = False  # it shows its messages itself
-    names = _ask(hub_name, lambda: datasets.get_dataset_config_names(hub_name))
+    Raises InputError where the data set cannot be fetched.
+    """
+    names = hub.configuration_names(hub_name, remedy=_REMEDY)
     found = {name: name for name in names if not name.endswith(SCORED)}
     found |= {name.removesuffix(SCORED): name for name in names if name.endswith(SCORED)}
     return dict(sorted(found.items()))
 
 
 def read_hub(hub_name, chosen: dict[str, str], limit=None) -> Iterator[Line]:
-    """The lines of the chosen {template: configuration}, streamed from their train splits, `limit` of each at most.
+    """The lines of the chosen {template: configuration}, streamed from their train splits, at most `limit` of each.
 
-    A template without a train split is told and passed over.
+    A template without a train split is left out with a warning. Raises InputError where a configuration cannot be
+    fetched, and naming it and the record, counted from 0, where a field is wrong.
     """
-    import datasets
-
     for template, configuration in chosen.items():
         where = f'{hub_name}, {configuration}'
-        splits = _ask(where, lambda name=configuration: datasets.load_dataset(hub_name, name, streaming=True))
+        splits = hub.load_dataset(hub_name, configuration, remedy=_REMEDY, streaming=True)
         if 'train' not in splits:
             logger.warning('%s: has no split train; left out', where)
             continue
-        rows = _streamed(where, splits['train'])
+        records = _streamed(where, splits['train'])
         parse = _scored_lines if configuration.endswith(SCORED) else _plain_lines
-        yield from itertools.islice(parse(where, template, rows), limit)
+        yield from itertools.islice(parse(where, template, records), limit)
 
 
-def _streamed(where, rows):
-    """Yields (number from 0, row)."""
-    rows = iter(rows)
+def _streamed(where, records):
+    """Yield (number from 0, record)."""
+    records = iter(records)
     for number in itertools.count():
         try:
-            row = next(rows)
+            record = next(records)
         except StopIteration:
             return
-        except Exception as error:
-            raise _failure(where, error) from error
-        yield number, row
+        except Exception as error:  # network and file formats fail by errors of many libraries
+            raise hub.failure(where, error, _REMEDY) from error
+        yield number, record
 
 
-def _plain_lines(where, template, rows):
-    for number, row in rows:
-        instruction, response = (_text(where, number, row, key) for key in (_INSTRUCTION, _RESPONSE))
-        choices = row.get(_CHOICES) or []
+def _plain_lines(where, template, records):
+    for number, record in records:
+        instruction, response = (_text(where, number, record, key) for key in (_INSTRUCTION, _RESPONSE))
+        choices = record.get(_CHOICES) or []
         if not isinstance(choices, Sequence) or not all(isinstance(choice, str) for choice in choices):
-            raise InputError(f'{where}: row {number}: {_CHOICES}: expected texts, found {shown(choices)}')
+            raise InputError(f'{where}: record {number}: {_CHOICES}: expected texts, found {shown(choices)}')
         choices = tuple(dict.fromkeys(filter(None, map(str.strip, choices))))
         yield Line(template, instruction, response, choices if response in choices else ())
 
 
-def _scored_lines(where, template, rows):
-    """A line for each right choice of a question, with all its choices."""
-    for _, question in itertools.groupby(rows, key=lambda numbered: _question(where, *numbered)):
+def _scored_lines(where, template, records):
+    """One line for each right choice of a question, with all choices of the question."""
+    for _, question in itertools.groupby(records, key=lambda numbered: _question(where, *numbered)):
         question = list(question)
-        texts = [_text(where, number, row, _RESPONSE) for number, row in question]
+        texts = [_text(where, number, record, _RESPONSE) for number, record in question]
         choices = tuple(dict.fromkeys(filter(None, texts)))
-        number, row = question[0]
-        instruction = _text(where, number, row, _INSTRUCTION)
-        right = [text for text, (_, row) in zip(texts, question, strict=True) if row.get('is_correct')]
+        number, record = question[0]
+        instruction = _text(where, number, record, _INSTRUCTION)
+        right = [text for text, (_, record) in zip(texts, question, strict=True) if record.get('is_correct')]
         for response in dict.fromkeys(right):
             yield Line(template, instruction, response, choices if response else ())
 
 
-def _question(where, number, row):
-    idx = row.get('idx')
+def _question(where, number, record):
+    idx = record.get('idx')
     if not isinstance(idx, Sequence) or len(idx) != 2:
-        raise InputError(f'{where}: row {number}: idx: expected [question, choice], found {shown(idx)}')
+        raise InputError(f'{where}: record {number}: idx: expected [question, choice], found {shown(idx)}')
     return idx[0]
 
 
-def _text(where, number, row, key):
-    if not isinstance(row.get(key), str):
-        raise InputError(f'{where}: row {number}: {key}: expected text, found {shown(row.get(key))}')
-    return row[key].strip()
-
-
-def _ask(where, request):
-    try:
-        return request()
-    except Exception as error:  # hub, network, cache and file formats fail by errors of many libraries
-        raise _failure(where, error) from error
-
-
-def _failure(where, error):
-    said = ' '.join(str(error).split())[:300]
-    return InputError(
-        f'{where}: cannot be fetched ({type(error).__name__}: {said}); try again, or give --sources a file'
-    )
+def _text(where, number, record, key):
+    if not isinstance(record.get(key), str):
+        raise InputError(f'{where}: record {number}: {key}: expected text, found {shown(record.get(key))}')
+    return record[key].strip()

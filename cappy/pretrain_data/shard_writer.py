@@ -1,7 +1,7 @@
-"""Pretraining data written: rows scattered over shards, each shuffled, and the rows of held-out instances.
+"""Writes pretraining data: training pairs scattered over shards, each shuffled, and the pairs of held-out instances.
 
-Everything is made in a folder beside the one that is asked for, which takes its place at the end: a run that was
-stopped leaves nothing that looks finished. One shard is held in memory at a time.
+All files are made in a folder beside the output folder, which it replaces at the end: a run that was stopped leaves
+nothing that looks finished. Memory holds one shard at a time, while it is shuffled.
 """
 
 import errno
@@ -18,36 +18,39 @@ from random import Random
 import tqdm
 
 from cappy.errors import InputError
-from cappy.pretrain_data.rows import Row, folded
-from cappy.pretrain_data.stream import HELD_OUT, shard_name
+from cappy.pretrain_data.labelled_pairs import LabelledPair, as_line, folded
+from cappy.pretrain_data.stream import HELD_OUT_FILE, SHARD_PATTERN, shard_name
 
-COUNTS = 'counts.json'
-_OURS = ('train-*-of-*.jsonl', HELD_OUT, COUNTS)
-_DIGEST_BYTES = 8  # of an instruction: two of a billion are the same once in 37 such data sets
+COUNTS_FILE = 'counts.json'
+_OUR_FILES = (SHARD_PATTERN, HELD_OUT_FILE, COUNTS_FILE)
+# Of an instruction's digest: in one of 37 data sets of a billion instructions, two of them would share a digest.
+_DIGEST_BYTES = 8
 
 
 class ShardWriter:
-    """Takes rows while they are made, and writes them out at the end."""
+    """Takes pairs while they are made, and writes the shards at the end. `shard_writer` opens one."""
 
     def __init__(self, folder, n_shards, seed, files):
         self._folder, self._n_shards, self._seed, self._files = folder, n_shards, seed, files
         self._random = Random(f'{seed}:shards')
         self._held_out_digests = set()
 
-    def add_train(self, rows: Sequence[Row]):
-        """Rows to train on, each to a shard drawn for it."""
-        for row in rows:
+    def add_train(self, pairs: Sequence[LabelledPair]):
+        """Put each training pair into a shard drawn at random."""
+        for pair in pairs:
             file = self._files[self._random.randrange(self._n_shards)]
-            file.write(f'{_digest(row.instruction)}{_as_line(row)}')
+            file.write(f'{_digest(pair.instruction)}{as_line(pair)}')
 
-    def add_held_out(self, rows: Sequence[Row]):
-        """The rows of one instance, which stay together."""
-        self._held_out_digests.update(_digest(row.instruction).encode() for row in rows)
-        self._files[-1].writelines(map(_as_line, rows))
+    def add_held_out(self, pairs: Sequence[LabelledPair]):
+        """Write the pairs of one held-out instance, which stay together."""
+        self._held_out_digests.update(_digest(pair.instruction).encode() for pair in pairs)
+        self._files[-1].writelines(map(as_line, pairs))
 
     def shuffle(self) -> Counter:
-        """Turn what was scattered into shards. Rows to train on whose instruction is held out too (white space and case
-        aside) are left out: {(template, source, label): how many} of those.
+        """Turn the scattered pairs into shuffled shards.
+
+        Training pairs whose instruction is held out too (white space and case aside) are left out; returns their number
+        by (template, source, label).
         """
         for file in self._files:
             file.close()
@@ -61,21 +64,21 @@ class ShardWriter:
                 for line in lines:
                     digest, line = line[: 2 * _DIGEST_BYTES], line[2 * _DIGEST_BYTES :]
                     if digest in self._held_out_digests:
-                        row = json.loads(line)
-                        removed[row['template'], row['source'], row['label']] += 1
+                        fields = json.loads(line)
+                        removed[fields['template'], fields['source'], fields['label']] += 1
                     else:
                         file.write(line)
             scattered.unlink()
         return removed
 
     def write_counts(self, counts: dict):
-        """The file of settings and counts."""
+        """Write the file of settings and counts."""
         text = json.dumps(counts, ensure_ascii=False, indent=1)
-        (self._folder / COUNTS).write_text(text + '\n', encoding='utf-8')
+        (self._folder / COUNTS_FILE).write_text(text + '\n', encoding='utf-8')
 
 
 def check_output(output_dir, overwrite):
-    """Raises InputError where the folder exists, or holds what is not ours and so must not be replaced."""
+    """Raise InputError where the folder exists and is not to be replaced, or holds other files, which never are."""
     output_dir = Path(output_dir)
     if not output_dir.exists() and not output_dir.is_symlink():
         return
@@ -83,17 +86,17 @@ def check_output(output_dir, overwrite):
         raise InputError(f'{output_dir}: exists; --overwrite replaces it, another --output_dir keeps both')
     if not output_dir.is_dir() or output_dir.is_symlink():
         raise InputError(f'{output_dir}: is not a folder; give another --output_dir')
-    ours = {path for pattern in _OURS for path in output_dir.glob(pattern)}
+    ours = {path for pattern in _OUR_FILES for path in output_dir.glob(pattern)}
     other = sorted(set(output_dir.iterdir()) - ours)
     if other:
-        raise InputError(f'{output_dir}: holds {other[0].name} too, which is no pretraining data; move it away')
+        raise InputError(f'{output_dir}: holds {other[0].name} too, which is no pretraining data; move it elsewhere')
 
 
 @contextmanager
 def shard_writer(output_dir, n_shards, seed) -> Iterator[ShardWriter]:
-    """A ShardWriter whose files take their place when the block ends, and vanish where it fails.
+    """A ShardWriter whose files appear in output_dir when the block ends, and are deleted where it fails.
 
-    Raises InputError where files cannot be written (rights, space).
+    Raises InputError where files cannot be written (permissions, space).
     """
     output_dir = Path(output_dir)
     partial = output_dir.with_name(f'.{output_dir.name}.partial')
@@ -101,7 +104,7 @@ def shard_writer(output_dir, n_shards, seed) -> Iterator[ShardWriter]:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
         with ExitStack() as stack:
-            names = [*map(_scattered_name, range(n_shards)), HELD_OUT]
+            names = [*map(_scattered_name, range(n_shards)), HELD_OUT_FILE]
             files = [
                 stack.enter_context(open(partial / name, 'w', encoding='utf-8', newline='\n', buffering=1 << 17))
                 for name in names
@@ -110,7 +113,7 @@ def shard_writer(output_dir, n_shards, seed) -> Iterator[ShardWriter]:
         _replace(output_dir, partial)
     except OSError as error:
         if error.filename is not None and not str(error.filename).startswith(str(partial)):
-            raise  # the caller's block failed on a file of its own
+            raise  # the block of the caller failed on a file of its own
         hint = '; make room or give another --output_dir' if error.errno in (errno.ENOSPC, errno.EDQUOT) else ''
         raise InputError(f'{partial}: cannot be written ({error.strerror or error}){hint}') from error
     finally:
@@ -131,10 +134,6 @@ def _replace(output_dir, partial):
 
 def _scattered_name(number):
     return f'scattered-{number:05d}'
-
-
-def _as_line(row):
-    return json.dumps(row._asdict(), ensure_ascii=False) + '\n'
 
 
 def _digest(instruction):
