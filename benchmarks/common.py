@@ -90,7 +90,7 @@ def _read_crows_pairs(data):
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch) / 'rows.jsonl'
         script = Path(__file__).parents[1] / 'scripts' / 'get_promptsource_data.py'
-        flags = ['--output_file', rows, '--templates_dir', folder / 'templates', '--tasks', 'crows_pairs']
+        flags = ['--output', rows, '--templates_dir', folder / 'templates', '--tasks', 'crows_pairs']
         command = [sys.executable, script, *flags, '--local', f'crows_pairs={source}']
         subprocess.run(command, check=True, capture_output=True)
         return [(row.instruction, row.response) for row in read_choices(rows)]

@@ -4,9 +4,9 @@
     python benchmarks/pretraining_data.py --n_pairs 10000000 --n_packed 100000
 
 The pairs are those of `data_dir`, or made up: instructions of 5 to 100 words and responses of 1 to 15, from a made-up
-vocabulary of 20,000 words. How many pairs a device consumes is estimated from its speed and the operations of the model:
-3 x 2 x the parameters of its layers for each token, forward and backward (attention is left out, so the rate is an upper
-bound), for RoBERTa-large at half of the 70 TFLOP/s of an A10G in bfloat16; half is an assumption.
+vocabulary of 20,000 words. How many pairs a device consumes is estimated from its speed and the operations of the
+model: 3 x 2 x the parameters of its layers for each token, forward and backward (attention is left out, so the rate is
+an upper bound), for RoBERTa-large at half of the 70 TFLOP/s of an A10G in bfloat16; half is an assumption.
 """
 
 import resource

@@ -4,11 +4,11 @@
     python scripts/get_bigbench_data.py --bigbench_dir BIG-bench
     python scripts/get_bigbench_data.py --source package
 
-A line an example: {"dataset", "example_idx", "instruction", "references"}. From the hub, as the reference has it
-(scripts/get_bigbench_data.py), or from the task.json files of a checkout of BIG-bench or of its package, which give the
-same rows: docs/reproduction.md has the counts and where they differ. Licence of the texts: Apache-2.0, and what each
-task's README says. A task that fails names its cause and the others go on; the exit code is then 1, and a second run
-makes only what is missing.
+Writes one line per example: {"dataset", "example_idx", "instruction", "references"}. The examples come from the hub, as
+in the reference (scripts/get_bigbench_data.py), or from the task.json files of a checkout of BIG-bench or of its
+package, which give the same lines; docs/reproduction.md has the counts and the differences. Licence of the texts:
+Apache-2.0, and what the README of each task says. If a task fails, its cause is reported and the other tasks are made;
+the exit code is then 1, and a second run makes only what is missing.
 """
 
 import importlib.util
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 
 from cappy.cli import flags
 from cappy.errors import InputError
+from cappy.files import hub
 from cappy.files.atomic import write_atomically
 from cappy.files.wording import listed, near_names, shown
 from cappy.tasks.bigbench import SPLIT_SEED, Task, find_tasks_dir, read_task, task_names
@@ -36,28 +37,24 @@ INSTALL = f'uv pip install --no-deps --target {PACKAGE_DIR} bigbench==1.0.0'
 logger = logging.getLogger(__name__)
 
 
-class Unreachable(InputError):
-    """The hub does not answer, for this task or any other."""
-
-
 def main(
-    cache_dir='./cache',  # where `datasets` keeps what it fetches from the hub
+    cache_dir='./cache',  # where the library `datasets` keeps what it fetches from the hub
     output_dir='./bigbench_data',
-    source: Literal['hub', 'package'] = 'hub',  # package: the installed package bigbench, which has 44 of the 45
-    bigbench_dir: str | None = None,  # take a checkout of BIG-bench, or the folder its package was installed into
-    hub_name='tasksource/bigbench',  # or a folder of parquet files laid out as that one
-    tasks: str | None = None,  # names with commas between them; all 45 if not given
-    seed=SPLIT_SEED,  # of the split where it is made here; the default is BIG-bench's own, so the hub's
-    multiple_choice=False,  # from task.json files: keep multiple-choice examples, as the hub's files do
+    source: Literal['hub', 'package'] = 'hub',  # package: the installed package bigbench, which has 44 of the 45 tasks
+    bigbench_dir: str | None = None,  # a checkout of BIG-bench, or the folder its package was installed into
+    hub_name='tasksource/bigbench',  # or a copy of it, a folder of parquet files, for a machine without the hub
+    tasks: flags.Names | None = None,  # default: all 45
+    seed=SPLIT_SEED,  # of the split of task.json files; the default is BIG-bench's own, which the hub's splits have
+    multiple_choice=False,  # keep the multiple-choice examples of task.json files, as the hub's files do
 ):
-    """Get BIG-bench's generative tasks, a file a split."""
+    """Write the generative tasks of BIG-bench, one file per task and split."""
     logging.basicConfig(format='%(message)s')
     logger.setLevel(logging.INFO)
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
         raise InputError(f'{output_dir}: is a file; give --output_dir a folder')
     folder = find_tasks_dir(bigbench_dir) if bigbench_dir else find_package() if source == 'package' else None
     if folder is None and (multiple_choice or seed != SPLIT_SEED):
-        raise InputError('--seed and --multiple_choice are for task.json files; the hub has its own rows and split')
+        raise InputError('--seed and --multiple_choice are for task.json files; the hub has splits of its own')
     chosen = choose_tasks(tasks, folder)
     missing = [name for name in chosen if not all(path.is_file() for path in task_paths(output_dir, name))]
     if len(missing) < len(chosen):
@@ -73,51 +70,52 @@ def main(
         failed = absent + write_tasks(output_dir, present, read)
     add_names(Path(output_dir) / NAMES_FILE.name, [name for name in chosen if name not in failed])
     if failed:
-        told = f'{len(failed)} of {len(chosen)} tasks failed ({listed(failed)}), each for the cause above'
-        raise InputError(f'{told}; a second run makes only what is missing')
+        raise InputError(
+            f'{len(failed)} of {len(chosen)} tasks failed ({listed(failed)}) for the causes above; '
+            'a second run makes only what is missing'
+        )
     print(f'{output_dir}: {len(chosen)} tasks')
 
 
 def find_package():
-    """The folder of the tasks in the installed package, which is looked up only: to import it takes TensorFlow."""
+    """The folder of the tasks in the installed package, which is not imported: that would need TensorFlow."""
     spec = importlib.util.find_spec('bigbench')
-    for place in (spec and spec.submodule_search_locations) or ():
-        folder = Path(place) / 'benchmark_tasks'
+    for location in (spec and spec.submodule_search_locations) or ():
+        folder = Path(location) / 'benchmark_tasks'
         if task_names(folder):
             return folder
     raise InputError(
-        'the package bigbench is not installed here; install it aside (358 MB to fetch, 1.8 GB on disk): '
+        'the package bigbench is not installed; install it into a folder of its own (358 MB to fetch, 1.8 GB on disk): '
         f'{INSTALL}; then give --bigbench_dir {PACKAGE_DIR}'
     )
 
 
 def choose_tasks(names, folder):
-    """The tasks of a list with commas, in order and once each; the 45 for None. A folder's other tasks may be named."""
+    """The tasks of these names, in order, or all 45 for None; names: of the 45, and of other tasks of the folder."""
     known = read_names(NAMES_FILE)
     if names is None:
         return known
-    chosen = list(dict.fromkeys(name.strip() for name in names.split(',')))
     in_folder = task_names(folder) if folder else []
-    for name in chosen:
+    for name in names:
         if name not in known and name not in in_folder:
             near = near_names(name, {*known, *in_folder}, folder or NAMES_FILE)
-            raise InputError(f'--tasks: no task {name!r} here{near}')
-    return chosen
+            raise InputError(f'--tasks: no task {name!r}{near}')
+    return list(names)
 
 
 def task_paths(output_dir, name):
-    """The task's files, in the order of SPLITS."""
+    """The files of a task, in the order of SPLITS."""
     return [Path(output_dir) / f'{name}_{split}.jsonl' for split in SPLITS]
 
 
 def write_tasks(output_dir, names, read):
-    """Write the tasks that read(name) gives; returns the names of those that failed."""
+    """Write the tasks that read(name) returns; returns the names of those that failed."""
     failed = []
     for number, name in enumerate(names):
         try:
             task = read(name)
             write_task(task_paths(output_dir, name), task)
-        except Unreachable as error:  # each further task would wait for its retries, half a minute
+        except hub.Unreachable as error:
             failed += names[number:]
             logger.error('%s: failed: %s; %d more tasks are not tried', name, error, len(names) - number - 1)
             break
@@ -126,13 +124,14 @@ def write_tasks(output_dir, names, read):
             logger.error('%s: failed: %s', name, error)
             continue
         left_out = {'duplicate': task.n_duplicates, 'multiple-choice': task.n_multiple_choice}
-        told = ''.join(f', {n:,} {kind} left out' for kind, n in left_out.items() if n)
-        logger.info('%s: %s train, %s validation%s', name, f'{len(task.train):,}', f'{len(task.validation):,}', told)
+        counts = f'{len(task.train):,} train, {len(task.validation):,} validation'
+        counts += ''.join(f', {n:,} {kind} left out' for kind, n in left_out.items() if n)
+        logger.info('%s: %s', name, counts)
     return failed
 
 
 def write_task(paths, task):
-    """Write both files, or none where one of them cannot be written."""
+    """Write both files of a task, or none where one of them cannot be written."""
     train, validation = paths
     write_examples(train, task.train)
     try:
@@ -143,42 +142,34 @@ def write_task(paths, task):
 
 
 def read_hub_task(hub_name, name, cache_dir):
-    """A task of the hub's data set, or of a folder laid out as it is: its own splits, in their order.
+    """A task of the data set on the hub, or of a folder with its layout: the data set's own splits, in their order.
 
-    Its multiple-choice rows are kept, as the reference keeps them (it looks at the first row alone).
+    Multiple-choice records are kept, as in the reference, which looks only at the first record of a task.
     """
-    import datasets  # slow to import, and not needed for the other sources
-
-    logging.getLogger('huggingface_hub').propagate = False  # it shows its messages itself
-    try:
-        splits = datasets.load_dataset(hub_name, name, cache_dir=cache_dir)
-    except Exception as error:  # hub, network, cache and file formats fail by errors of many libraries
-        said = ' '.join(str(error).split())[:300]
-        kind = Unreachable if isinstance(error, ConnectionError) else InputError
-        raise kind(
-            f'{hub_name}: cannot be fetched ({type(error).__name__}: {said}); try again, or take --source package'
-        ) from error
+    remedy = 'take --source package, or --bigbench_dir with a checkout of BIG-bench'
+    splits = hub.load_dataset(hub_name, name, remedy=remedy, cache_dir=cache_dir)
     missing = [split for split in SPLITS if split not in splits or not len(splits[split])]
     if missing:
         raise InputError(f'{hub_name}: no examples in split {" and ".join(missing)}; it has {listed(splits)}')
     if splits['train'][0].get('multiple_choice_targets'):
-        raise InputError(f'{hub_name}: is multiple choice there, so there is nothing to generate')
-    return Task(*(tuple(parse_hub_rows(hub_name, name, split, splits[split])) for split in SPLITS))
+        raise InputError(f'{hub_name}: the task is multiple choice there, so there is nothing to generate')
+    return Task(*(tuple(parse_hub_records(hub_name, name, split, splits[split])) for split in SPLITS))
 
 
-def parse_hub_rows(hub_name, name, split, rows):
-    """An example for each row of `inputs` (text) and `targets` (texts)."""
-    for number, row in enumerate(rows):
-        prompt, references = row.get('inputs'), row.get('targets')
+def parse_hub_records(hub_name, name, split, records):
+    """Yield an example for each record, which has `inputs` (text) and `targets` (texts)."""
+    for number, record in enumerate(records):
+        where = f'{hub_name}: {split}, record {number}'
+        prompt, references = record.get('inputs'), record.get('targets')
         if not isinstance(prompt, str):
-            raise InputError(f'{hub_name}: {split}, row {number}: inputs: expected text, found {shown(prompt)}')
+            raise InputError(f'{where}: inputs: expected text, found {shown(prompt)}')
         if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
-            raise InputError(f'{hub_name}: {split}, row {number}: targets: expected texts, found {shown(references)}')
+            raise InputError(f'{where}: targets: expected texts, found {shown(references)}')
         yield Example(name, number, prompt, tuple(references))
 
 
 def add_names(path, names):
-    """Add the tasks to a list of names where they are not in it, in the order of the shipped list."""
+    """Add the tasks that are missing to a file of names, in the order of the shipped list."""
     old = read_names(path) if path.exists() else []
     order = {name: number for number, name in enumerate(read_names(NAMES_FILE))}
     new = sorted({**dict.fromkeys(old), **dict.fromkeys(names)}, key=lambda name: order.get(name, len(order)))
@@ -188,13 +179,13 @@ def add_names(path, names):
 
 
 def read_names(path):
-    """The names of a JSON list."""
+    """The names of a JSON list. Raises InputError where the file is none."""
     try:
         names = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
-        raise InputError(f'{path}: cannot be read as JSON ({error}); remove it, and it is made anew') from error
+        raise InputError(f'{path}: cannot be read as JSON ({error}); delete it, and it is made again') from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f'{path}: expected a list of names, found {shown(names)}; remove it, and it is made anew')
+        raise InputError(f'{path}: expected a list of names, found {shown(names)}; delete it, and it is made again')
     return names
 
 

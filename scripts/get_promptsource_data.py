@@ -1,13 +1,14 @@
-"""Test data for `cappy_promptsource.py`, built from PromptSource's templates and the eleven data sets themselves.
+"""Test data for `cappy_promptsource.py`, built from PromptSource's templates and the eleven data sets.
 
     git clone --depth 1 https://github.com/bigscience-workshop/promptsource
     python scripts/get_promptsource_data.py --local story_cloze=my_copy.csv
+    python scripts/get_promptsource_data.py --list_tasks
 
-Writes `promptsource_test.jsonl`: a row for every choice of every example under every template, {"dataset_name",
-"template_name", "example_idx", "instruction", "response", "label"}, label 1 for the right choice. StoryCloze is
-licensed, so it comes from the user's own copy; the other data sets are fetched unless --local names files. A task
-that fails names its cause and the others go on; the exit code is then 1. --list tells sources, splits and licences;
-docs/promptsource-data.md tells counts and how the rendering follows PromptSource.
+Writes `promptsource_test.jsonl`: one line for each choice of each example under each template, {"dataset_name",
+"template_name", "example_idx", "instruction", "response", "label"}, with label 1 for the right choice. StoryCloze is
+licensed, so it is read from the user's own copy; the other data sets are fetched unless --local names files. If a task
+fails, its cause is reported and the other tasks are written; the exit code is then 1. docs/promptsource-data.md has the
+counts and says how the rendering follows PromptSource.
 """
 
 import csv
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 
 from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.files import jsonl
+from cappy.files import hub, jsonl
 from cappy.files.atomic import write_atomically
 from cappy.files.wording import listed, not_found, shown
 from cappy.tasks.templates import read_templates
@@ -41,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 
 def class_label(*names, **others):
-    """Converter of a field that counts its values from 0, as `datasets` has it, from a number or a name.
+    """The converter of a label to its number from 0, as `datasets` has it; the label may be a number or a name.
 
-    others: further names with their numbers. -1 stays: a label that is not known.
+    names: in the order of their numbers. others: further names with their numbers. -1, an unknown label, stays.
     """
     numbers = {name.lower(): number for number, name in enumerate(names)} | others
     numbers |= {str(number): number for number in range(-1, len(names))}
@@ -58,7 +59,7 @@ def class_label(*names, **others):
 
 
 def one_of(*allowed):
-    """Converter of a field that is one of the allowed values, to their type."""
+    """The converter of a field to the one of the allowed values that it spells."""
 
     def convert(value):
         for each in allowed:
@@ -70,7 +71,7 @@ def one_of(*allowed):
 
 
 def whole_number(value):
-    """Converter of a field that counts from 0."""
+    """The converter of a field that is a number from 0."""
     if isinstance(value, bool) or not str(value).strip().isdecimal():
         raise InputError(f'expected a whole number, found {shown(value)}')
     return int(value)
@@ -80,9 +81,10 @@ def whole_number(value):
 class Task:
     """A task of the evaluation.
 
-    templates: folder below PromptSource's templates. source: name on the Hugging Face hub, address of a csv, or None
-    where only the user has the data. n_examples: published size of the split. converters: by field, for fields that
-    are no text. renames: field of other editions -> field that the templates read.
+    templates: folder below PromptSource's templates. source: name on the Hugging Face hub with its config, or the
+    address of a csv file (config None), or None where only the user has the data. n_examples: published size of the
+    split. converters: by field, for fields that are not text. renames: {field in other editions: field that the
+    templates read}.
     """
 
     name: str
@@ -117,7 +119,7 @@ _biases = ('race-color', 'socioeconomic', 'gender', 'disability', 'nationality')
 _biases += ('sexual-orientation', 'physical-appearance', 'religion', 'age')
 _crows_pairs_labels = {'stereo_antistereo': class_label('stereo', 'antistereo'), 'bias_type': class_label(*_biases)}
 
-# In the order of the paper's table. Where a test split's labels are hidden, the validation split is taken, as in T0.
+# In the order of the paper's table. Where the labels of the test split are hidden, validation is used, as in T0.
 TASKS = (
     *(_anli(1, 1000), _anli(2, 1000), _anli(3, 1200)),
     _super_glue('cb', 'cb', 'validation', 56, class_label('entailment', 'contradiction', 'neutral')),
@@ -131,7 +133,7 @@ TASKS = (
     _super_glue('wic', 'wic', 'validation', 638, class_label('False', 'True')),
     Task(
         *('winogrande', 'winogrande/winogrande_xl', 'allenai/winogrande', 'winogrande_xl', 'validation', 1267, 'CC BY'),
-        # A hidden answer is '', which the templates would take for the second option.
+        # A hidden answer is '', which the templates would read as the second option.
         {'answer': one_of('1', '2')},
     ),
     _super_glue('winogender', 'axg', 'test', 356, class_label('entailment', 'not_entailment')),
@@ -140,90 +142,88 @@ TASKS = (
 
 
 def main(
-    output_file='promptsource_test.jsonl',
+    output='promptsource_test.jsonl',
     templates_dir='promptsource',  # a clone of PromptSource, or its folder of templates
-    tasks: str | None = None,  # names with commas between them; all if not given
-    local: str
-    | None = None,  # task=file, with commas between them: csv, tsv, json, jsonl or parquet, instead of the hub
-    splits: str | None = None,  # task=split, with commas between them: another split than that of --list
+    tasks: flags.Names | None = None,  # default: all
+    local: flags.Names
+    | None = None,  # task=file: read a csv, tsv, json, jsonl or parquet file, instead of the task's source
+    splits: flags.Names | None = None,  # task=split: another split than that of --list_tasks
     templates: Literal['original', 'all'] = 'original',  # which of the templates that have choices
-    list: bool = False,  # tell tasks, sources, splits and licences, and build nothing
+    list_tasks: bool = False,  # print tasks, sources, splits and licences, and build nothing
 ):
     """Build the test data of cappy_promptsource.py.
 
-    Of a data set's templates, only those with choices make questions. `--templates original` takes of these the ones
-    marked as asking what the data set was made for, as T0's evaluation does, and all where none is so marked.
+    Only the templates of a data set that have choices make questions. `--templates original` takes those of them that
+    ask what the data set was made for, as in the evaluation of T0, and all of them where none is marked so.
     """
     logging.basicConfig(format='%(message)s')
     logger.setLevel(logging.INFO)
-    if list:
+    if list_tasks:
         print(describe_tasks())
         return
     chosen = choose_tasks(tasks)
-    files, other_splits = parse_pairs(local, '--local', chosen), parse_pairs(splits, '--splits', chosen)
+    files, other_splits = by_task(local, '--local', chosen), by_task(splits, '--splits', chosen)
     folder = find_templates_dir(templates_dir)
-    with write_atomically(output_file) as file:
-        n_rows, failed = write_tasks(file, chosen, folder, files, other_splits, templates == 'all')
-        told = f'{len(failed)} of {len(chosen)} tasks failed ({", ".join(failed)}), each for the cause above'
-        if failed and (len(failed) == len(chosen) or Path(output_file).exists()):
-            raise InputError(f'{told}; {output_file} is not written, nor changed where it exists')
+    with write_atomically(output) as file:
+        n_lines, failed = write_tasks(file, chosen, folder, files, other_splits, templates == 'all')
+        message = f'{len(failed)} of {len(chosen)} tasks failed ({", ".join(failed)}) for the causes above'
+        if failed and Path(output).exists():
+            raise InputError(f'{message}; {output} is unchanged')
+        if len(failed) == len(chosen):
+            raise InputError(f'{message}; {output} is not written')
     if failed:
-        raise InputError(f'{told}; {output_file} holds the {n_rows:,} rows of the others')
-    print(f'{output_file}: {n_rows:,} rows of {len(chosen)} tasks')
+        raise InputError(f'{message}; {output} has the {n_lines:,} lines of the others')
+    print(f'{output}: {n_lines:,} lines of {len(chosen)} tasks')
 
 
 def write_tasks(file, tasks, folder, files, other_splits, every):
-    """Write the rows of the tasks, all of a task or none; returns their number and the names of the tasks that failed.
+    """Write the lines of the tasks, all of a task or none; returns their number and the names of the failed tasks.
 
     files, other_splits: by task, where given. every: whether to take every template with choices.
     """
-    n_rows, failed = 0, []
+    n_lines, failed = 0, []
     for task in tasks:
         start = file.tell()
         try:
             templates = read_questions(folder, task, every)
             examples = read_examples(task, files.get(task.name), other_splits.get(task.name, task.split))
-            n_rows += write_task(file, task, templates, examples)
+            n_lines += write_task(file, task, templates, examples)
         except InputError as error:
             file.seek(start)
             file.truncate()
             failed.append(task.name)
             logger.error('%s: failed: %s', task.name, error)
-    return n_rows, failed
+    return n_lines, failed
 
 
 def choose_tasks(names):
-    """The tasks of a list with commas, in the order of TASKS; all for None."""
+    """The tasks of these names, in the order of TASKS; all for None."""
     if names is None:
         return TASKS
-    wanted = [name.strip() for name in names.split(',')]
-    for name in wanted:
+    for name in names:
         _check_task(name, [task.name for task in TASKS], '--tasks')
-    return tuple(task for task in TASKS if task.name in wanted)
+    return tuple(task for task in TASKS if task.name in names)
 
 
-def parse_pairs(text, flag, tasks):
-    """{task: value} of `task=value,task=value`; a comma that no `name=` follows belongs to the value."""
-    pairs = {}
-    for part in (text or '').split(','):
-        name, equals, value = part.partition('=')
-        if equals and '/' not in name:
-            _check_task(name.strip(), [task.name for task in tasks], flag)
-            if name.strip() in pairs:
-                raise InputError(f'{flag} names {name.strip()} twice; keep one')
-            pairs[name.strip()] = value
-        elif pairs:
-            pairs[next(reversed(pairs))] += f',{part}'
-        elif text:
-            raise InputError(f'{flag}: expected task=.., found {part!r}')
-    return pairs
+def by_task(assignments, flag, tasks):
+    """{task: value} of texts `task=value`; {} for None."""
+    values = {}
+    for text in assignments or ():
+        name, equals, value = text.partition('=')
+        if not equals or '/' in name:
+            raise InputError(f'{flag}: expected task=.., found {text!r}; no value may have a comma in it')
+        _check_task(name.strip(), [task.name for task in tasks], flag)
+        if name.strip() in values:
+            raise InputError(f'{flag} names {name.strip()} twice; keep one')
+        values[name.strip()] = value
+    return values
 
 
 def _check_task(name, known, flag):
     if name not in known:
         near = get_close_matches(name, known, n=1)
         meant = f'did you mean {near[0]}?' if near else f'choose from {", ".join(known)}'
-        raise InputError(f'{flag}: no task {name!r} here; {meant}')
+        raise InputError(f'{flag}: no task {name!r}; {meant}')
 
 
 def find_templates_dir(templates_dir):
@@ -236,7 +236,7 @@ def find_templates_dir(templates_dir):
 
 
 def read_questions(folder, task, every):
-    """The templates that make questions of a task, in file order."""
+    """The templates that make questions of a task, in the order of their file."""
     path = folder / task.templates / 'templates.yaml'
     with_choices = [template for template in read_templates(path) if template.answer_choices is not None]
     if not with_choices:
@@ -246,21 +246,21 @@ def read_questions(folder, task, every):
 
 
 def read_examples(task, path, split) -> Iterator[tuple[str, dict]]:
-    """(where it stands, fields) of each example, in order: of a file, or of the task's own source where path is None.
+    """Yield (place, fields) of each example, in order: of a file, or of the task's own source where path is None.
 
-    Fields bear the names and types that the templates expect.
+    place: the file and line, or the like, for messages. The fields have the names and types that the templates expect.
     """
     n_examples = 0
-    for where, fields in read_file(Path(path)) if path is not None else fetch(task, split):
+    for place, fields in read_file(Path(path)) if path is not None else fetch(task, split):
         n_examples += 1
         fields = {task.renames.get(name, name): value for name, value in fields.items()}
         for name, convert in task.converters.items():
-            if fields.get(name) is not None:  # what is missing is the template's to tell
+            if fields.get(name) is not None:  # a template that reads a missing field says so
                 try:
                     fields[name] = convert(fields[name])
                 except InputError as error:
-                    raise InputError(f'{where}: {name}: {error}') from error
-        yield where, fields
+                    raise InputError(f'{place}: {name}: {error}') from error
+        yield place, fields
     if not n_examples:
         raise InputError(f'{path or task.source}: holds no examples')
     if path is None and split == task.split and n_examples != task.n_examples:
@@ -268,33 +268,24 @@ def read_examples(task, path, split) -> Iterator[tuple[str, dict]]:
 
 
 def fetch(task, split):
-    """(where, fields) of each example of a source on the net; `datasets` keeps those of the hub in its cache."""
+    """Yield (place, fields) of each example of a task's source; `datasets` keeps those of the hub in its cache."""
     if task.source is None:
         raise InputError(f'licensed; ask for a copy at {STORY_CLOZE}, then give --local {task.name}=FILE')
-    try:
-        if task.config is None:
+    remedy = f'give a copy: --local {task.name}=FILE'
+    if task.config is None:
+        try:
             with urllib.request.urlopen(task.source, timeout=60) as response:
                 text = response.read().decode('utf-8-sig')
-        else:
-            import datasets  # slow to import, and not needed for local files
-
-            logging.getLogger('huggingface_hub').propagate = False  # it shows its messages itself
-            examples = datasets.load_dataset(task.source, task.config, split=split)
-    except Exception as error:  # hub, network, cache and file formats fail by errors of many libraries
-        said = ' '.join(str(error).split())[:300]
-        raise InputError(
-            f'{task.source}: cannot be fetched ({type(error).__name__}: {said}); try again, or give a copy: '
-            f'--local {task.name}=FILE'
-        ) from error
-    if task.config is None:
+        except Exception as error:  # network and encoding fail by errors of several libraries
+            raise hub.failure(task.source, error, remedy) from error
         yield from parse_csv(io.StringIO(text, newline=''), task.source, ',')
         return
-    for number, example in enumerate(examples):
+    for number, example in enumerate(hub.load_dataset(task.source, task.config, remedy=remedy, split=split)):
         yield f'{task.source} {task.config} {split}, example {number}', example
 
 
 def read_file(path):
-    """(where, fields) of each example of a file, by the end of its name."""
+    """Yield (place, fields) of each example of a file, whose format the end of its name says."""
     readers = {
         '.csv': lambda path: read_csv(path, ','),
         '.tsv': lambda path: read_csv(path, '\t'),
@@ -310,7 +301,7 @@ def read_file(path):
 
 
 def read_csv(path, delimiter):
-    """(file:line, fields) of each row of a csv."""
+    """Yield (file:line, fields) of each record of a csv file."""
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
             yield from parse_csv(file, path, delimiter)
@@ -319,25 +310,25 @@ def read_csv(path, delimiter):
 
 
 def parse_csv(lines, name, delimiter):
-    """(name:line, fields) of each row under a header; the line is the row's first."""
-    rows, line = csv.reader(lines, delimiter=delimiter, strict=True), 1
+    """Yield (name:line, fields) of each record under a header; the line is the first of the record."""
+    records, line = csv.reader(lines, delimiter=delimiter, strict=True), 1
     try:
-        header = next(rows, None)
+        header = next(records, None)
         if not header:
             raise InputError(f'{name}:1: expected a header with the names of the fields')
-        line = rows.line_num + 1
-        for row in rows:
-            if row and len(row) != len(header):
-                raise InputError(f'{name}:{line}: expected {len(header)} columns, found {len(row)}')
-            if row:
-                yield f'{name}:{line}', dict(zip(header, row, strict=True))
-            line = rows.line_num + 1
+        line = records.line_num + 1
+        for record in records:
+            if record and len(record) != len(header):
+                raise InputError(f'{name}:{line}: expected {len(header)} columns, found {len(record)}')
+            if record:
+                yield f'{name}:{line}', dict(zip(header, record, strict=True))
+            line = records.line_num + 1
     except csv.Error as error:
         raise InputError(f'{name}:{line}: {error}') from error
 
 
 def read_json(path):
-    """(where, fields) of each object of a file that is one list of objects."""
+    """Yield (place, fields) of each object of a file that is one list of objects."""
     try:
         examples = json.loads(path.read_text(encoding='utf-8-sig'))
     except (ValueError, RecursionError) as error:
@@ -351,7 +342,7 @@ def read_json(path):
 
 
 def read_parquet(path):
-    """(where, fields) of each row, a batch in memory at a time."""
+    """Yield (place, fields) of each record; one batch is in memory at a time."""
     import pyarrow
     from pyarrow import parquet
 
@@ -360,41 +351,41 @@ def read_parquet(path):
         for batch in parquet.ParquetFile(path).iter_batches(1024):
             for fields in batch.to_pylist():
                 number += 1
-                yield f'{path}, row {number}', fields
+                yield f'{path}, record {number}', fields
     except pyarrow.ArrowException as error:
         raise InputError(f'{path}: not parquet ({" ".join(str(error).split())})') from error
 
 
 def write_task(file, task, templates, examples):
-    """Write a task's rows, examples in order, the templates of an example in order; returns their number."""
-    n_rows, left_out, equal = 0, Counter(), 0
-    for index, (where, fields) in enumerate(examples):
+    """Write the lines of a task, examples in order and templates in order within an example; returns their number."""
+    n_lines, left_out, n_equal = 0, Counter(), 0
+    for index, (place, fields) in enumerate(examples):
         for template in templates:
             try:
                 question = template.question(fields)
             except InputError as error:
-                raise InputError(f'{where}: {error}') from error
+                raise InputError(f'{place}: {error}') from error
             if question is None:
                 left_out[template.name] += 1
                 continue
-            equal += len(set(question.choices)) < len(question.choices)
-            n_rows += write_rows(file, task, template, index, question, where)
+            n_equal += len(set(question.choices)) < len(question.choices)
+            n_lines += write_choices(file, task, template, index, question, place)
     n_examples = index + 1
-    logger.info('%s: %d examples, %d templates, %d rows', task.name, n_examples, len(templates), n_rows)
-    if not n_rows:
-        raise InputError(f'no row of {n_examples} examples: the templates leave out what has no label')
+    logger.info('%s: %d examples, %d templates, %d lines', task.name, n_examples, len(templates), n_lines)
+    if not n_lines:
+        raise InputError(f'{n_examples} examples give no line: the templates leave out examples without a label')
     if left_out:
         names = listed(f'{name!r} {n}' for name, n in left_out.items())
         logger.warning('%s: left out, for an empty prompt or no label: %s', task.name, names)
-    if equal:
-        logger.warning('%s: %d questions have two choices alike; the first is the right one', task.name, equal)
-    return n_rows
+    if n_equal:
+        logger.warning('%s: %d questions have two equal choices; the first is the right one', task.name, n_equal)
+    return n_lines
 
 
-def write_rows(file, task, template, index, question, where):
-    """Write a row for each choice; returns their number."""
+def write_choices(file, task, template, index, question, place):
+    """Write a line for each choice of a question; returns their number."""
     for number, choice in enumerate(question.choices):
-        row = {
+        fields = {
             'dataset_name': task.name,
             'template_name': template.name,
             'example_idx': index,
@@ -403,14 +394,14 @@ def write_rows(file, task, template, index, question, where):
             'label': int(number == question.gold),
         }
         try:
-            file.write(json.dumps(row, ensure_ascii=False) + '\n')
+            file.write(json.dumps(fields, ensure_ascii=False) + '\n')
         except UnicodeEncodeError as error:
-            raise InputError(f'{where}: holds half of a surrogate pair, which is no character') from error
+            raise InputError(f'{place}: holds half of a surrogate pair, which is no character') from error
     return len(question.choices)
 
 
 def describe_tasks():
-    """A table of the tasks, a line each."""
+    """A table of the tasks."""
     header = ('task', 'examples', 'split', 'source', 'licence')
     rows = [(task.name, f'{task.n_examples:,}', task.split, _source_of(task), task.licence) for task in TASKS]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

@@ -1,4 +1,4 @@
-"""The rows of small invented tasks; and CrowS-Pairs, where its texts lie beside the repository."""
+"""The lines of small invented tasks, and those of CrowS-Pairs where its texts are beside the repository."""
 
 import hashlib
 import importlib.util
@@ -53,7 +53,7 @@ def write_templates(folder, dataset, *templates):
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A folder with templates of two tasks; call it with flags to run the script, and get the rows written."""
+    """A folder with templates of two tasks; call it with flags to run the script and get the lines written."""
     templates = tmp_path / 'promptsource' / 'promptsource' / 'templates'
     guarded = '{% if label != -1 %}{{answer_choices[label]}}{% endif %}'
     write_templates(
@@ -73,7 +73,7 @@ def workplace(tmp_path):
 
     def run(**settings):
         out = tmp_path / 'out.jsonl'
-        script.main(**{'output_file': str(out), 'templates_dir': str(tmp_path / 'promptsource')} | settings)
+        script.main(**{'output': str(out), 'templates_dir': str(tmp_path / 'promptsource')} | settings)
         return [json.loads(line) for line in out.read_text(encoding='utf-8').splitlines()]
 
     run.folder = tmp_path
@@ -89,8 +89,8 @@ def write(folder, name, text):
     return str(path)
 
 
-def test_a_row_is_written_for_each_choice_and_the_right_one_has_label_1(workplace):
-    rows = workplace(tasks='cb', local='cb=' + write(workplace.folder, 'cb.csv', CB))
+def test_a_line_is_written_for_each_choice_and_the_right_one_has_label_1(workplace):
+    rows = workplace(tasks=('cb',), local=('cb=' + write(workplace.folder, 'cb.csv', CB),))
     assert rows[:3] == [
         {
             'dataset_name': 'cb',
@@ -107,15 +107,15 @@ def test_a_row_is_written_for_each_choice_and_the_right_one_has_label_1(workplac
     assert rows[3]['instruction'] == 'Two\nlines, é So: No, none?'
 
 
-def test_all_takes_every_template_with_choices_and_original_those_for_the_datas_own_task(workplace):
-    local = 'cb=' + write(workplace.folder, 'cb.csv', CB)
-    names = [row['template_name'] for row in workplace(tasks='cb', local=local, templates='all')]
+def test_all_takes_every_template_with_choices_and_original_those_of_the_original_task(workplace):
+    local = ('cb=' + write(workplace.folder, 'cb.csv', CB),)
+    names = [row['template_name'] for row in workplace(tasks=('cb',), local=local, templates='all')]
     assert Counter(names) == {'follows': 9, 'first word': 9}
-    assert names[:6] == ['follows'] * 3 + ['first word'] * 3  # an example's questions stand together
-    assert Counter(row['template_name'] for row in workplace(tasks='cb', local=local)) == {'follows': 9}
+    assert names[:6] == ['follows'] * 3 + ['first word'] * 3  # the questions of an example follow each other
+    assert Counter(row['template_name'] for row in workplace(tasks=('cb',), local=local)) == {'follows': 9}
 
 
-def test_every_format_of_a_file_gives_the_same_rows(workplace):
+def test_every_format_of_a_file_gives_the_same_lines(workplace):
     import pyarrow
     from pyarrow import parquet
 
@@ -134,21 +134,21 @@ def test_every_format_of_a_file_gives_the_same_rows(workplace):
     }
     for suffix, text in files.items():
         write(workplace.folder, f'cb.{suffix}', text)
-    rows = [workplace(tasks='cb', local=f'cb={workplace.folder}/cb.{suffix}') for suffix in (*files, 'parquet')]
+    rows = [workplace(tasks=('cb',), local=(f'cb={workplace.folder}/cb.{suffix}',)) for suffix in (*files, 'parquet')]
     assert len(rows[0]) == 9
     assert all(each == rows[0] for each in rows)
 
 
-def test_story_cloze_is_read_from_the_csv_that_its_authors_send(workplace):
+def test_story_cloze_is_read_from_the_csv_of_its_authors(workplace):
     header = 'InputStoryid,InputSentence1,RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding\n'
-    path = write(workplace.folder, 'cloze, 2016.csv', header + 'a,Once.,Good.,Bad ||| odd.,2\n')
-    rows = workplace(tasks='story_cloze', local=f'story_cloze={path}')
+    path = write(workplace.folder, 'cloze 2016.csv', header + 'a,Once.,Good.,Bad ||| odd.,2\n')
+    rows = workplace(tasks=('story_cloze',), local=(f'story_cloze={path}',))
     assert [(row['response'], row['label']) for row in rows] == [('Good.', 0), ('Bad ||| odd.', 1)]
     assert rows[0]['instruction'] == 'Once.\n- Good.\n- Bad ||| odd.'
 
 
 def test_the_same_input_gives_the_same_bytes(workplace):
-    settings = {'tasks': 'cb', 'local': 'cb=' + write(workplace.folder, 'cb.csv', CB), 'templates': 'all'}
+    settings = {'tasks': ('cb',), 'local': ('cb=' + write(workplace.folder, 'cb.csv', CB),), 'templates': 'all'}
     workplace(**settings)
     first = (workplace.folder / 'out.jsonl').read_bytes()
     workplace(**settings)
@@ -157,16 +157,16 @@ def test_the_same_input_gives_the_same_bytes(workplace):
 
 def test_examples_without_a_label_are_left_out_and_counted(workplace, caplog):
     path = write(workplace.folder, 'cb.csv', CB.replace('entailment', '-1'))
-    rows = workplace(tasks='cb', local=f'cb={path}')
+    rows = workplace(tasks=('cb',), local=(f'cb={path}',))
     assert {row['example_idx'] for row in rows} == {1, 2}
     assert "cb: left out, for an empty prompt or no label: 'follows' 1" in caplog.text
 
 
-def test_a_task_that_fails_is_named_and_leaves_no_row_while_the_others_are_written(workplace, caplog):
+def test_a_failed_task_is_named_and_has_no_line_while_the_others_are_written(workplace, caplog):
     story = 'input_sentence_1,sentence_quiz1,sentence_quiz2,answer_right_ending\na,b,c,1\na,b,c,3\n'
     local = [f'cb={write(workplace.folder, "cb.csv", CB)}', f'story_cloze={write(workplace.folder, "s.csv", story)}']
-    with pytest.raises(InputError, match=r'1 of 2 tasks failed \(story_cloze\).*holds the 9 rows of the others'):
-        workplace(tasks='story_cloze,cb', local=','.join(local))
+    with pytest.raises(InputError, match=r'1 of 2 tasks failed \(story_cloze\).*has the 9 lines of the others'):
+        workplace(tasks=('story_cloze', 'cb'), local=local)
     assert 's.csv:3: answer_right_ending: expected 1 or 2, found "3"' in caplog.text
     rows = [json.loads(line) for line in (workplace.folder / 'out.jsonl').read_text(encoding='utf-8').splitlines()]
     assert [row['dataset_name'] for row in rows] == ['cb'] * 9
@@ -175,8 +175,8 @@ def test_a_task_that_fails_is_named_and_leaves_no_row_while_the_others_are_writt
 def test_a_file_that_exists_is_replaced_only_when_no_task_fails(workplace):
     out = workplace.folder / 'out.jsonl'
     out.write_text('as it was', encoding='utf-8')
-    with pytest.raises(InputError, match='not written, nor changed'):
-        workplace(tasks='story_cloze,cb', local='cb=' + write(workplace.folder, 'cb.csv', CB))
+    with pytest.raises(InputError, match='out.jsonl is unchanged'):
+        workplace(tasks=('story_cloze', 'cb'), local=('cb=' + write(workplace.folder, 'cb.csv', CB),))
     assert out.read_text(encoding='utf-8') == 'as it was'
     assert sorted(path.name for path in workplace.folder.iterdir()) == ['cb.csv', 'out.jsonl', 'promptsource']
 
@@ -199,7 +199,7 @@ def test_a_file_that_exists_is_replaced_only_when_no_task_fails(workplace):
         ('cb.csv', CB + '"a,b\n', 'cb.csv:6: unexpected end of data'),
         ('cb.csv', '', 'cb.csv:1: expected a header'),
         ('cb.csv', 'premise,hypothesis,label\n', 'cb.csv: holds no examples'),
-        ('cb.csv', 'premise,hypothesis,label\na,b,-1\n', 'no row of 1 examples: the templates leave out'),
+        ('cb.csv', 'premise,hypothesis,label\na,b,-1\n', '1 examples give no line: the templates leave out'),
         ('cb.json', '{}', 'cb.json: expected a list of objects'),
         ('cb.json', '[1]', 'cb.json: item 1: expected a JSON object'),
         ('cb.json', '{"a": 1}\n{"a": 2}', 'cb.json: not JSON'),
@@ -212,7 +212,7 @@ def test_a_file_that_exists_is_replaced_only_when_no_task_fails(workplace):
 )
 def test_a_wrong_file_is_named_and_nothing_is_written(workplace, caplog, name, text, message):
     with pytest.raises(InputError, match=r'1 of 1 tasks failed \(cb\)'):
-        workplace(tasks='cb', local='cb=' + write(workplace.folder, name, text))
+        workplace(tasks=('cb',), local=('cb=' + write(workplace.folder, name, text),))
     assert message in caplog.text
     assert sorted(path.name for path in workplace.folder.iterdir()) == sorted([name, 'promptsource'])
 
@@ -220,10 +220,10 @@ def test_a_wrong_file_is_named_and_nothing_is_written(workplace, caplog, name, t
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'tasks': 'cbs'}, "--tasks: no task 'cbs' here; did you mean cb?"),
-        ({'tasks': 'cb', 'local': 'rte=x.csv'}, "--local: no task 'rte' here; choose from cb"),
-        ({'local': 'x.csv'}, "--local: expected task=.., found 'x.csv'"),
-        ({'splits': 'cb=a,cb=b'}, '--splits names cb twice'),
+        ({'tasks': ('cbs',)}, "--tasks: no task 'cbs'; did you mean cb?"),
+        ({'tasks': ('cb',), 'local': ('rte=x.csv',)}, "--local: no task 'rte'; choose from cb"),
+        ({'local': ('x.csv',)}, "--local: expected task=.., found 'x.csv'"),
+        ({'splits': ('cb=a', 'cb=b')}, '--splits names cb twice'),
         ({'templates_dir': 'none/at/all'}, 'none/at/all: no such folder; give --templates_dir a clone: git clone'),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_wrong_flag_is_named_before_anything_is_read(workplace, settings, mess
     assert str(caught.value).startswith(message)
 
 
-def test_a_task_is_fetched_from_its_source_and_a_failure_there_says_what_to_do(workplace, caplog, monkeypatch):
+def test_a_task_is_fetched_from_its_source_and_a_failure_there_has_the_next_step(workplace, caplog, monkeypatch):
     asked = []
 
     def load_dataset(*args, **kwargs):
@@ -243,16 +243,18 @@ def test_a_task_is_fetched_from_its_source_and_a_failure_there_says_what_to_do(w
         return [{'premise': 'a', 'hypothesis': 'b', 'label': 1, 'idx': 7}]
 
     monkeypatch.setitem(sys.modules, 'datasets', SimpleNamespace(load_dataset=load_dataset))
-    rows = workplace(tasks='cb')
+    rows = workplace(tasks=('cb',))
     assert [(row['response'], row['label']) for row in rows] == [('Yes', 0), ('No', 1), ('Maybe', 0)]
     assert 'cb: 1 examples, where 56 were published' in caplog.text
     with pytest.raises(InputError, match='1 of 1 tasks failed'):
-        workplace(tasks='cb', splits='cb=away')
-    assert "aps/super_glue: cannot be fetched (ConnectionError: Couldn't reach the hub)" in caplog.text
+        workplace(tasks=('cb',), splits=('cb=away',))
+    assert (
+        "aps/super_glue, cb: cannot be fetched, since the hub does not answer (Couldn't reach the hub)" in caplog.text
+    )
     assert asked == [(('aps/super_glue', 'cb'), {'split': split}) for split in ('validation', 'away')]
 
 
-def test_a_label_is_taken_as_number_name_or_truth_value():
+def test_a_label_may_be_a_number_a_name_or_a_truth_value():
     labels = script.class_label('False', 'True')
     assert [labels(value) for value in (0, '1', True, 'false', ' True ', -1)] == [0, 1, 1, 0, 1, -1]
     anli = next(task for task in script.TASKS if task.name == 'anli_r1')
@@ -263,8 +265,8 @@ def test_a_label_is_taken_as_number_name_or_truth_value():
         winogrande.converters['answer']('')
 
 
-def test_list_tells_source_split_and_licence_of_the_papers_eleven_tasks(capsys):
-    script.main(list=True)
+def test_the_list_of_tasks_has_source_split_and_licence_of_all_eleven(capsys):
+    script.main(list_tasks=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:12]] == [task.name for task in script.TASKS]
     assert 'winogrande   1,267     validation  allenai/winogrande winogrande_xl' in lines[9]
@@ -289,7 +291,7 @@ def test_promptsources_own_templates_find_the_right_choice_of_every_task(tmp_pat
     }
     local = [f'{name}={write(tmp_path, f"{name}.json", json.dumps([example]))}' for name, example in examples.items()]
     out = tmp_path / 'all.jsonl'
-    script.main(output_file=str(out), templates_dir=str(REAL / 'templates'), local=','.join(local))
+    script.main(output=str(out), templates_dir=str(REAL / 'templates'), local=local)
     rows = [json.loads(line) for line in out.read_text(encoding='utf-8').splitlines()]
     assert Counter(row['dataset_name'] for row in rows if row['label']) == {  # a right choice under every template
         **{'anli_r1': 15, 'anli_r2': 15, 'anli_r3': 15, 'cb': 15, 'rte': 10, 'story_cloze': 5},
@@ -312,8 +314,8 @@ def test_promptsources_own_templates_find_the_right_choice_of_every_task(tmp_pat
 
 YES = ('Correct', 'Yes', 'True', 'Guaranteed', 'Always')  # what the templates call an entailment
 
-# Line of the file, from 0: the SHA-256 of its bytes. Each of these rows was read against template and csv by eye.
-READ_ROWS = {
+# {line of the file, from 0: SHA-256 of its bytes}. Each line was compared with template and csv by eye.
+CHECKED_LINES = {
     0: 'd02e706eb14ec2e2b9601d5b77c1e02c48457d9a4c3f71458189bced3b328067',  # stereotype
     41: 'e042e8cc3bd0f8ab8de8b80258db7058dffd4689d6e7dd30a3aab318a5d3e49f',  # demontraste_or_violate
     148: 'd24dd75682929d494612ef442bbf3da8cb4cbac6ea509d9b2f106b0d9dd64105',  # which_bias
@@ -328,13 +330,13 @@ READ_ROWS = {
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason='CrowS-Pairs is not here')
-def test_crows_pairs_is_1508_pairs_under_six_templates_and_ten_rows_are_as_they_were_read(tmp_path):
+def test_crows_pairs_is_1508_pairs_under_six_templates_and_ten_lines_are_as_recorded(tmp_path):
     out = tmp_path / 'crows.jsonl'
     script.main(
-        output_file=str(out),
+        output=str(out),
         templates_dir=str(REAL / 'templates'),
-        tasks='crows_pairs',
-        local=f'crows_pairs={REAL}/crows_pairs/crows_pairs_anonymized.csv',
+        tasks=('crows_pairs',),
+        local=(f'crows_pairs={REAL}/crows_pairs/crows_pairs_anonymized.csv',),
     )
     lines = out.read_bytes().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -347,10 +349,10 @@ def test_crows_pairs_is_1508_pairs_under_six_templates_and_ten_rows_are_as_they_
     assert (gold['stereotype', 'Yes'], gold['stereotype', 'No']) == (1290, 218)  # stereo and antistereo in the csv
     assert (gold['which_bias', 'Race and color'], gold['which_bias', 'Age']) == (516, 87)
     assert sum(gold.values()) == 1508 * 6
-    assert {number: hashlib.sha256(lines[number]).hexdigest() for number in READ_ROWS} == READ_ROWS
+    assert {number: hashlib.sha256(lines[number]).hexdigest() for number in CHECKED_LINES} == CHECKED_LINES
 
 
-def test_the_download_is_kept_once_it_is_seen_to_be_rows(tmp_path):
+def test_the_download_is_kept_after_its_lines_were_checked(tmp_path):
     row = {
         'dataset_name': 'cb',
         'template_name': 't',
