@@ -2,11 +2,10 @@
 
     python scripts/get_e2e_nlg.py
 
-630 restaurants to describe, 1 to 45 human references each, the outputs of 19 systems as decodings;
-500 to train on and 130 to validate. Written to
-`bigbench_flan_gens/e2e-systems/e2e_nlg_{train,validation}.jsonl` from two public repositories,
-which are fetched with git unless folders are given. Both data sets, and so these files, are under
-CC BY-SA 4.0. What is in `cache_dir` is not fetched again.
+There are 630 restaurants to describe, 500 to train on and 130 to validate, with 1 to 45 human references each and the
+outputs of 19 systems, which take the place of decodings. They are written to
+`bigbench_flan_gens/e2e-systems/e2e_nlg_{train,validation}.jsonl` from two public repositories, which are fetched with
+git, once, unless folders are given. Both data sets, and so these files, are under CC BY-SA 4.0.
 """
 
 import csv
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 
 from cappy.cli import flags
 from cappy.errors import InputError
+from cappy.files.wording import not_found
 from cappy.tasks.candidates import Example, Sample, write_examples
 
 REPOSITORIES = {
@@ -29,7 +29,7 @@ REPOSITORIES = {
 }
 REFERENCES_FILE = 'testset_w_refs.csv'
 OUTPUTS_FOLDER = 'system_outputs/primary'
-# The primary systems, but for tnt1 and tnt2, whose files are quoted in another way.
+# The primary systems without tnt1 and tnt2, whose files use other quotes.
 SYSTEMS = (
     *('adapt', 'chen', 'dangnt', 'forge1', 'forge3', 'gong', 'harv', 'nle', 'sheff1', 'sheff2'),
     *('slug-alt', 'slug', 'tgen', 'tr1', 'tr2', 'tuda', 'zhang', 'zhaw1', 'zhaw2'),
@@ -46,7 +46,7 @@ def main(
     dataset_dir: str | None = None,  # a checkout of e2e-dataset; fetched if not given
     evaluation_dir: str | None = None,  # a checkout of e2e-eval; fetched if not given
     cache_dir='.cache/e2e_nlg',  # where fetched repositories are kept
-    n_validation=N_VALIDATION,
+    n_validation=N_VALIDATION,  # inputs
 ):
     """Build the candidate files of the E2E NLG Challenge."""
     logging.basicConfig(level=logging.INFO, format='%(message)s')
@@ -63,12 +63,12 @@ def main(
         write_examples(path, make_examples(inputs, references, outputs))
         print(f'{path}: {len(inputs)} inputs')
     if len(references) != N_INPUTS:
-        logger.warning('%d inputs, where the published files have %d', len(references), N_INPUTS)
+        logger.warning('%d inputs, but the published files have %d', len(references), N_INPUTS)
     print(f'{len(SYSTEMS)} systems; licence of the texts: CC BY-SA 4.0 (see the two repositories)')
 
 
 def fetch(name, cache_dir):
-    """The folder of a repository, cloned aside and renamed: a broken clone never looks whole."""
+    """The folder of a repository, which is cloned beside it and renamed, so that a broken clone never looks whole."""
     folder = Path(cache_dir) / name
     if folder.is_dir():
         return folder
@@ -83,25 +83,25 @@ def fetch(name, cache_dir):
     except FileNotFoundError as error:
         raise InputError(f'git is not installed; install it, or give {flag} a copy of {REPOSITORIES[name]}') from error
     except subprocess.TimeoutExpired as error:
-        raise InputError(f'{REPOSITORIES[name]}: no end after 600 s; try again, or give {flag} a copy') from error
+        raise InputError(f'{REPOSITORIES[name]}: not finished after 600 s; try again, or give {flag} a copy') from error
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or ['git says nothing'])[-1]
-        raise InputError(f'{REPOSITORIES[name]}: {said}; try again, or give {flag} a copy') from error
+        reason = (error.stderr.strip().splitlines() or ['git failed without a message'])[-1]
+        raise InputError(f'{REPOSITORIES[name]}: {reason}; try again, or give {flag} a copy') from error
     return partial.rename(folder)
 
 
 def read_references(path):
-    """{input: [references]} of the dataset's CSV, in its order."""
+    """{input: [references]} of the CSV file of the data set, in its order."""
     references = {}
     for _, meaning, reference in read_table(path, ('mr', 'ref'), ','):
         references.setdefault(meaning, []).append(reference)
     if not references:
-        raise InputError(f'{path}: holds no inputs; expected lines of mr and ref')
+        raise InputError(f'{path}: has no inputs; expected lines of mr and ref')
     return references
 
 
 def read_outputs(path, known):
-    """{input: output} of a system, in its order; every known input once and no other."""
+    """{input: output} of a system, in its order. Raises InputError unless it has the known inputs, each once."""
     outputs = {}
     for line, meaning, output in read_table(path, ('MR', 'output'), '\t'):
         if meaning not in known:
@@ -116,28 +116,28 @@ def read_outputs(path, known):
 
 
 def read_table(path, header, delimiter):
-    """Yields (line from 1, first field, second field) of a table of two columns under a header."""
+    """Yield (line from 1, first field, second field) of each record of a table of two columns under a header."""
     try:
         with open(path, encoding='utf-8-sig', newline='') as file:
-            rows, line = csv.reader(file, delimiter=delimiter, strict=True), 1  # a row's first line
-            for row in rows:
-                if line == 1 and tuple(row) != header:
-                    raise InputError(f'{path}:1: expected the columns {", ".join(header)}, found {row}')
-                if row and len(row) != 2:
-                    raise InputError(f'{path}:{line}: expected 2 columns, found {len(row)}')
-                if row and line > 1:
-                    yield line, *row
-                line = rows.line_num + 1
+            records, line = csv.reader(file, delimiter=delimiter, strict=True), 1  # the first line of a record
+            for record in records:
+                if line == 1 and tuple(record) != header:
+                    raise InputError(f'{path}:1: expected the columns {", ".join(header)}, found {record}')
+                if record and len(record) != 2:
+                    raise InputError(f'{path}:{line}: expected 2 columns, found {len(record)}')
+                if record and line > 1:
+                    yield line, *record
+                line = records.line_num + 1
     except FileNotFoundError as error:
-        raise InputError(f'{path}: no such file; give the folder of a whole checkout') from error
+        raise InputError(not_found(path, remedy='give the folder of a whole checkout')) from error
     except UnicodeDecodeError as error:
         raise InputError(f'{path}: not UTF-8 (byte {error.start}); fetch the file again') from error
     except csv.Error as error:
-        raise InputError(f'{path}:{rows.line_num}: {error}; fetch the file again') from error
+        raise InputError(f'{path}:{records.line_num}: {error}; fetch the file again') from error
 
 
 def split_inputs(inputs, n_validation):
-    """{'train': [..], 'validation': [..]}: shuffled with seed 0, the last ones to validate."""
+    """{'train': [..], 'validation': [..]}: shuffled with seed 0, the last n_validation to validate."""
     if not 0 < n_validation < len(inputs):
         raise InputError(f'n_validation {n_validation}: choose 1 to {len(inputs) - 1} of {len(inputs)} inputs')
     inputs = list(inputs)
@@ -146,7 +146,7 @@ def split_inputs(inputs, n_validation):
 
 
 def make_examples(inputs, references, outputs):
-    """The candidates of the inputs, a decoding a system."""
+    """The examples of the inputs; the output of each system is a sample under a decoding of its name."""
     return [
         Example(
             dataset=TASK,

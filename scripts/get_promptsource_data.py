@@ -145,8 +145,7 @@ def main(
     output='promptsource_test.jsonl',
     templates_dir='promptsource',  # a clone of PromptSource, or its folder of templates
     tasks: flags.Names | None = None,  # default: all
-    local: flags.Names
-    | None = None,  # task=file: read a csv, tsv, json, jsonl or parquet file, instead of the task's source
+    local: flags.Names | None = None,  # task=file, a csv, tsv, json, jsonl or parquet file to read instead
     splits: flags.Names | None = None,  # task=split: another split than that of --list_tasks
     templates: Literal['original', 'all'] = 'original',  # which of the templates that have choices
     list_tasks: bool = False,  # print tasks, sources, splits and licences, and build nothing

@@ -1,4 +1,4 @@
-"""Prompts, references and splits of tasks in task.json's form."""
+"""Prompts, references and splits of tasks in the form of task.json."""
 
 import json
 import random
@@ -35,18 +35,18 @@ def numbers(examples):
     return [int(example.references[0]) - 1 for example in examples]
 
 
-def test_a_prompt_has_the_prefixes_of_bigbench_where_the_task_gives_none_and_no_space_around_it():
+def test_a_prompt_has_the_prefixes_of_bigbench_where_the_task_has_none_and_is_stripped():
     assert compose_prompt({}, 'Which?') == 'Q: Which?\nA:'
     assert compose_prompt({'task_prefix': 'Answer.\n'}, 'Which? ') == 'Answer.\n\nQ: Which? \nA:'
 
 
-def test_a_prompt_has_the_prefixes_of_its_task_empty_ones_too():
+def test_a_prompt_has_the_prefixes_of_its_task_even_empty_ones():
     fields = {'task_prefix': ' Compute.\n', 'example_input_prefix': '\n', 'example_output_prefix': ' = '}
     assert compose_prompt(fields, 'op 3') == 'Compute.\n\nop 3 ='
     assert compose_prompt({'example_input_prefix': '', 'example_output_prefix': ''}, ' The word is ') == 'The word is'
 
 
-def test_a_target_is_one_reference_and_a_list_of_targets_several_each_without_space_around_it(tmp_path):
+def test_each_target_is_a_reference_stripped(tmp_path):
     examples = [*make_examples(30), {'input': 'both', 'target': [' 3', 'three\n', '']}]
     write_task(tmp_path / 'sums', examples)
     task = read_task(tmp_path, 'sums')
@@ -55,7 +55,7 @@ def test_a_target_is_one_reference_and_a_list_of_targets_several_each_without_sp
     assert references['Q: 7 and one\nA:'] == ('8',)
 
 
-def test_the_last_fifth_of_the_shuffled_examples_validates_and_rows_are_numbered_by_split(tmp_path):
+def test_the_last_fifth_of_the_shuffled_examples_validates_and_each_split_is_numbered_from_0(tmp_path):
     write_task(tmp_path / 'sums', make_examples(104))
     task = read_task(tmp_path, 'sums')
     order = list(range(104))
@@ -80,13 +80,13 @@ def test_a_task_with_nothing_left_to_train_on_is_refused(tmp_path):
         read_task(tmp_path, 'sums')
 
 
-def test_an_example_that_stands_twice_is_taken_once_and_counted(tmp_path):
+def test_a_duplicate_is_left_out_and_counted(tmp_path):
     write_task(tmp_path / 'sums', make_examples(40) + make_examples(3))
     task = read_task(tmp_path, 'sums')
     assert (sorted(numbers(task.train + task.validation)), task.n_duplicates) == (list(range(40)), 3)
 
 
-def test_subtasks_are_split_each_and_joined_in_the_order_of_their_folders(tmp_path):
+def test_each_subtask_is_split_and_the_splits_are_joined_in_the_order_of_the_folders(tmp_path):
     write_task(tmp_path / 'sums', task_prefix='not of the subtasks')
     write_task(tmp_path / 'sums' / 'b', make_examples(50, 100), task_prefix='B ')
     write_task(tmp_path / 'sums' / 'a', make_examples(40), example_input_prefix='A ')
@@ -119,7 +119,7 @@ def test_multiple_choice_examples_are_left_out_and_counted_and_do_not_move_the_s
     assert (plain.n_multiple_choice, task.n_multiple_choice) == (0, 2)
 
 
-def test_a_subtask_of_multiple_choice_alone_is_left_out(tmp_path):
+def test_a_subtask_with_only_multiple_choice_examples_is_left_out(tmp_path):
     write_task(tmp_path / 'sums')
     write_task(tmp_path / 'sums' / 'choose', [choices(yes=1, no=0)])
     write_task(tmp_path / 'sums' / 'tell', make_examples(40))
@@ -127,13 +127,13 @@ def test_a_subtask_of_multiple_choice_alone_is_left_out(tmp_path):
     assert (len(task.train), len(task.validation), task.n_multiple_choice) == (24, 16, 1)
 
 
-def test_a_task_of_multiple_choice_alone_has_nothing_to_generate(tmp_path):
+def test_a_task_with_only_multiple_choice_examples_is_refused(tmp_path):
     write_task(tmp_path / 'sums', [choices(yes=1, no=0), choices(yes=0, no=1)])
     with pytest.raises(InputError, match=r'sums/task\.json: all 2 examples are multiple choice'):
         read_task(tmp_path, 'sums')
 
 
-def test_multiple_choice_examples_are_kept_with_their_choices_where_that_is_asked(tmp_path):
+def test_multiple_choice_examples_are_kept_with_their_choices_on_request(tmp_path):
     write_task(tmp_path / 'sums', [*make_examples(40), choices(c=0, d=1, b=1, a=0)], choice_prefix='\n- ')
     task = read_task(tmp_path, 'sums', multiple_choice=True)
     references = {example.instruction: example.references for example in task.train + task.validation}
@@ -148,15 +148,18 @@ def test_multiple_choice_examples_are_kept_with_their_choices_where_that_is_aske
         (b'{"examples": [\n{"input": "a", "target": "b"},\n', r'task\.json:\d: not JSON \(.*; fetch the file again'),
         (b'\xff{}', r'task\.json: not UTF-8 \(byte 1\)'),
         (b'[1]', r'task\.json: expected a JSON object, found \[1\]'),
-        (b'{"name": "sums"}', r'task\.json: has no examples, and no subtask lies .*; has name'),
-        (b'{"examples": {}}', r'task\.json: examples: expected a list of them, found \{\}'),
-        (b'{"examples": []}', r'task\.json: examples: expected a list of them, found \[\]'),
+        (b'{"name": "sums"}', r'task\.json: has no examples and no subtask .*; has name'),
+        (b'{"examples": {}}', r'task\.json: examples: expected a list that is not empty, found \{\}'),
+        (b'{"examples": []}', r'task\.json: examples: expected a list that is not empty, found \[\]'),
         (b'{"examples": ["a"]}', r'example 1: expected a JSON object, found "a"'),
         (
             b'{"examples": [{"input": "a", "target": "b"}, {"target": "b"}]}',
-            r'example 2: input is missing; it has ',
+            r'example 2: input is missing; the example has ',
         ),
-        (b'{"examples": [{"input": "a", "answer": "b"}]}', r'example 1: target is missing; it has input, answer'),
+        (
+            b'{"examples": [{"input": "a", "answer": "b"}]}',
+            'target is missing; the example has input, answer',
+        ),
         (b'{"examples": [{"input": 3, "target": "b"}]}', r'example 1: input: expected text, found 3'),
         (b'{"examples": [{"input": "a", "target": ["b", 3]}]}', r'example 1: target: expected text, found 3'),
         (b'{"examples": [{"input": "a", "target": []}]}', r'example 1: target: the list is empty'),
@@ -180,7 +183,7 @@ def test_choices_without_a_best_one_are_refused(tmp_path, scores, message):
         read_task(tmp_path, 'sums', multiple_choice=True)
 
 
-def test_a_task_that_is_not_there_is_told_with_near_names(tmp_path):
+def test_a_task_that_is_not_there_is_named_with_near_names(tmp_path):
     for name in ('word_sorting', 'tense'):
         write_task(tmp_path / name, make_examples(20))
     with pytest.raises(InputError, match='no such file; near names in .*: word_sorting'):
@@ -188,20 +191,20 @@ def test_a_task_that_is_not_there_is_told_with_near_names(tmp_path):
 
 
 @pytest.mark.parametrize('inner', ['bigbench/benchmark_tasks', 'benchmark_tasks', '.'])
-def test_the_tasks_are_found_in_a_checkout_in_a_package_and_where_they_lie(tmp_path, inner):
+def test_the_tasks_are_found_in_a_checkout_a_package_or_their_own_folder(tmp_path, inner):
     write_task(tmp_path / inner / 'sums', make_examples(20))
     assert find_tasks_dir(tmp_path) == tmp_path / inner
     assert bigbench.task_names(find_tasks_dir(tmp_path)) == ['sums']
 
 
-def test_a_folder_without_tasks_is_told_what_it_should_hold(tmp_path):
-    with pytest.raises(InputError, match=r'holds no task; expected bigbench/benchmark_tasks in it'):
+def test_a_folder_without_tasks_is_named_with_what_it_should_have(tmp_path):
+    with pytest.raises(InputError, match=r'has no task; expected bigbench/benchmark_tasks in it'):
         find_tasks_dir(tmp_path)
     with pytest.raises(InputError, match='nowhere: no such folder; give a checkout'):
         find_tasks_dir(tmp_path / 'nowhere')
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data is not there')
+@pytest.mark.skipif(not SHARED.is_dir(), reason='the shared data is not here')
 def test_seven_real_tasks_have_the_counts_of_the_hub():
     tasks = {name: read_task(SHARED, name) for name in bigbench.task_names(SHARED)}
     assert {name: (len(task.train), len(task.validation)) for name, task in tasks.items()} == {

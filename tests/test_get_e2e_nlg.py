@@ -1,4 +1,4 @@
-"""The E2E NLG files are built from folders laid out as the two repositories."""
+"""The E2E NLG files are built from folders with the layout of the two repositories."""
 
 import csv
 import importlib.util
@@ -68,7 +68,7 @@ def read(folder):
     }
 
 
-def test_inputs_are_shuffled_with_seed_0_and_keep_references_and_outputs_as_they_are(tmp_path, repositories):
+def test_inputs_are_shuffled_with_seed_0_and_keep_their_references_and_outputs(tmp_path, repositories):
     get_e2e_nlg.main(output_dir=str(tmp_path / 'out'), n_validation=1, **repositories)
     order = list(INPUTS)
     random.Random(0).shuffle(order)
@@ -88,8 +88,8 @@ def test_inputs_are_shuffled_with_seed_0_and_keep_references_and_outputs_as_they
         }
 
 
-@pytest.mark.skipif(not RECORDED.is_dir(), reason='the shared data is not there')
-def test_the_recorded_files_come_back_to_the_byte_from_repositories_laid_out_from_them(tmp_path):
+@pytest.mark.skipif(not RECORDED.is_dir(), reason='the shared data is not here')
+def test_the_recorded_files_are_built_again_byte_for_byte(tmp_path):
     rows = [row for part in read(RECORDED).values() for row in part]
     order = list(range(len(rows)))
     random.Random(0).shuffle(order)
@@ -106,7 +106,7 @@ def test_the_recorded_files_come_back_to_the_byte_from_repositories_laid_out_fro
         assert (tmp_path / 'out' / name).read_bytes() == (RECORDED / name).read_bytes()
 
 
-def test_a_system_that_lacks_an_input_is_named_with_the_input(tmp_path, repositories):
+def test_a_system_without_an_input_is_named_with_the_input(tmp_path, repositories):
     path = tsv(repositories, 'nle')
     path.write_text(''.join(path.read_text('utf-8').splitlines(keepends=True)[:-1]), 'utf-8')
     with pytest.raises(InputError, match=r'nle\.tsv: no output for 1 of 3 inputs, the first .name\[Caf'):
@@ -142,12 +142,12 @@ def test_a_table_with_other_columns_is_refused(tmp_path, repositories):
         get_e2e_nlg.main(output_dir=str(tmp_path / 'out'), **repositories)
 
 
-def test_more_validation_inputs_than_there_are_is_refused(tmp_path, repositories):
+def test_more_validation_inputs_than_there_are_inputs_is_refused(tmp_path, repositories):
     with pytest.raises(InputError, match='n_validation 130: choose 1 to 2 of 3 inputs'):
         get_e2e_nlg.main(output_dir=str(tmp_path / 'out'), **repositories)
 
 
-def test_a_repository_is_fetched_once_and_a_broken_clone_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
+def test_a_repository_is_fetched_once_and_a_broken_clone_is_not_kept(tmp_path, monkeypatch):
     calls = []
 
     def clone(command, **_):
@@ -167,7 +167,7 @@ def test_a_repository_is_fetched_once_and_a_broken_clone_is_not_taken_for_a_whol
     ] * 2
 
 
-def test_the_command_ends_with_one_line_and_1_for_a_wrong_folder(tmp_path):
+def test_a_wrong_folder_is_one_line_of_error_and_exit_code_1(tmp_path):
     done = subprocess.run(
         [
             sys.executable,

@@ -187,7 +187,7 @@ def test_a_file_that_exists_is_replaced_only_when_no_task_fails(workplace):
         (
             'cb.csv',
             CB.replace('hypothesis', 'guess'),
-            'reads the field hypothesis, which the example lacks; it has prem',
+            'reads the field hypothesis, missing from the example; it has prem',
         ),
         (
             'cb.csv',

@@ -1,4 +1,4 @@
-"""Templates of our own making, one for each thing that PromptSource's rendering does."""
+"""Invented templates, one for each thing that the rendering of PromptSource does."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def question(jinja, answer_choices, **example):
     return Template('t', jinja, answer_choices).question(example)
 
 
-def test_a_file_gives_its_templates_in_order_with_what_their_metadata_says(tmp_path):
+def test_a_file_gives_its_templates_in_order_with_their_metadata(tmp_path):
     sings, describe = read_templates(write(tmp_path, FILE))
     assert (sings.name, sings.answer_choices, sings.original_task) == ('sings', 'No ||| Yes', True)
     assert (describe.name, describe.answer_choices, describe.original_task) == ('describe', None, False)
@@ -58,7 +58,7 @@ def test_a_file_gives_its_templates_in_order_with_what_their_metadata_says(tmp_p
     assert describe.render({'bird': 'wren', 'text': 'Small.'}) == ('Describe the wren.', 'Small.')
 
 
-def test_white_space_is_trimmed_around_prompt_target_and_choices_and_kept_inside():
+def test_prompt_target_and_choices_are_stripped_and_keep_white_space_inside():
     assert question('\n A:  {{x}}\n\n|||\n {{answer_choices[0]}} \n', '  one  two |||\nthree\n', x=' b ') == (
         'A:   b',
         ('one  two', 'three'),
@@ -75,13 +75,13 @@ def test_choices_may_come_from_the_example():
     assert Template('t', '{{q}} ||| {{q}}').choices({'q': 'x'}) is None
 
 
-def test_three_bars_in_the_data_neither_part_the_prompt_nor_the_choices():
+def test_a_separator_in_the_data_splits_neither_the_prompt_nor_the_choices():
     jinja = '{{q | upper}} {{ answer_choices | join(", ") }} {{ more[0] }} ||| {{answer_choices[label]}}'
     found = question(jinja, '{{a}} ||| {{b}}', q='a ||| b', a='x|||y', b='z', more=['1 ||| 2'], label=0)
     assert found == ('A ||| B x|||y, z 1 ||| 2', ('x|||y', 'z'), 0)
 
 
-def test_promptsources_filters_and_functions_are_there():
+def test_the_filters_and_functions_of_promptsource_are_there():
     example = {'items': ['b', 'a', 'b', 'a', 'c'], 'others': [1, 2, 3, 4, 5], 'x': 'wren'}
 
     def rendered(jinja):
@@ -94,7 +94,7 @@ def test_promptsources_filters_and_functions_are_there():
     assert rendered('{{ ["only"] | choice }}') == 'only'
 
 
-def test_a_drawn_choice_depends_on_the_example_and_on_nothing_else():
+def test_a_drawn_choice_depends_only_on_the_example():
     template = Template('t', '{{ [1, 2, 3, 4, 5, 6, 7, 8] | choice }}{{ "abcdefgh" | random }} {{x}} ||| .')
     first = [template.render({'x': x}) for x in range(20)]
     again = [Template('t', template.jinja).render({'x': x}) for x in reversed(range(20))]
@@ -127,7 +127,7 @@ def test_of_equal_choices_the_first_is_the_right_one():
     assert question('q ||| {{answer_choices[1]}}', 'same ||| same').gold == 0
 
 
-def test_a_field_that_the_template_asks_for_may_be_missing():
+def test_a_field_that_the_template_tests_may_be_missing():
     template = Template('t', '{% if hint is defined %}{{hint}}{% endif %}{{x}} ||| .')
     assert template.fields == {'x'}
     assert template.render({'x': 'a'}) == ('a', '.')
@@ -146,7 +146,7 @@ def test_a_label_outside_the_choices_is_named(label):
         question('{{x}} ||| {{answer_choices[label]}}', 'Yes ||| No', x='a', label=label)
 
 
-def test_an_index_that_the_template_spells_out_is_pythons():
+def test_an_index_that_the_template_spells_out_works_as_in_python():
     jinja = '{{answer_choices[:-1] | join(", ")}} or {{answer_choices[-1]}}? ||| {{answer_choices[0]}}'
     assert question(jinja, 'a ||| b ||| c').instruction == 'a, b or c?'
 
@@ -156,7 +156,12 @@ def test_an_index_that_the_template_spells_out_is_pythons():
     [
         ('{{x}} ||| {{answer_choices[0]}}', 'Yes |||', {'x': 'a'}, 'choice 2 of 2 is empty'),
         ('{{x}} ||| Perhaps', 'Yes ||| No', {'x': 'a'}, "the target 'Perhaps' is none of the choices 'Yes ||| No'"),
-        ('{{x}} ||| {{y}}', 'Yes', {'x': 'a', 'z': 1}, 'reads the field y, which the example lacks; it has x, z'),
+        (
+            '{{x}} ||| {{y}}',
+            'Yes',
+            {'x': 'a', 'z': 1},
+            'reads the field y, missing from the example; it has x, z',
+        ),
         ('{{x}} ||| .', '{{y}}', {'x': 'a'}, 'reads the field y'),
         ('{{x}} ||| .', '.', {'x': None}, 'reads the field x, which is null'),
         ('{{x}} ||| .', '.', {'x': 'a', 'answer_choices': 'b'}, 'the example has a field answer_choices'),
@@ -168,7 +173,7 @@ def test_an_index_that_the_template_spells_out_is_pythons():
         ('{% include "secret" %} ||| .', '.', {}, 'cannot be rendered (TypeError'),
     ],
 )
-def test_what_cannot_be_asked_is_named_with_its_template(jinja, answer_choices, example, message):
+def test_an_example_that_gives_no_question_is_named_with_its_template(jinja, answer_choices, example, message):
     with pytest.raises(InputError) as caught:
         Template('t', jinja, answer_choices, where='file:3').question(example)
     assert str(caught.value).startswith(f"file:3: template 't': {message}")
@@ -183,16 +188,16 @@ def test_what_cannot_be_asked_is_named_with_its_template(jinja, answer_choices, 
             ":20: template 'describe': jinja does not parse with its fields cut",
         ),
         (('No ||| Yes', 'No {% if %}'), ":3: template 'sings': answer_choices does not parse: "),
-        (('name: describe', 'name: sings'), ":20: name 'sings' stands on line 3 too"),
+        (('name: describe', 'name: sings'), ":20: name 'sings' is on line 3 too"),
         (('name: sings', 'name: 12'), ':3: name: expected text, found 12'),
         (('jinja: Describe', 'jinja: 1 #'), ':20: jinja: expected text, found 1'),
         (
             ('!TemplateMetadata', '!!python/object/apply:os.getcwd'),
-            ':11: not YAML of PromptSource (could not determine',
+            ':11: not YAML as in PromptSource (could not determine',
         ),
         (('  1b: !Template', '  1b:'), ': templates, 1b: expected a !Template'),
-        (('templates:', 'template:'), ': holds no templates'),
-        (("reference: ''", 'reference: ['), ':21: not YAML of PromptSource'),
+        (('templates:', 'template:'), ': has no templates'),
+        (("reference: ''", 'reference: ['), ':21: not YAML as in PromptSource'),
     ],
 )
 def test_a_wrong_file_is_named_with_the_line(tmp_path, change, message):
@@ -204,7 +209,7 @@ def test_a_wrong_file_is_named_with_the_line(tmp_path, change, message):
     assert message in str(caught.value)
 
 
-def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
+def test_a_file_that_is_missing_or_not_text_is_named(tmp_path):
     with pytest.raises(InputError, match='none.yaml: no such file'):
         read_templates(tmp_path / 'none.yaml')
     (tmp_path / 'latin.yaml').write_bytes('name: caf\xe9'.encode('latin-1'))
@@ -213,7 +218,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
 
 
 @pytest.mark.skipif(not PROMPTSOURCE.is_dir(), reason="PromptSource's templates are not here")
-def test_promptsources_own_templates_parse_and_those_of_t0s_evaluation_are_the_original_ones_with_choices():
+def test_the_templates_of_promptsource_parse_and_have_the_counts_of_the_evaluation_of_t0():
     counts = {}
     for path in PROMPTSOURCE.rglob('templates.yaml'):
         templates = read_templates(path)

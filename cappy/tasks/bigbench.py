@@ -1,8 +1,8 @@
-"""BIG-bench tasks from their task.json: zero-shot prompts, references, and the split that the hub's files have.
+"""BIG-bench tasks from their task.json: zero-shot prompts, references, and the splits that the hub's files have.
 
-A task is a folder with a task.json, which has examples itself or has subtasks in folders below it. Prompts, split and
-order follow BIG-bench 1.0.0 (bigbench/api/json_task.py, bigbench/bbseqio/bigbench_bridge.py) and the script that made
-the hub's files (huggingface/datasets, datasets/bigbench/bigbench.py), so that a row here is the same row there.
+A task is a folder with a task.json, which has examples, or with subtasks in folders below it. Prompts, splits and order
+follow BIG-bench 1.0.0 (bigbench/api/json_task.py, bigbench/bbseqio/bigbench_bridge.py) and the script that made the
+hub's files (huggingface/datasets, datasets/bigbench/bigbench.py), so that example n here is example n there.
 """
 
 import json
@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.files.wording import listed, near_names, shown
+from cappy.files.wording import listed, near_names, not_found, shown
 from cappy.tasks.candidates import Example
 
 INPUT_PREFIX, OUTPUT_PREFIX, CHOICE_PREFIX = '\nQ: ', '\nA: ', '\n  choice: '  # where a task.json gives none
-SPLIT_SEED = 42  # BIG-bench's own, of splits and of the order of choices
+SPLIT_SEED = 42  # of BIG-bench, for the splits and for the order of choices
 VALIDATION_SHARE, MIN_VALIDATION = 0.2, 16
 TASK_FILE = 'task.json'
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Both splits of a task, in order, and the numbers of examples that were left out of them."""
+    """Both splits of a task, in order, and how many duplicates and multiple-choice examples were left out of them."""
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
@@ -33,21 +33,21 @@ class Task:
 
 
 def find_tasks_dir(folder) -> Path:
-    """The folder of the tasks in a checkout of BIG-bench, in a folder that its package is in, or the folder itself.
+    """The folder of the tasks: in a checkout of BIG-bench, in a folder that has its package, or the folder itself.
 
-    Raises InputError where none of these holds a task.
+    Raises InputError where none of these has a task.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f'{folder}: no such folder; give a checkout of BIG-bench, or the folder its package is in')
+        raise InputError(not_found(folder, 'folder', 'give a checkout of BIG-bench, or the folder its package is in'))
     for inner in (folder / 'bigbench' / 'benchmark_tasks', folder / 'benchmark_tasks', folder):
         if task_names(inner):
             return inner
-    raise InputError(f'{folder}: holds no task; expected bigbench/benchmark_tasks in it, or folders with {TASK_FILE}')
+    raise InputError(f'{folder}: has no task; expected bigbench/benchmark_tasks in it, or folders with {TASK_FILE}')
 
 
 def task_names(folder) -> list[str]:
-    """Names of the folders that have a task.json, sorted."""
+    """The names of the folders that have a task.json, sorted."""
     return sorted(path.parent.name for path in Path(folder).glob(f'*/{TASK_FILE}'))
 
 
@@ -55,7 +55,7 @@ def read_task(folder, name, seed=SPLIT_SEED, multiple_choice=False) -> Task:
     """The task `name` of a folder of tasks; its subtasks are joined, in the order of their folders.
 
     multiple_choice: whether to keep multiple-choice examples, with their choices in the prompt, as the hub's files do.
-    Duplicates are left out, as BIG-bench does. Raises InputError naming the file and the example, counted from 1.
+    Duplicates are left out, as in BIG-bench. Raises InputError naming the file and the example, counted from 1.
     """
     path = Path(folder) / name / TASK_FILE
     if not path.is_file():
@@ -73,8 +73,8 @@ def read_task(folder, name, seed=SPLIT_SEED, multiple_choice=False) -> Task:
 
 
 def _split_parts(parts, seed):
-    """(train, validation) of each (path, pairs), with at least MIN_VALIDATION to validate in all."""
-    # Rounded down as the hub's script has it; rounded up where that leaves a task of many small parts with too few.
+    """(train, validation) of each (path, pairs); the validation splits have at least MIN_VALIDATION pairs together."""
+    # Rounded down, as in the script of the hub's files; rounded up where that gives a task of many small parts too few.
     for n_at_least in (MIN_VALIDATION // len(parts), -(-MIN_VALIDATION // len(parts))):
         splits = [split_pairs(path, pairs, seed, n_at_least) for path, pairs in parts]
         if sum(len(validation) for _, validation in splits) >= MIN_VALIDATION:
@@ -83,9 +83,10 @@ def _split_parts(parts, seed):
 
 
 def split_pairs(path, pairs, seed, n_at_least):
-    """(train, validation): a fifth, rounded down, or n_at_least to validate, the last of them after a shuffle.
+    """(train, validation) of pairs: after a shuffle, the last fifth (rounded down), or n_at_least if more, validate.
 
-    The hub's rule (bigbench_bridge.py); path is named in the InputError where nothing is left to train on.
+    The rule of the hub's files (bigbench_bridge.py). Raises InputError that begins with path where no pair is left to
+    train on.
     """
     pairs = list(pairs)
     random.Random(seed).shuffle(pairs)
@@ -99,7 +100,7 @@ def split_pairs(path, pairs, seed, n_at_least):
 
 
 def compose_prompt(fields, text) -> str:
-    """What a model is asked with no example before it; fields: those of the task.json."""
+    """The zero-shot prompt for the input `text`; fields: those of the task.json."""
     prefix = fields.get('example_input_prefix', INPUT_PREFIX)
     suffix = fields.get('example_output_prefix', OUTPUT_PREFIX)
     return (fields.get('task_prefix', '') + prefix + text + suffix).strip()  # stripped as in the hub's files
@@ -112,7 +113,7 @@ def _read_parts(path):
         return [(path, fields)]
     paths = sorted(path.parent.glob(f'*/{TASK_FILE}'))
     if not paths:
-        raise InputError(f'{path}: has no examples, and no subtask lies in a folder beside it; has {listed(fields)}')
+        raise InputError(f'{path}: has no examples and no subtask in a folder beside it; has {listed(fields)}')
     return [(part_path, _read_json(part_path)) for part_path in paths]
 
 
@@ -136,10 +137,10 @@ def _read_json(path):
 
 
 def _read_pairs(path, fields, multiple_choice):
-    """([(prompt, references)], numbers of duplicates and of multiple-choice examples left out) of a task.json."""
+    """([(prompt, references)], number of duplicates, number of multiple-choice examples left out) of a task.json."""
     examples = fields.get('examples')
     if not isinstance(examples, list) or not examples:
-        raise InputError(f'{path}: examples: expected a list of them, found {shown(examples)}')
+        raise InputError(f'{path}: examples: expected a list that is not empty, found {shown(examples)}')
     pairs, seen, n_multiple_choice = [], set(), 0
     for number, example in enumerate(examples, start=1):
         text = json.dumps(example)
@@ -159,7 +160,7 @@ def _read_pairs(path, fields, multiple_choice):
 
 
 def _with_choices(fields, example):
-    """The example with its choices behind the input and the best one as target, where it has choices."""
+    """A multiple-choice example with its choices after the input and the best one as target; others as they are."""
     scores = example.get('target_scores')
     if scores is None:
         return example
@@ -169,7 +170,7 @@ def _with_choices(fields, example):
         raise InputError(f'target_scores: no choice is better than another, found {shown(scores)}')
     text = example.get('input')
     if isinstance(text, str) and fields.get('append_choices_to_input', True):
-        # BIG-bench's order: sorted, then shuffled by numpy's old generator, seeded anew for each example.
+        # The order of BIG-bench: sorted, then shuffled by numpy's old generator with the same seed for each example.
         choices = np.random.RandomState(SPLIT_SEED).permutation(sorted(scores))
         text = ''.join([text, *(fields.get('choice_prefix', CHOICE_PREFIX) + choice for choice in choices)])
     best = max(scores, key=scores.get)  # the first of equals
@@ -179,7 +180,7 @@ def _with_choices(fields, example):
 def _read_pair(fields, example):
     for key in ('input', 'target'):
         if key not in example:
-            raise InputError(f'{key} is missing; it has {listed(example)}')
+            raise InputError(f'{key} is missing; the example has {listed(example)}')
     target = example['target']
     targets = target if isinstance(target, list) else [target]
     if not targets:

@@ -1,8 +1,8 @@
-"""PromptSource's templates: read from `templates.yaml` and rendered to an instruction, its choices and the gold one.
+"""PromptSource templates: read from `templates.yaml`, and rendered to an instruction, its choices and the right one.
 
-Rendering follows PromptSource (bigscience-workshop/promptsource, promptsource/templates.py, commit 00fac7c) and, in
-what is left out, T0's use of it (bigscience-workshop/t-zero, t0/seqio_tasks); where this module is stricter or safer,
-the place says so.
+Rendering follows PromptSource (bigscience-workshop/promptsource, promptsource/templates.py, commit 00fac7c). Which
+examples are left out follows T0's use of it (bigscience-workshop/t-zero, t0/seqio_tasks). Comments say where this
+module is stricter or safer.
 """
 
 import random
@@ -17,18 +17,19 @@ from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from cappy.errors import InputError
+from cappy.files.wording import cut, not_found
 
 SEPARATOR = '|||'  # between prompt and target, and between choices
-MAX_FIELD_CHARACTERS = 2048  # of a printed expression; PromptSource cuts what is longer, T0's evaluation with it
+MAX_FIELD_CHARACTERS = 2048  # of a printed expression; PromptSource cuts longer ones, and so does T0's evaluation
 
-# Stands for the separator in the data. Unicode keeps these three from ever being characters of a text, and filters
-# such as upper leave them alone; PromptSource writes 32 letters and digits, which upper spoils.
+# Replaces the separator in the data. In Unicode these three are never characters of a text, and filters such as `upper`
+# do not change them; PromptSource uses 32 letters and digits, which `upper` changes.
 _PROTECTED = '\ufdd0\ufdd1\ufdd2'
 _CHOICE_AT = 'choice at'  # no text of a template can name a filter with a blank in it
 
 
 class Question(NamedTuple):
-    """An example under a template. gold: index into choices, the first where choices are equal."""
+    """An example under a template. gold: index of the right choice, the first of equal ones."""
 
     instruction: str
     choices: tuple[str, ...]
@@ -36,12 +37,12 @@ class Question(NamedTuple):
 
 
 class Template:
-    """A template of PromptSource, compiled.
+    """A compiled template of PromptSource.
 
-    jinja: what renders to `prompt ||| target`. answer_choices: what renders to the choices with ||| between them; None
-    for an open-ended template. original_task: whether it asks for what its dataset was made for (None: not said).
-    where: file and line, for messages. fields: names of the example's fields that it reads.
-    Raises InputError where the text does not parse.
+    jinja: text that renders to `prompt ||| target`. answer_choices: text that renders to the choices with ||| between
+    them; None for an open-ended template. original_task: whether the template asks what its data set was made for
+    (None: not known). where: file and line, for messages. fields: names of the fields that it reads from an example.
+    Raises InputError where a text does not parse.
     """
 
     def __init__(self, name, jinja, answer_choices=None, *, original_task=None, where='template'):
@@ -62,22 +63,23 @@ class Template:
             self._compiled_choices = self._compile(self.answer_choices, 'answer_choices')
 
     def choices(self, example) -> tuple[str, ...] | None:
-        """The choices of an example, in order, without white space around them; None for an open-ended template."""
+        """The choices of an example, in order and stripped; None for an open-ended template."""
         choices = self._protected_choices(self._protected_fields(example))
         return None if choices is None else tuple(map(_unprotected, choices))
 
     def render(self, example) -> tuple[str, str] | None:
-        """Prompt and target of an example, either may be empty; None where the template renders to nothing.
+        """Prompt and target of an example, each of which may be empty; None where the template renders to nothing.
 
-        Raises InputError where the example lacks a field, or the text has not exactly one |||.
+        Raises InputError where a field of the example is missing, or the text does not have exactly one |||.
         """
         return self._render(example)[0]
 
     def question(self, example) -> Question | None:
         """The example as a question with choices; None where the template leaves it out.
 
-        It does so by an empty prompt, or by an empty target where the label is not known (T0 leaves out both, too).
-        Raises InputError: as `render`, and for an empty choice, a label outside the choices, a target that is none.
+        It does so with an empty prompt, or with an empty target where the label is not known (T0 leaves out both too).
+        Raises InputError as `render` does, and for an empty choice, a label outside the choices, and a target that is
+        none of the choices.
         """
         rendered, choices = self._render(example)
         if choices is None:
@@ -95,10 +97,10 @@ class Template:
     def _render(self, example):
         """((prompt, target) or None, choices or None)."""
         fields = self._protected_fields(example)
-        # Drawn anew from the example alone, so that neither order nor number of the examples matters.
+        # Seeded by the example, so that neither the order nor the number of the examples matters.
         self._random.seed(f'{self.name}\n{sorted(fields.items())!r}')
         choices = self._protected_choices(fields)
-        # PromptSource gives the choices unprotected, and a ||| in one of them breaks its prompt apart.
+        # PromptSource does not protect the choices, and a ||| in one of them splits its prompt.
         text = self._run(self._compiled, fields | {'answer_choices': choices})
         choices = None if choices is None else tuple(map(_unprotected, choices))
         if not text.strip():
@@ -116,27 +118,27 @@ class Template:
     def _protected_fields(self, example):
         fields = {name.replace('-', '_'): value for name, value in example.items()}  # as T0: a-b would be a minus b
         if 'answer_choices' in fields:
-            raise self._error('the example has a field answer_choices, which is a name of the template; rename it')
+            raise self._error('the example has a field answer_choices, a name that templates reserve; rename it')
         for name in sorted(self.fields):
             if name not in fields:
-                raise self._error(f'reads the field {name}, which the example lacks; it has {", ".join(fields)}')
+                raise self._error(f'reads the field {name}, missing from the example; it has {", ".join(fields)}')
             if fields[name] is None:
                 raise self._error(f'reads the field {name}, which is null in the example')
         return {name: _protected(value) for name, value in fields.items()}
 
     def _fields_of(self, source, part):
-        """Names that the source reads from the example. Those that it asks `is defined` may be missing."""
+        """The names that the source reads from the example, without those that it tests with `is defined`."""
         try:
             parsed = self._environment.parse(source)
         except jinja2.TemplateSyntaxError as error:
             raise self._error(f'{part} does not parse: {error.message} (line {error.lineno} of its text)') from error
-        asked = {
+        tested = {
             test.node.name
             for test in parsed.find_all(nodes.Test)
             if test.name in ('defined', 'undefined') and isinstance(test.node, nodes.Name)
         }
         known = {'answer_choices', *self._environment.globals}
-        return frozenset(meta.find_undeclared_variables(parsed) - asked - known)
+        return frozenset(meta.find_undeclared_variables(parsed) - tested - known)
 
     def _compile(self, source, part):
         environment = self._environment
@@ -155,7 +157,7 @@ class Template:
             return compiled.render(fields)
         except InputError as error:
             raise self._error(str(error)) from error
-        except Exception as error:  # a template is a program: it may divide by zero, or call what is not there
+        except Exception as error:  # a template is a program: it may divide by zero or call what does not exist
             raise self._error(f'cannot be rendered ({type(error).__name__}: {error})') from error
 
     def _error(self, message):
@@ -163,16 +165,16 @@ class Template:
 
 
 def read_templates(path) -> list[Template]:
-    """The templates of a `templates.yaml`, in file order.
+    """The templates of a `templates.yaml`, in the order of the file.
 
-    Raises InputError naming file and line: not YAML, other tags than PromptSource's, fields of another type, two
-    templates of one name, a template that does not parse.
+    Raises InputError naming file and line for text that is not YAML, tags other than those of PromptSource, fields of
+    another type, two templates with one name, and a template that does not parse.
     """
     path = Path(path)
     document = _load_yaml(path)
     entries = document.get('templates') if isinstance(document, dict) else None
     if not isinstance(entries, dict) or not entries:
-        raise InputError(f'{path}: holds no templates; expected a mapping `templates` of PromptSource')
+        raise InputError(f'{path}: has no templates; expected a mapping `templates`, as in PromptSource')
     templates, line_of = [], {}
     for key, entry in entries.items():
         if not isinstance(entry, _Tagged) or entry.tag != '!Template':
@@ -180,7 +182,7 @@ def read_templates(path) -> list[Template]:
         template = _make_template(path, entry)
         first = line_of.setdefault(template.name, entry.line)
         if first != entry.line:
-            raise InputError(f'{path}:{entry.line}: name {template.name!r} stands on line {first} too; rename one')
+            raise InputError(f'{path}:{entry.line}: name {template.name!r} is on line {first} too; rename one')
         templates.append(template)
     return templates
 
@@ -199,7 +201,7 @@ def _make_template(path, entry):
 
 
 class _Tagged(NamedTuple):
-    """A mapping under one of PromptSource's tags; line counted from 1."""
+    """A mapping with one of the tags of PromptSource; line: its number, from 1."""
 
     tag: str
     line: int
@@ -207,7 +209,7 @@ class _Tagged(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe: knows plain values and PromptSource's two tags, and makes an object of no other."""
+    """Reads plain values and the two tags of PromptSource; makes no object of any other tag."""
 
 
 def _construct_tagged(loader, node):
@@ -223,7 +225,7 @@ def _load_yaml(path):
         text = path.read_text(encoding='utf-8')
         return yaml.load(text, Loader=_Loader)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; give the folder of PromptSource's templates") from error
+        raise InputError(not_found(path, remedy='give the folder of the templates of PromptSource')) from error
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
     except UnicodeDecodeError as error:
@@ -231,16 +233,16 @@ def _load_yaml(path):
     except yaml.YAMLError as error:
         mark = getattr(error, 'problem_mark', None)
         line = f':{mark.line + 1}' if mark else ''
-        raise InputError(f'{path}{line}: not YAML of PromptSource ({getattr(error, "problem", error)})') from error
-    except (RecursionError, ValueError) as error:  # nested too deep; a date that is none
+        raise InputError(f'{path}{line}: not YAML as in PromptSource ({getattr(error, "problem", error)})') from error
+    except (RecursionError, ValueError) as error:  # nested too deep; a date that does not exist
         raise InputError(f'{path}: not YAML that can be read ({error})') from error
 
 
 class _CheckChoiceIndices(NodeTransformer):
-    """Sends `answer_choices[index]` through `_choice_at`, but for an index that the template itself spells out.
+    """Replaces `answer_choices[index]` by `_choice_at`, except for an index that the template spells out.
 
-    Plain Python would take the last choice for the label -1, which means not known, and jinja nothing for a label
-    beyond the choices.
+    Python would take the last choice for the label -1, which means that the label is not known, and jinja would take
+    nothing for a label beyond the choices.
     """
 
     def visit_Getitem(self, node):
@@ -254,7 +256,7 @@ class _CheckChoiceIndices(NodeTransformer):
 
 def _choice_at(choices, index):
     if choices is None:
-        raise InputError('reads answer_choices and has none')
+        raise InputError('reads answer_choices, but has none')
     if not isinstance(index, int):
         raise InputError(f'the label {_shown(index)} is not the number of a choice')
     if not 0 <= index < len(choices):
@@ -263,9 +265,9 @@ def _choice_at(choices, index):
 
 
 def _make_environment(generator):
-    """Jinja as PromptSource sets it up, in a sandbox; `choice` and jinja's own `random` draw from the generator."""
+    """Jinja with the additions of PromptSource, in a sandbox; its `choice` and `random` draw from the generator."""
 
-    @jinja2.pass_context  # which keeps jinja from drawing once for all, when it compiles
+    @jinja2.pass_context  # otherwise jinja draws once, when it compiles
     def draw(_, items):
         return generator.choice(items)
 
@@ -282,7 +284,7 @@ def _make_environment(generator):
 
 
 def _most_frequent(items):
-    """All items that occur most often, in order of first appearance; None of no items."""
+    """The items that occur most often, in order of first appearance; None where there are no items."""
     if not items:
         return None
     counts = Counter(items)
@@ -291,7 +293,7 @@ def _most_frequent(items):
 
 
 def _protected(value):
-    """The value with ||| in its texts replaced, those in lists and mappings too (PromptSource leaves these)."""
+    """The value with ||| replaced in its texts, also in lists and mappings, which PromptSource does not protect."""
     if isinstance(value, str):
         return value.replace(SEPARATOR, _PROTECTED)
     if isinstance(value, list | tuple):
@@ -305,6 +307,5 @@ def _unprotected(text):
     return text.replace(_PROTECTED, SEPARATOR)
 
 
-def _shown(value, most=60):
-    text = repr(value)
-    return text if len(text) <= most else text[: most - 2] + '..'
+def _shown(value):
+    return cut(repr(value))
