@@ -12,37 +12,50 @@ import pytest
 from cappy.cli import flags
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'examples' / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
+PAGES = [
+    *(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'examples/README.md')),
+    *(ROOT / name for name in ('bigbench_cappy_results/README.md', 'bigbench_cappy_results/published/README.md')),
+    ROOT / 'tests/recorded/README.md',
+    *sorted(ROOT.glob('docs/*.md')),
+]
 SCRIPT = r'(?:cappy_\w+|(?:scripts|benchmarks|examples)/\w+)\.py'
-# Of bash scripts, ruff, pip, uv, git, Slurm, Python's environment and of scripts that this repository only quotes.
+# Flags of bash scripts, ruff, pip, uv, git, Slurm, XLA and of programs that this repository only quotes.
 OTHERS = {'help', 'slow', 'fix', 'no-deps', 'target', 'depth'}
 OTHERS |= {'job-name', 'nodes', 'ntasks-per-node', 'gpus-per-node', 'cpus-per-task', 'time', 'requeue', 'log_samples'}
 OTHERS |= {'xla_force_host_platform_device_count'}
 
 
+every_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
 @functools.cache
 def main_of(script):
-    """What a script of this repository gives to flags.run when it is started; nothing runs."""
+    """(main, old names of its flags) that a script hands to flags.run when it is started; main does not run."""
     path, given = ROOT / script, []
     if 'import torch' in path.read_text():
         pytest.importorskip('torch')
     spec = importlib.util.spec_from_file_location('__main__', path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, 'run', given.append)
+        patch.setattr(flags, 'run', lambda main, argv=None, aliases=None: given.append((main, aliases or {})))
         patch.syspath_prepend(path.parent)  # a benchmark imports its neighbours
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     return given[0]
 
 
+def parameters_of(script):
+    """{flag: parameter of main}."""
+    return inspect.signature(main_of(script)[0]).parameters
+
+
 def flags_of(script):
-    """Names of a script's flags; of a bool its negation too."""
-    parameters = inspect.signature(main_of(script)).parameters
+    """Names of a script's flags: with old names, and the negation of each bool."""
+    parameters = parameters_of(script)
     negated = [f'{no}{name}' for name, p in parameters.items() if isinstance(p.default, bool) for no in ('no', 'no_')]
-    return {*parameters, *negated}
+    return {*parameters, *negated, *main_of(script)[1]}
 
 
 def code_of(page):
-    """[(code, whether it is a block)] of a page; lines that go on behind a backslash are one."""
+    """[(code, whether it is a block)] of a page; a line that ends with a backslash is joined with the next."""
     text = page.read_text().replace('\\\n', ' ')
     blocks = re.findall(r'^```\w*\n(.*?)^```', text, re.S | re.M)
     blocks += re.findall(r'(?:^ {4,}\S.*\n)+', text, re.M)  # indented
@@ -53,7 +66,7 @@ def code_of(page):
 
 
 def commands_of(page):
-    """[(script, its words as text, whether the command stands in a block)] of a page."""
+    """[(script, its arguments as text, whether the command is in a block)] of a page."""
     return [
         (found[1], re.split(r'\s+(?:&&|\||;|# )|[;\'"]?$', found[2], maxsplit=1)[0], is_block)
         for code, is_block in code_of(page)
@@ -66,7 +79,7 @@ def all_commands():
 
 
 def is_to_be_filled_in(words):
-    """Whether a command has holes where a user's own words go, or asks for help, so that it is none to be parsed."""
+    """Whether a command leaves arguments to the reader, or asks for help, so that it cannot be parsed."""
     return re.search(r'\.\.|\$|\[|\'$|--help', words) is not None
 
 
@@ -102,13 +115,14 @@ def test_every_command_names_a_script_and_flags_that_it_has():
     assert n_flags > 80
 
 
-def test_every_whole_command_is_one_that_its_script_takes():
+def test_every_whole_command_is_accepted_by_its_script():
     wrong, n_parsed = [], 0
     for page, script, words, is_block in all_commands():
         if not is_block or is_to_be_filled_in(words) or not has_flags(script):
             continue
         try:
-            flags.parse_flags(main_of(script), shlex.split(words))
+            main, aliases = main_of(script)
+            flags.parse_flags(main, shlex.split(words), aliases)
         except flags.InputError as error:
             wrong.append(f'{page.name}: {script}{words}: {error}')
         n_parsed += 1
@@ -116,7 +130,7 @@ def test_every_whole_command_is_one_that_its_script_takes():
     assert n_parsed > 30
 
 
-def test_every_flag_in_the_text_is_one_of_some_script():
+def test_every_flag_in_the_text_belongs_to_a_script():
     known = {name.replace('-', '_') for name in OTHERS}
     known |= {name for script in scripts() for name in flags_of(script)}
     wrong = [
@@ -133,28 +147,54 @@ def test_every_flag_in_the_text_is_one_of_some_script():
 def test_the_flags_in_a_scripts_table_are_its_own(script):
     cells = re.findall(r'^\| `(--[^|]*)`', sections()[script], re.M)
     named = {name for cell in cells for name in re.findall(r'--(\w+)', cell)}
-    assert named <= flags_of(script)
+    assert named and named <= flags_of(script)
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize('script', sections())
+def test_every_flag_of_a_script_is_in_its_section(script):
+    expected = set(parameters_of(script)) - {'input_file'}  # given by position
+    if script == 'scripts/run_cappy_bigbench.py':
+        expected -= set(parameters_of('cappy_bigbench.py'))  # passed on, and in that script's section
+    named = set(re.findall(r'--(\w+)', sections()[script]))
+    aliases = main_of(script)[1]
+    named |= {name.removeprefix('no') for name in named} | {aliases[name] for name in named & set(aliases)}
+    assert sorted(expected - named) == []
+
+
+def test_commands_that_this_page_has_a_section_for_are_in_it():
+    assert {'cappy_bigbench.py', 'cappy_promptsource.py', 'scripts/score.py', 'scripts/report.py'} <= set(sections())
+    assert len(sections()) >= 10
+
+
+def test_the_index_leads_to_every_page():
+    index = ROOT / 'docs' / 'index.md'
+    linked = {(index.parent / target).resolve() for target in re.findall(r'\]\(([^)#\s]+)', index.read_text())}
+    pages = {path for path in ROOT.glob('docs/*.md') if path != index}
+    assert len(pages) > 10 and pages <= linked
+
+
+@every_page
 def test_every_table_has_a_head_and_rows_of_equal_length(page):
     text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.S | re.M)
     wrong = []
     for block in re.findall(r'(?:^\|.*\n)+', text, re.M):
-        rows = [row.replace('\\|', '').count('|') for row in block.splitlines()]  # in code too a | parts cells
+        rows = [row.replace('\\|', '').count('|') for row in block.splitlines()]  # a | in code ends a cell, too
         if len(rows) < 2 or not re.fullmatch(r'[|:\- ]+', block.splitlines()[1]) or len(set(rows)) > 1:
             wrong.append(block.splitlines()[0])
     assert wrong == []
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+@every_page
 def test_every_link_inside_the_repository_leads_somewhere(page):
     links = re.findall(r'\]\(([^)#\s]+)(#[^)\s]+)?\)', page.read_text())
     inside = [(page.parent / target, anchor) for target, anchor in links if '://' not in target]
     assert [str(path) for path, _ in inside if not path.exists()] == []
     anchors = {(path, anchor) for path, anchor in inside if anchor}
-    heads = {path: re.findall(r'^#+ (.*)$', path.read_text(), re.M) for path, _ in anchors}
-    slugs = {
-        path: {re.sub(r'[^\w\- ]', '', h).lower().replace(' ', '-') for h in found} for path, found in heads.items()
-    }
-    assert [anchor for path, anchor in anchors if anchor[1:] not in slugs[path]] == []
+    anchors |= {(page, anchor) for anchor in re.findall(r'\]\((#[^)\s]+)\)', page.read_text())}
+    assert [anchor for path, anchor in anchors if anchor[1:] not in slugs_of(path)] == []
+
+
+def slugs_of(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r'^#+ (.*)$', page.read_text(), re.M)
+    return {re.sub(r'[^\w\- ]', '', head).lower().replace(' ', '-') for head in heads}
