@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cappy.cli import flags
+from cappy.tasks.candidates import read_task
+from cappy.tasks.rouge import RougeL
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -164,6 +166,44 @@ def test_every_flag_of_a_script_is_in_its_section(script):
 def test_commands_that_this_page_has_a_section_for_are_in_it():
     assert {'cappy_bigbench.py', 'cappy_promptsource.py', 'scripts/score.py', 'scripts/report.py'} <= set(sections())
     assert len(sections()) >= 10
+
+
+def load(path):
+    """The module of a Python file that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_samples_of_the_readmes_example_and_their_rougeL_are_those_of_the_shipped_task():
+    text = (ROOT / 'README.md').read_text()
+    quoted = '\n'.join(re.findall(r'^> (.*)$', text, re.M))
+    rows = re.findall(r'^\| \**([A-Z][^|*]*\.)\**(?: \(the pick\))? \| \**(\d\.\d\d)\** \| (\d\.\d\d) \|', text, re.M)
+    examples = read_task(ROOT / 'examples/bigbench_flan_gens', 'tiny-t5', 'facts_to_sentence')['validation']
+    (example,) = [found for found in examples if found.instruction.removesuffix('\nAnswer:') == quoted]
+    samples = {sample.response: sample.decoding for sample in example.samples}
+    assert len(rows) == 3 and {response for response, _, _ in rows} <= set(samples)
+    assert samples[rows[0][0]] == 'beam4'
+    rougeL = dict(zip(example.candidates, RougeL().scores(example.references, example.candidates), strict=True))
+    assert [shown for _, _, shown in rows] == [f'{rougeL[response]:.2f}' for response, _, _ in rows]
+    response, score, _ = max(rows, key=lambda row: float(row[1]))
+    assert f'**{response}** (the pick) | **{score}**' in text
+    assert rougeL[response] == max(rougeL.values())  # "the best of its 17 samples"
+
+
+def test_the_figure_is_what_its_script_draws_and_has_the_scores_of_the_readme(tmp_path, monkeypatch):
+    pytest.importorskip('matplotlib')
+    script = load(ROOT / 'docs' / 'figures' / 'draw_concept.py')
+    committed = script.OUTPUT.read_text()
+    monkeypatch.setattr(script, 'OUTPUT', tmp_path / 'concept.svg')
+    script.main()
+    # Another version of matplotlib may write coordinates and ids in another way, but not other texts.
+    texts = [re.findall(r'<text[^>]*>(.*?)</text>', svg, re.S) for svg in (committed, script.OUTPUT.read_text())]
+    assert texts[0] == texts[1] and len(texts[0]) > 15
+    shown = re.findall(r'^\| \**[A-Z][^|]* \| \**(\d\.\d\d)\** \|', (ROOT / 'README.md').read_text(), re.M)
+    assert [score for _, score in script.SAMPLES] == shown
+    assert max(range(3), key=lambda place: float(shown[place])) == script.PICK
 
 
 def test_the_index_leads_to_every_page():

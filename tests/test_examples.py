@@ -1,4 +1,4 @@
-"""The committed examples are what their programs give, in FLAN's file format."""
+"""The committed examples are what their programs write, in the format of FLAN's files."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ every_file = pytest.mark.parametrize(
 )
 
 
-def read_rows(path):
+def read_lines(path):
     return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
 
 
@@ -39,28 +39,28 @@ def test_the_data_files_are_to_the_byte_what_the_programs_write(tmp_path):
 
 
 @every_file
-def test_the_candidates_belong_to_the_inputs_and_references_of_the_programs(task, split):
-    rows = read_rows(SAMPLES / f'{task}_{split}.jsonl')
-    assert len(rows) == {'train': 160, 'validation': 80}[split]
-    for row in rows:
-        row.pop('flan_samples')
-    assert rows == tasks.split_examples(task, split)
+def test_candidates_belong_to_the_inputs_and_references_of_the_programs(task, split):
+    examples = read_lines(SAMPLES / f'{task}_{split}.jsonl')
+    assert len(examples) == {'train': 160, 'validation': 80}[split]
+    for example in examples:
+        example.pop('flan_samples')
+    assert examples == tasks.split_examples(task, split)
 
 
 @every_file
-def test_the_candidate_files_have_the_fields_of_flans_in_their_order(task, split):
+def test_candidate_files_have_the_fields_of_flans_files_in_their_order(task, split):
     likelihoods = ['log_likelihood_sum', 'log_likelihood_mean'] if split == 'validation' else []
-    for row in read_rows(SAMPLES / f'{task}_{split}.jsonl'):
-        assert list(row) == ['dataset', 'example_idx', 'instruction', 'references', 'flan_samples']
-        assert {name: len(entries) for name, entries in row['flan_samples'].items()} == N_SAMPLES
-        for entries in row['flan_samples'].values():
+    for example in read_lines(SAMPLES / f'{task}_{split}.jsonl'):
+        assert list(example) == ['dataset', 'example_idx', 'instruction', 'references', 'flan_samples']
+        assert {name: len(entries) for name, entries in example['flan_samples'].items()} == N_SAMPLES
+        for entries in example['flan_samples'].values():
             assert [list(entry) for entry in entries] == [['response', *likelihoods]] * len(entries)
 
 
 @pytest.mark.parametrize('task', tasks.TASKS)
 def test_log_likelihoods_are_negative_and_their_ratio_is_a_number_of_tokens(task):
-    for row in read_rows(SAMPLES / f'{task}_validation.jsonl'):
-        for entries in row['flan_samples'].values():
+    for example in read_lines(SAMPLES / f'{task}_validation.jsonl'):
+        for entries in example['flan_samples'].values():
             for entry in entries:
                 total, mean = entry['log_likelihood_sum'], entry['log_likelihood_mean']
                 assert total <= mean <= 0
@@ -70,7 +70,7 @@ def test_log_likelihoods_are_negative_and_their_ratio_is_a_number_of_tokens(task
 
 
 @pytest.mark.parametrize('task', tasks.TASKS)
-def test_picks_that_need_no_scorer_leave_at_least_3_points_to_gain(task):
+def test_picks_without_a_scorer_leave_at_least_3_points_to_gain(task):
     examples = read_task(SAMPLES.parent, GENERATOR, task)['validation']
     rows = compare(all_picks(examples, candidates_rougeL(examples, RougeL()), RougeL()))
     rougeL = {row['name']: row['rougeL'] for row in rows}
@@ -80,22 +80,22 @@ def test_picks_that_need_no_scorer_leave_at_least_3_points_to_gain(task):
 
 
 @pytest.mark.parametrize('task', tasks.TASKS)
-def test_train_validation_and_the_language_models_inputs_never_meet(task):
+def test_train_validation_and_the_language_models_inputs_share_no_instruction(task):
     streams = [
-        *[[row['instruction'] for row in tasks.split_examples(task, split)] for split in tasks.N_EXAMPLES],
+        *[[example['instruction'] for example in tasks.split_examples(task, split)] for split in tasks.N_EXAMPLES],
         [instruction for instruction, _ in tasks.language_model_inputs(task, 12_000)],
     ]
-    together = [instruction for stream in streams for instruction in stream]
-    assert len(set(together)) == len(together) == 160 + 80 + 12_000
+    instructions = [instruction for stream in streams for instruction in stream]
+    assert len(set(instructions)) == len(instructions) == 160 + 80 + 12_000
 
 
-def test_another_seed_gives_other_inputs_and_the_same_seed_the_same():
+def test_inputs_depend_on_the_seed_alone():
     first, again, other = (list(islice(tasks.inputs('rewrite_tense', seed), 50)) for seed in (0, 0, 1))
     assert first == again
     assert not {instruction for instruction, _ in first} & {instruction for instruction, _ in other}
 
 
-def test_the_kinds_asked_for_are_those_of_the_things_and_no_thing_has_two_kinds():
+def test_the_reference_names_the_kinds_of_the_things_and_no_thing_has_two_kinds():
     kind_of = {thing: kind for kind, things in tasks.KINDS.items() for thing in things}
     assert len(kind_of) == sum(len(things) for things in tasks.KINDS.values())
     for instruction, references in islice(tasks.inputs('mixed_kinds'), 300):
@@ -103,7 +103,7 @@ def test_the_kinds_asked_for_are_those_of_the_things_and_no_thing_has_two_kinds(
         assert references == [', '.join(sorted({kind_of[thing] for thing in things}))]
 
 
-def test_every_wording_tells_all_six_facts():
+def test_every_reference_has_all_six_facts():
     for instruction, references in islice(tasks.inputs('facts_to_sentence'), 300):
         facts = instruction.split('Facts: ')[1].removesuffix('\nAnswer:').split('; ')
         assert len(facts) == 6 and len(references) == 3

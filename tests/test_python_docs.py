@@ -19,14 +19,14 @@ def blocks():
 
 
 def candidates_file(folder):
-    """What cappy_bigbench.py would have written, made up."""
+    """Write a file of made-up candidates where cappy_bigbench.py would write it."""
     folder.mkdir(parents=True)
     candidates = [{'response': str(n), 'score': n / 10, 'rougeL': n % 3 / 3, 'decodings': ['a']} for n in range(6)]
     line = json.dumps({'example_idx': 0, 'pick': 5, 'rougeL': 2 / 3, 'candidates': candidates})
     (folder / 'facts_to_sentence.candidates.jsonl').write_text(line + '\n')
 
 
-def test_every_example_of_the_page_runs_as_it_stands(tiny_cappy, tmp_path, monkeypatch):
+def test_every_example_of_the_page_runs_as_written(tiny_cappy, tmp_path, monkeypatch):
     for peer in PEERS:
         pytest.importorskip(peer)
     monkeypatch.chdir(tmp_path)
@@ -37,5 +37,6 @@ def test_every_example_of_the_page_runs_as_it_stands(tiny_cappy, tmp_path, monke
         code = code.replace('btan2/cappy-large', str(tiny_cappy))
         exec(compile('\n' * (line - 1) + code, str(PAGE), 'exec'), program)
     means = program['means']
-    assert means[0] == pytest.approx(1 / 3) and means[-1] == pytest.approx(2 / 3)  # a random one; the highest score
+    # One random candidate, and the highest score of all.
+    assert means[0] == pytest.approx(1 / 3) and means[-1] == pytest.approx(2 / 3)
     assert (tmp_path / 'best-of-n.png').stat().st_size > 5000

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 OUTPUT = Path(__file__).with_name('concept.svg')
-SAMPLES = [('sample 1', '0.00'), ('sample 2', '0.00'), ('sample 3', '0.00')]
+SAMPLES = [('sample 1', '0.78'), ('sample 2', '0.90'), ('sample 3', '0.01')]
 PICK = 1  # place in SAMPLES
 
 TEXT, GREY, LINE = '#1b2733', '#7d8590', '#8a929b'
@@ -28,9 +28,9 @@ SETTINGS = {
 
 def main():
     with matplotlib.rc_context(SETTINGS):
-        figure = pyplot.figure(figsize=(9.2, 4.1))
+        figure = pyplot.figure(figsize=(9.2, 3.9))
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, 92), ylim=(0, 41))
+        axes.set(xlim=(0, 92), ylim=(2, 41))
         axes.axis('off')
         draw_picking(axes)
         draw_training(axes)
@@ -40,7 +40,7 @@ def main():
 def draw_picking(axes):
     heading(axes, 39, 'For each new input')
     box(axes, 1, 24, 13, 8, 'instruction', PLAIN)
-    box(axes, 21, 24, 13, 8, 'LLM\nas it is', MODEL)
+    box(axes, 21, 24, 13, 8, 'LLM\nunchanged', MODEL)
     box(axes, 62, 22.5, 12, 11, 'scorer\n22M to 360M\nparameters', MODEL)
     arrow(axes, (14, 28), (21, 28))
     for place, (text, score) in enumerate(SAMPLES):
