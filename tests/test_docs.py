@@ -214,6 +214,13 @@ def test_the_index_leads_to_every_page():
 
 
 @every_page
+def test_every_file_of_the_repository_that_is_named_exists(page):
+    folders = 'cappy|scripts|benchmarks|tests|docs'
+    named = re.findall(rf'(?<![\w/.-])((?:{folders})/[\w./-]+\.(?:py|sh|md|html))\b', page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@every_page
 def test_every_table_has_a_head_and_rows_of_equal_length(page):
     text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.S | re.M)
     wrong = []
