@@ -1,4 +1,4 @@
-"""Samples, beams and log-likelihoods; `main` is what the tests run on several devices, each a process of its own."""
+"""Samples, beams and log-likelihoods. Tests of several devices run this file's `main` in processes of their own."""
 
 import functools
 import itertools
@@ -15,20 +15,12 @@ import scipy.stats
 
 from cappy.errors import InputError
 from cappy.generate.decoding_loop import Lengths
-from cappy.generate.decodings import (
-    REFERENCE_DECODINGS,
-    Decoding,
-    draw_words,
-    invert,
-    nucleus,
-    parse_decoding,
-    sample_key,
-    top_k,
-    uniform,
-)
+from cappy.generate.decodings import Decoding, parse_decoding
 from cappy.generate.generator import Generator
+from cappy.generate.sampling import draw_words, invert, nucleus, sample_key, top_k, uniform
 from cappy.generate.t5 import T5, T5Config, params_shapes
 from cappy.model.devices import get_devices
+from cappy.tasks.candidates import REFERENCE_DECODINGS
 
 RECORDED = Path(__file__).parent / 'recorded'
 DECODINGS = [parse_decoding(name) for name in REFERENCE_DECODINGS]
@@ -39,17 +31,20 @@ def recorded_beams():
 
 
 def instructions():
-    """24 of the recorded ones, in an order that is not that of their lengths."""
+    """24 recorded instructions, not in the order of their lengths."""
     return [row['instruction'] for row in recorded_beams()[::4]] + ['']
 
 
-def key_of(place, decoding, number):
-    return sample_key(42, 'task', 'train', place, decoding, number)
+def key_of(index, decoding, number):
+    return sample_key(42, 'task', 'train', index, decoding, number)
 
 
 def texts_of(generated):
-    """{place: {decoding: [text]}} by place."""
-    return {place: {name: [one.text for one in some] for name, some in by.items()} for place, by in sorted(generated)}
+    """{index: {decoding: [text]}}, sorted by index."""
+    return {
+        index: {name: [response.text for response in responses] for name, responses in by_decoding.items()}
+        for index, by_decoding in sorted(generated)
+    }
 
 
 @functools.cache
@@ -65,51 +60,51 @@ def drawn():
 def test_log_likelihoods_are_the_recorded_ones():
     rows = json.loads((RECORDED / 't5' / 'log_likelihoods.json').read_text())
     model = tiny()
-    places = {text: place for place, text in enumerate(dict.fromkeys(row['instruction'] for row in rows))}
-    sources = dict(enumerate(model.encode(model.encode_texts(places, 512))))
-    texts = {place: {'all': []} for place in sources}
+    indices = {text: index for index, text in enumerate(dict.fromkeys(row['instruction'] for row in rows))}
+    sources = dict(enumerate(model.encode(model.encode_texts(indices, 512))))
+    texts = {index: {'all': []} for index in sources}
     for row in rows:
-        texts[places[row['instruction']]]['all'].append(row['response'])
+        texts[indices[row['instruction']]]['all'].append(row['response'])
     found = model.log_likelihoods(sources, texts, max_length=64)
     others = []
     for row in rows:
         if model.encode_texts([row['response']], 64)[0].tolist() != row['target_ids']:
             others.append(row['response'])
             continue
-        total, mean = found[places[row['instruction']]][row['response']]
-        # What two independent implementations met.
+        total, mean = found[indices[row['instruction']]][row['response']]
+        # The agreement of two independent implementations when these values were recorded.
         assert abs(total - row['log_likelihood_sum']) < 2e-4
         assert abs(mean - row['log_likelihood_mean']) < 2e-4
-    # The newest tokenizer reads a lone space as nothing, that of 2023 as a word.
+    # Today's tokenizer gives no token for a lone space, that of 2023 gave one.
     assert others == [' ']
 
 
 def test_beam_search_finds_the_recorded_texts():
     rows = recorded_beams()
     found = dict(tiny().generate([row['instruction'] for row in rows], DECODINGS[:1], 0, key_of))
-    texts = [found[place]['beam4'][0].text for place in range(len(rows))]
+    texts = [found[index]['beam4'][0].text for index in range(len(rows))]
     assert texts == [row['beam4_batch1'] for row in rows]
-    # In a batch, Flax transformers goes on with all searches until none can improve; one found another text so.
+    # In a batch, Flax transformers continues all searches until none can improve; one finds another text that way.
     others = [
         (row['task'], row['example_idx']) for row, text in zip(rows, texts, strict=True) if text != row['beam4_batch8']
     ]
     assert others == [('tiny_arithmetic', 6)]
 
 
-def test_beam_search_stops_where_pytorchs_goes_on():
-    """Flax leaves unfinished beams aside once a text is finished; PyTorch ranks them too, to the full length."""
+def test_beam_search_stops_where_pytorchs_continues():
+    """Once a text is finished, Flax ignores unfinished beams; PyTorch ranks them too, up to the full length."""
     torch = pytest.importorskip('torch')
     from transformers import T5ForConditionalGeneration
 
     rows = [row for row in recorded_beams() if row['task'] == 'tiny_tense']
-    some = [row for row in rows if row['example_idx'] in (0, 1, 12)]
+    rows = [row for row in rows if row['example_idx'] in (0, 1, 12)]
     theirs = T5ForConditionalGeneration.from_pretrained(RECORDED / 'flan-t5-tiny').eval()
     tokenizer, others = tiny().tokenizer, []
-    for row in some:
+    for row in rows:
         batch = tokenizer([row['instruction']], return_tensors='pt')
         batch.pop('token_type_ids', None)
         with torch.no_grad():
-            # Its min_length is one less than Flax's.
+            # 4 bars the end for three tokens, as 3 does in Flax.
             ids = theirs.generate(**batch, num_beams=4, min_length=4, max_length=64)[0]
         if tokenizer.decode(ids, skip_special_tokens=True) != row['beam4_batch1']:
             others.append((row['task'], row['example_idx']))
@@ -118,27 +113,27 @@ def test_beam_search_stops_where_pytorchs_goes_on():
 
 def test_samples_drawn_alone_are_those_of_batches_of_32():
     alone = Generator.from_pretrained(RECORDED / 'flan-t5-tiny', sequences_per_device=4)
-    some = instructions()[-8:]  # the empty one among them
-    first = len(instructions()) - len(some)
-    generated = alone.generate(some, DECODINGS, 2, lambda place, *names: key_of(first + place, *names), window=1)
-    expected = texts_of((place - first, by) for place, by in drawn().items() if place >= first)
+    last = instructions()[-8:]  # the empty one among them
+    first = len(instructions()) - len(last)
+    generated = alone.generate(last, DECODINGS, 2, lambda index, *names: key_of(first + index, *names), window=1)
+    expected = texts_of((index - first, by) for index, by in drawn().items() if index >= first)
     assert texts_of(generated) == expected
 
 
 def test_samples_do_not_depend_on_other_instructions_and_decodings():
-    some = [7, 3, 20]
-    texts = [instructions()[place] for place in some]
+    chosen = [7, 3, 20]
+    texts = [instructions()[index] for index in chosen]
     generated = tiny().generate(
-        texts, [DECODINGS[4], DECODINGS[2]], 2, lambda place, *names: key_of(some[place], *names)
+        texts, [DECODINGS[4], DECODINGS[2]], 2, lambda index, *names: key_of(chosen[index], *names)
     )
-    for place, by_decoding in generated:
-        for name in ('temp0.9', 'topp0.95'):
-            assert [one.text for one in by_decoding[name]] == [one.text for one in drawn()[some[place]][name]]
+    found, expected = texts_of(generated), texts_of(drawn().items())
+    for index, place in enumerate(chosen):
+        assert found[index] == {name: expected[place][name] for name in ('temp0.9', 'topp0.95')}
 
 
 @pytest.fixture(scope='module')
 def jobs(run_python):
-    """{name: processes} of `main`, beside each other."""
+    """{name: processes that run `main`}, all at the same time."""
     hosts = {'n_processes': 2, 'host0_address': '127.0.0.1', 'host0_port': free_port()}
     arguments = {
         'two shards': (4, [{'n_model_shards': 2}]),
@@ -161,7 +156,7 @@ def free_port():
 
 @pytest.mark.parametrize('name', ['two shards', 'two processes'])
 def test_the_same_is_drawn_on_four_devices(jobs, name):
-    expected = json.loads(json.dumps(texts_of((place, by) for place, by in drawn().items() if place < 6)))
+    expected = json.loads(json.dumps(texts_of((index, by) for index, by in drawn().items() if index < 6)))
     for process in jobs[name]:
         output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-3000:]
@@ -171,7 +166,7 @@ def test_the_same_is_drawn_on_four_devices(jobs, name):
         assert texts == expected
 
 
-def test_samples_differ_and_seeds_decide_them():
+def test_samples_differ_from_each_other_and_by_seed():
     other = dict(tiny().generate(instructions()[:6], DECODINGS[1:2], 2, lambda *names: sample_key(43, *names)))
     same = [other[i]['sampling'][n].text == drawn()[i]['sampling'][n].text for i in range(6) for n in range(2)]
     assert sum(same) < 6
@@ -185,22 +180,23 @@ def test_log_likelihoods_of_sampled_tokens_are_those_of_the_whole_text():
     lengths = Lengths()
     found = model.draw(sources, DECODINGS, 2, key_of, lengths, keeps_likelihood=True)
     targets = {
-        (place, (name, number)): one.tokens
-        for place, by in found.items()
-        for name, some in by.items()
-        for number, one in enumerate(some)
+        (index, (name, number)): sequence.tokens
+        for index, by_decoding in found.items()
+        for name, sequences in by_decoding.items()
+        for number, sequence in enumerate(sequences)
     }
     whole = model.target_log_probabilities(sources, targets)
     assert len(whole) == 24 * 9
-    for (place, (name, number)), probabilities in whole.items():
-        one = found[place][name][number]
-        assert abs(one.log_likelihood - probabilities.sum()) < 2e-4
-        response = drawn()[place][name][number]
-        assert response.log_likelihood_mean == pytest.approx(one.log_likelihood / len(one.tokens))
-        # The end is barred from the first three tokens and stands last.
-        ends = np.flatnonzero(one.tokens == 1)
-        assert len(one.tokens) == 63 or ends.tolist() == [len(one.tokens) - 1]
-        assert len(one.tokens) > 3
+    for (index, (name, number)), log_probs in whole.items():
+        sequence = found[index][name][number]
+        n_tokens = len(sequence.tokens)
+        assert abs(sequence.log_likelihood - log_probs.sum()) < 2e-4
+        response = drawn()[index][name][number]
+        assert response.log_likelihood_mean == pytest.approx(sequence.log_likelihood / n_tokens)
+        # The end token is barred from the first three tokens, and comes last.
+        ends = np.flatnonzero(sequence.tokens == 1)
+        assert n_tokens == 63 or ends.tolist() == [n_tokens - 1]
+        assert n_tokens > 3
 
 
 @pytest.mark.parametrize(('max_length', 'min_length'), [(2, 3), (9, 20)])
@@ -208,14 +204,14 @@ def test_lengths_are_kept(max_length, min_length):
     model = tiny()
     sources = dict(enumerate(model.encode(model.encode_texts(instructions()[:5], 512))))
     found = model.draw(sources, DECODINGS[:2], 3, key_of, Lengths(max_length, min_length), False)
-    texts = [one.tokens for by in found.values() for some in by.values() for one in some]
+    texts = [sequence.tokens for by in found.values() for sequences in by.values() for sequence in sequences]
     assert len(texts) == 5 * 4
     assert {len(tokens) for tokens in texts} == {max_length - 1}
     assert not any((tokens == 1).any() for tokens in texts)
 
 
-def test_a_text_without_room_is_refused():
-    with pytest.raises(InputError, match='--max_tgt_len 1: leaves no token behind the start token; give 2 or more'):
+def test_a_length_without_room_for_a_token_is_refused():
+    with pytest.raises(InputError, match='^max_length 1: leaves no token after the start token; give 2 or more'):
         Lengths(max_length=1)
 
 
@@ -223,7 +219,7 @@ def test_a_text_without_room_is_refused():
 
 
 def small_model(n_words=14, seed=3):
-    """A model of few words without a tokenizer, its logits spread enough that decodings differ."""
+    """A model with few words and no tokenizer, whose logits are spread enough that decodings differ."""
     published = {
         **{'model_type': 't5', 'vocab_size': n_words, 'd_model': 16, 'd_kv': 4, 'd_ff': 24, 'num_layers': 1},
         **{'num_heads': 2, 'relative_attention_num_buckets': 8, 'tie_word_embeddings': False},
@@ -277,12 +273,13 @@ SMALL_DECODINGS = [
 
 @functools.cache
 def many_texts(n_samples=1500):
-    """(model, instruction, {decoding: [tokens]}): many samples of one instruction under all decodings at once."""
+    """(model, instruction, {decoding: [tokens]}): many samples of one instruction, all decodings in one batch."""
     model = small_model()
     source = np.array([5, 7, 3, 1])
     sources = dict(enumerate(model.encode([source])))
     found = model.draw(sources, SMALL_DECODINGS, n_samples, key_of, Lengths(3, 0), False)[0]
-    return model, source, {name: [tuple(one.tokens.tolist()) for one in some] for name, some in found.items()}
+    texts = {name: [tuple(sequence.tokens.tolist()) for sequence in sequences] for name, sequences in found.items()}
+    return model, source, texts
 
 
 def chi_square(texts, expected):
@@ -294,8 +291,9 @@ def chi_square(texts, expected):
     assert counts[probabilities == 0].sum() == 0
     counts = [*counts[~is_rare], counts[is_rare].sum()]
     wanted = np.array([*probabilities[~is_rare], probabilities[is_rare].sum()]) * len(texts)
-    some = wanted > 0
-    return scipy.stats.chisquare(np.array(counts)[some], wanted[some] * len(texts) / wanted[some].sum()).pvalue
+    possible = wanted > 0
+    wanted = wanted[possible]
+    return scipy.stats.chisquare(np.array(counts)[possible], wanted * len(texts) / wanted.sum()).pvalue
 
 
 @pytest.mark.parametrize('decoding', SMALL_DECODINGS, ids=lambda decoding: decoding.name)
@@ -306,29 +304,29 @@ def test_frequencies_of_texts_are_the_models_probabilities(decoding):
     assert chi_square(texts[decoding.name], expected) > 0.01
 
 
-def test_the_test_of_frequencies_tells_decodings_apart():
+def test_the_test_of_frequencies_distinguishes_decodings():
     model, source, texts = many_texts()
     smooth = Decoding('smooth', temperature=1.4)
     assert chi_square(texts['sampling'], probabilities_of_two(model, source, smooth)) < 1e-3
 
 
 @pytest.mark.parametrize(('n_words', 'k'), [(32128, 50), (4096, 8), (1000, 50), (30, 50)])
-def test_top_k_is_that_of_the_whole_row_with_the_first_of_equals_first(n_words, k):
+def test_top_k_equals_a_stable_sort_of_all_words(n_words, k):
     generator = np.random.default_rng(0)
-    # Of few different values, so that the k-th has many equals, in one block and in others.
+    # Few different values, so that many words equal the k-th, in its block and in others.
     values = jnp.asarray(generator.integers(0, 40, (5, n_words)).astype(np.float32))
     values = values.at[:, ::3].set(-jnp.inf)
-    found, places = jax.jit(top_k, static_argnums=1)(values, k)
+    found, positions = jax.jit(top_k, static_argnums=1)(values, k)
     order = np.argsort(-np.asarray(values), axis=1, kind='stable')[:, :k]
-    np.testing.assert_array_equal(places, order)
+    np.testing.assert_array_equal(positions, order)
     np.testing.assert_array_equal(found, np.take_along_axis(np.asarray(values), order, axis=1))
 
 
-def test_exactly_k_words_are_kept_where_the_kth_has_equals():
+def test_exactly_k_words_are_kept_where_several_equal_the_kth():
     logits = jnp.zeros((400, 64)).at[:, 40].set(1.0)
     u = (jnp.arange(400) + 0.5) / 400
     ones = jnp.ones(400)
-    words = draw_words(logits, u, (ones, jnp.full(400, 3), ones), most=3, is_open=False, has_open_nucleus=False)
+    words = draw_words(logits, u, (ones, jnp.full(400, 3), ones), max_top_k=3, is_open=False, has_open_nucleus=False)
     assert sorted(set(words.tolist())) == [0, 1, 40]
 
 
@@ -346,7 +344,7 @@ def test_inverting_the_distribution_gives_each_word_its_share():
 
 
 @pytest.mark.parametrize('top_p', [1e-6, 0.3, 0.95, 1.0])
-def test_a_nucleus_is_what_sorting_finds(top_p):
+def test_the_nucleus_is_the_one_found_by_sorting(top_p):
     logits = np.random.default_rng(0).normal(size=(6, 700)).astype(np.float32) * 3
     probabilities = jax.nn.softmax(logits)
     kept = jax.jit(nucleus)(probabilities, jnp.full(6, top_p, jnp.float32)) > 0
@@ -354,9 +352,9 @@ def test_a_nucleus_is_what_sorting_finds(top_p):
         np.testing.assert_array_equal(found, allowed(row, Decoding('', top_p=top_p)) > 0)
 
 
-def test_uniform_numbers_come_from_names_and_steps_alone():
+def test_uniform_numbers_depend_on_names_and_steps_alone():
     names = list(itertools.product(['a', 'b'], [0, 1, '1'], range(20)))
-    keys = np.stack([sample_key(*some) for some in names])
+    keys = np.stack([sample_key(*key_names) for key_names in names])
     assert len({tuple(key) for key in keys.tolist()}) == len(names)
     assert sample_key(42, 'tâche', 'train', 0, 'sampling', 1).tolist() == [2138356514, 3370533074]
     u = uniform(keys, jnp.arange(len(keys)) % 7)
@@ -383,8 +381,8 @@ def test_decodings_are_the_references(name, expected):
 
 
 @pytest.mark.parametrize('name', ['', 'beam', 'beam0', 'beam4.5', 'temp0', 'topp1.5', 'topk', 'greedy', 'temp-1'])
-def test_another_decoding_is_refused(name):
-    with pytest.raises(InputError, match=f"--decodings: found '{name}'; name them as beam4, sampling, "):
+def test_an_unknown_decoding_is_refused(name):
+    with pytest.raises(InputError, match=f"^decoding '{name}': unknown; use sampling, or beam4, "):
         parse_decoding(name)
 
 

@@ -33,7 +33,7 @@ TINY = {
     'eos_token_id': 1,
 }
 V1_0 = {'feed_forward_proj': 'relu', 'tie_word_embeddings': True}
-# As transformers 5 writes a v1.1 model that ties its output nevertheless.
+# How transformers 5 describes a v1.1 model with a tied output.
 TIED_V1_1 = {'tie_word_embeddings': True, 'scale_decoder_outputs': False}
 
 
@@ -58,7 +58,7 @@ def make_t5(folder, changes=None, tensors=None):
 
 
 def a_batch(config, seed=1):
-    """Instructions of uneven lengths with padding, and decoder inputs."""
+    """Instructions of different lengths, padded, and decoder inputs."""
     generator = np.random.default_rng(seed)
     lengths = np.array([37, 12, 1])
     source = generator.integers(2, config.vocab_size, (3, 37))
@@ -84,7 +84,7 @@ def test_logits_are_pytorchs(tmp_path, changes):
             attention_mask=torch.tensor(visible.astype(int)),
             decoder_input_ids=torch.tensor(target),
         ).logits.numpy()
-    # float32 sums of five layers in another order; logits are of size 10.
+    # float32 sums of five layers in another order; logits are up to about 10.
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
     assert np.abs(expected).max() > 0.5
     assert (config.is_tied, config.scales_output) == (bool(changes), changes == V1_0)
@@ -104,7 +104,7 @@ def test_buckets_of_relative_positions_are_pytorchs(n_buckets, max_distance):
     assert distance_buckets([0, max_distance, 10**6], n_buckets, max_distance).tolist() == [0, *[n_buckets - 1] * 2]
 
 
-def test_texts_packed_into_a_row_have_the_logits_that_they_have_alone(tmp_path):
+def test_texts_packed_into_a_row_have_the_same_hidden_states_as_alone(tmp_path):
     params, config = load_params(make_t5(tmp_path / 'model'), get_devices(), jnp.float32)
     model = T5(config)
     source, visible, target = a_batch(config)
@@ -127,7 +127,7 @@ def test_a_step_with_a_cache_has_the_logits_of_the_whole_text(tmp_path):
     expected = model.apply({'params': params}, source, visible, target)
     hidden = model.apply({'params': params}, source, visible, method='encode')
     keys = model.apply({'params': params}, hidden, method='source_keys')
-    # Two texts of each instruction, the second begun 5 steps later, in a ring that both go around.
+    # Two texts per instruction, the second begun 5 steps later; both wrap around the ring of columns.
     C, later = 32, 5
     caches = [(jnp.full((3, 4, 2, C, 8), 7.0),) * 2 for _ in range(3)]
     step = jax.jit(lambda *inputs: model.apply({'params': params}, *inputs, method='step'))
@@ -145,7 +145,7 @@ def test_a_step_with_a_cache_has_the_logits_of_the_whole_text(tmp_path):
     assert age.tolist() == [30, 25]
 
 
-def test_the_probability_of_a_word_is_that_of_all_logits(tmp_path):
+def test_log_probabilities_in_chunks_equal_the_log_softmax(tmp_path):
     params, config = load_params(make_t5(tmp_path / 'model', V1_0), get_devices(), jnp.float32)
     model = T5(config)
     hidden = np.random.default_rng(0).normal(size=(48, 24)).astype(np.float32)
@@ -162,26 +162,26 @@ def test_tensors_are_read_one_at_a_time_from_shards(tmp_path, monkeypatch):
     folder.mkdir()
     shutil.copy(whole / 'config.json', folder)
     names = sorted(tensors)
-    places = {name: f'model-0000{1 + i % 2}-of-00002.safetensors' for i, name in enumerate(names)}
-    for file in set(places.values()):
-        save_file({name: tensors[name] for name in names if places[name] == file}, folder / file)
-    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': places}))
+    file_of = {name: f'model-0000{1 + i % 2}-of-00002.safetensors' for i, name in enumerate(names)}
+    for file in set(file_of.values()):
+        save_file({name: tensors[name] for name in names if file_of[name] == file}, folder / file)
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': file_of}))
     expected, _ = load_params(whole, get_devices(), jnp.float32)
 
     events = []
     opened, put = model_files.open_tensors(folder), type(get_devices()).put
     watched = {
-        name: model_files.LazyTensor(one.shape, lambda one=one: events.append('read') or one.read())
-        for name, one in opened.items()
+        name: model_files.LazyTensor(tensor.shape, lambda tensor=tensor: events.append('read') or tensor.read())
+        for name, tensor in opened.items()
     }
     monkeypatch.setattr(model_files, 'open_tensors', lambda path: watched)
-    monkeypatch.setattr(type(get_devices()), 'put', lambda *given: events.append('put') or put(*given))
+    monkeypatch.setattr(type(get_devices()), 'put', lambda *inputs: events.append('put') or put(*inputs))
     params, _ = load_params(folder, get_devices(), jnp.float32)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     assert events == ['read', 'put'] * len(names)
 
 
-def test_weights_lie_on_the_device_in_the_compute_dtype(tmp_path):
+def test_weights_are_on_the_device_in_the_compute_dtype(tmp_path):
     folder = make_t5(tmp_path / 'model')
     tensors = load_file(folder / 'model.safetensors')
     save_file({name: tensor.astype(jnp.bfloat16) for name, tensor in tensors.items()}, folder / 'model.safetensors')
@@ -192,7 +192,7 @@ def test_weights_lie_on_the_device_in_the_compute_dtype(tmp_path):
     logits = T5(config, jnp.bfloat16).apply({'params': params}, source, visible, target)
     expected = T5(config).apply({'params': exact}, source, visible, target)
     assert logits.dtype == jnp.float32
-    # bfloat16 has 8 bits: a percent of logits of size 10.
+    # bfloat16 has 8 bits: about a percent of logits up to 10.
     assert 0 < np.abs(logits - expected).mean() < 0.1
 
 
@@ -215,7 +215,7 @@ def without(name):
         ({'vocab_size': 97}, None, r'lm_head.weight has shape [96, 24], not [97, 24]'),
     ],
 )
-def test_a_model_that_does_not_fit_is_named(tmp_path, changes, change_tensors, message):
+def test_a_model_that_does_not_fit_is_refused_with_the_reason(tmp_path, changes, change_tensors, message):
     folder = make_t5(tmp_path / 'model')
     published = {key: value for key, value in {**TINY, **changes}.items() if value is not None}
     (folder / 'config.json').write_text(json.dumps(published))
@@ -226,7 +226,7 @@ def test_a_model_that_does_not_fit_is_named(tmp_path, changes, change_tensors, m
     assert message in str(error.value)
 
 
-def test_a_tokenizer_with_more_words_than_the_weights_is_named(tmp_path):
+def test_a_tokenizer_with_more_words_than_the_weights_is_refused(tmp_path):
     folder = make_t5(tmp_path / 'model')
     for name in ('tokenizer.json', 'tokenizer_config.json'):
         shutil.copy(Path(__file__).parent / 'recorded' / 'flan-t5-tiny' / name, folder)

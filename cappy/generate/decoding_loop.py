@@ -1,16 +1,16 @@
-"""Decoding on the device: a loop over slots that draws samples, or searches by beams, until enough of them are done.
+"""Decoding on the device: a loop that draws samples, or searches by beams, for many instructions at once.
 
-A slot holds an instruction, with its keys and values for cross-attention, and G of its texts side by side. A text that
-ends gives its place to the instruction's next sample at once, inside the loop; an instruction that is done gives its
-slot to the next one, for which the loop returns to the host now and then. So the batch stays full where a fixed one
-would wait for its longest text.
+The decoding batch has lanes. A lane holds one instruction, its keys and values for cross-attention, and G of its texts
+side by side. When a text ends, the instruction's next sample takes its place at once, inside the loop; when an
+instruction is done, the loop returns to the host now and then, which puts the next instruction into the free lane. So
+the batch stays full where a fixed one would wait for its longest text.
 
-A text's keys and values lie in a ring of columns that all texts write at the same place: one slice to write in a step,
-and one relative position for a column, although texts began at different steps. Beams share their columns: what a beam
-sees is told by its ancestry, and nothing is copied when beams change places.
+The keys and values of texts are in a ring of columns that all texts write at the same position: each step writes one
+slice and needs one relative position per column, although texts began at different steps. Beams share their columns:
+which of them a beam sees follows from its ancestry, and nothing is copied when beams change places.
 
-I slots, G texts in each, Q samples of an instruction, B beams, T tokens of a text, C columns, S tokens of an
-instruction, R instructions that enter at a time, V words.
+I lanes, G texts in each, Q samples of an instruction, B beams, T tokens of a text, C columns, S tokens of an
+instruction, R instructions that enter at a time, V words of the vocabulary.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cappy.errors import InputError
-from cappy.generate.decodings import draw_words, top_k, uniform
+from cappy.generate.sampling import draw_words, top_k, uniform
 from cappy.generate.t5 import T5
 
-NEGATIVE = np.float32(-1e7)  # what Flax transformers gives a beam that must not be chosen
+NEGATIVE = np.float32(-1e7)  # the score that Flax transformers gives a beam that must not be chosen
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Limits of a text in tokens, its start counted, as transformers counts them.
+    """Limits of a text in tokens, counted as transformers counts them: the start token included.
 
-    max_length: at most; min_length: the end is barred while the text is not longer than this, which in Flax
-    transformers is one token more than in PyTorch's.
+    max_length: the most; min_length: the end token is barred while the text has at most this many tokens, as in Flax
+    transformers (PyTorch's bars it for one token less).
     """
 
     max_length: int = 64
@@ -42,22 +42,22 @@ class Lengths:
 
     def __post_init__(self):
         if self.max_length < 2:
-            raise InputError(f'--max_tgt_len {self.max_length}: leaves no token behind the start token; give 2 or more')
+            raise InputError(f'max_length {self.max_length}: leaves no token after the start token; give 2 or more')
 
     @property
     def n_tokens(self):
-        """T: tokens behind the start."""
+        """T: tokens after the start token."""
         return self.max_length - 1
 
     @property
     def n_columns(self):
-        """C: T, in steps that are fast to read."""
+        """C: T rounded up to a multiple of 8, which is faster to read."""
         return -(-self.n_tokens // 8) * 8
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleLoop:
-    """Samples of an instruction under several decodings, G at a time.
+    """Samples of an instruction under several decodings, texts_per_lane (G) of them at a time.
 
     settings: (temperature, top_k, top_p) of each of the Q samples.
     """
@@ -65,64 +65,67 @@ class SampleLoop:
     model: T5
     lengths: Lengths
     settings: tuple
-    n_together: int
+    texts_per_lane: int
     keeps_likelihood: bool
 
-    def begin(self, request):
-        """Slots for R instructions: keys uint32 [R, Q, 2] and total int32 [R], Q or 0 for an empty slot."""
-        total, Q = request['total'], len(self.settings)
-        shape = (len(total), self.n_together)
-        place = jnp.broadcast_to(jnp.arange(self.n_together), shape)
+    def begin(self, entering):
+        """Lanes for R instructions: keys uint32 [R, Q, 2] and n_texts int32 [R], which is Q, or 0 for an empty lane."""
+        n_texts, Q = entering['n_texts'], len(self.settings)
+        shape = (len(n_texts), self.texts_per_lane)
+        number = jnp.broadcast_to(jnp.arange(self.texts_per_lane), shape)
         config = self.model.config
         return {
-            'keys': request['keys'],
-            'total': total,
-            'sample': jnp.where(place < total[:, None], place, Q).astype(jnp.int32),  # of each text, Q: none
-            'following': jnp.minimum(self.n_together, total),  # the next sample
-            'age': jnp.zeros(shape, jnp.int32),
+            'keys': entering['keys'],
+            'n_texts': n_texts,
+            'sample': jnp.where(number < n_texts[:, None], number, Q).astype(jnp.int32),  # of each text; Q: none
+            'next_sample': jnp.minimum(self.texts_per_lane, n_texts),
+            'age': jnp.zeros(shape, jnp.int32),  # tokens that the text has so far
             'token': jnp.full(shape, config.decoder_start_token_id, jnp.int32),
-            'tokens': jnp.full((len(total), Q, self.lengths.n_tokens), config.pad_token_id, jnp.int32),
-            'likelihood': jnp.zeros((len(total), Q), jnp.float32),
+            'tokens': jnp.full((len(n_texts), Q, self.lengths.n_tokens), config.pad_token_id, jnp.int32),
+            'likelihood': jnp.zeros((len(n_texts), Q), jnp.float32),
         }
 
-    def is_done(self, slots):
-        return (slots['sample'] == len(self.settings)).all(axis=1)
+    def is_done(self, lanes):
+        return (lanes['sample'] == len(self.settings)).all(axis=1)
 
-    def visible(self, slots, distance):
-        return distance <= slots['age'][..., None]
+    def visible(self, lanes, distance):
+        """bool [I, G, C]: a text sees the columns written since it began."""
+        return distance <= lanes['age'][..., None]
 
-    def advance(self, slots, logits, column):
-        """The slots after a word was drawn for each text from logits [I * G, V]."""
+    def advance(self, lanes, logits, column):
+        """The lanes after a word was drawn for each text from logits [I * G, V]."""
         config, Q = self.model.config, len(self.settings)
-        age, sample, shape = slots['age'], slots['sample'], slots['age'].shape
+        age, sample, shape = lanes['age'], lanes['sample'], lanes['age'].shape
         logits = logits.reshape(*shape, -1)
         is_end = jnp.arange(config.vocab_size) == config.eos_token_id
         barred = jnp.where((age < self.lengths.min_length)[..., None] & is_end, -jnp.inf, logits)
-        own = jnp.minimum(sample, Q - 1)
-        u = uniform(jnp.take_along_axis(slots['keys'], own[..., None], axis=1), age)
-        words = self.draw(barred.reshape(-1, config.vocab_size), u.reshape(-1), own.reshape(-1)).reshape(shape)
+        drawn_sample = jnp.minimum(sample, Q - 1)  # what a place without a text draws is not kept
+        u = uniform(jnp.take_along_axis(lanes['keys'], drawn_sample[..., None], axis=1), age)
+        words = self.draw(barred.reshape(-1, config.vocab_size), u.reshape(-1), drawn_sample.reshape(-1))
+        words = words.reshape(shape)
 
-        rows = jnp.arange(len(age))[:, None]
-        tokens = slots['tokens'].at[rows, sample, age].set(words, mode='drop')
-        likelihood = slots['likelihood']
+        lane = jnp.arange(len(age))[:, None]
+        tokens = lanes['tokens'].at[lane, sample, age].set(words, mode='drop')
+        likelihood = lanes['likelihood']
         if self.keeps_likelihood:
             picked = jnp.take_along_axis(logits, words[..., None], axis=-1)[..., 0]
-            likelihood = likelihood.at[rows, sample].add(picked - jax.nn.logsumexp(logits, axis=-1), mode='drop')
+            likelihood = likelihood.at[lane, sample].add(picked - jax.nn.logsumexp(logits, axis=-1), mode='drop')
 
         ended = ((words == config.eos_token_id) | (age + 1 >= self.lengths.n_tokens)) & (sample < Q)
-        after = slots['following'][:, None] + jnp.cumsum(ended, axis=1) - 1
-        after = jnp.where(after < slots['total'][:, None], after, Q)
-        idle = ended | (sample == Q)
-        return slots | {
+        after = lanes['next_sample'][:, None] + jnp.cumsum(ended, axis=1) - 1
+        after = jnp.where(after < lanes['n_texts'][:, None], after, Q)
+        restarts = ended | (sample == Q)
+        return lanes | {
             'sample': jnp.where(ended, after, sample).astype(jnp.int32),
-            'following': slots['following'] + ended.sum(axis=1),
-            'age': jnp.where(idle, 0, age + 1),
-            'token': jnp.where(idle, config.decoder_start_token_id, words),
+            'next_sample': lanes['next_sample'] + ended.sum(axis=1),
+            'age': jnp.where(restarts, 0, age + 1),
+            'token': jnp.where(restarts, config.decoder_start_token_id, words),
             'tokens': tokens,
             'likelihood': likelihood,
         }
 
     def draw(self, logits, u, sample):
+        """int32 [N]: a word for each text under its sample's decoding; logits [N, V], u and sample [N]."""
         temperature, k, p = (np.array(values) for values in zip(*self.settings, strict=True))
         settings = (
             jnp.asarray(temperature, jnp.float32)[sample],
@@ -132,15 +135,16 @@ class SampleLoop:
         is_open = bool((k == 0).any())
         return draw_words(logits, u, settings, int(k.max()), is_open, bool(((k == 0) & (p < 1)).any()))
 
-    def results(self, slots):
+    def results(self, lanes):
         """tokens [I, Q, T] and likelihood [I, Q]."""
-        return {name: slots[name] for name in ('tokens', 'likelihood')}
+        return {name: lanes[name] for name in ('tokens', 'likelihood')}
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamLoop:
-    """Beam search as transformers' FlaxGenerationMixin._beam_search does it (4.36), for one instruction at a time: its
-    own beams decide when it stops, where there the whole batch went on until no instruction could improve.
+    """Beam search as transformers' FlaxGenerationMixin._beam_search does it (4.36), for each instruction by itself.
+
+    An instruction's own beams decide when it stops; there, the whole batch continues until no instruction can improve.
     """
 
     model: T5
@@ -148,98 +152,99 @@ class BeamLoop:
     n_beams: int
 
     @property
-    def n_together(self):
+    def texts_per_lane(self):
         return self.n_beams
 
-    def begin(self, request):
-        """Slots for R instructions; total int32 [R]: 0 for an empty slot."""
-        n, B, T = len(request['total']), self.n_beams, self.lengths.n_tokens
+    def begin(self, entering):
+        """Lanes for R instructions; n_texts int32 [R]: 0 for an empty lane."""
+        n, B, T = len(entering['n_texts']), self.n_beams, self.lengths.n_tokens
         config = self.model.config
-        nothing = jnp.full((n, B, T), config.pad_token_id, jnp.int32)
+        no_text = jnp.full((n, B, T), config.pad_token_id, jnp.int32)
         return {
-            'done': request['total'] == 0,
+            'done': entering['n_texts'] == 0,
             'age': jnp.zeros(n, jnp.int32),
             'token': jnp.full((n, B), config.decoder_start_token_id, jnp.int32),
-            'ancestry': jnp.zeros((n, B, self.lengths.n_columns), jnp.int32),
-            'running': nothing,
+            'ancestry': jnp.zeros((n, B, self.lengths.n_columns), jnp.int32),  # the beam that wrote each column
+            'running': no_text,
             'running_scores': jnp.broadcast_to(jnp.where(jnp.arange(B) == 0, 0, NEGATIVE), (n, B)),
-            'finished': nothing,
+            'finished': no_text,
             'finished_scores': jnp.full((n, B), NEGATIVE),
             'is_finished': jnp.zeros((n, B), bool),
         }
 
-    def is_done(self, slots):
-        return slots['done']
+    def is_done(self, lanes):
+        return lanes['done']
 
-    def visible(self, slots, distance):
+    def visible(self, lanes, distance):
         """bool [I, B, B, C]: beam b sees a column of the beam that was its ancestor then."""
         beams = jnp.arange(self.n_beams)
         # This step's own column is not in the ancestry yet.
-        ancestor = jnp.where(distance == 0, beams[:, None], slots['ancestry'])
-        within = distance <= slots['age'][:, None]
+        ancestor = jnp.where(distance == 0, beams[:, None], lanes['ancestry'])
+        within = distance <= lanes['age'][:, None]
         return (ancestor[:, :, None] == beams[:, None]) & within[:, None, None]
 
-    def advance(self, slots, logits, column):
+    def advance(self, lanes, logits, column):
+        """The lanes after one step of every search with logits [I * B, V]; those that are done stay as they are."""
         config, B, V = self.model.config, self.n_beams, self.model.config.vocab_size
-        age = slots['age']
+        age = lanes['age']
         log_probs = jax.nn.log_softmax(logits, axis=-1).reshape(-1, B, V)
         is_end = jnp.arange(V) == config.eos_token_id
         log_probs = jnp.where((age < self.lengths.min_length)[:, None, None] & is_end, -jnp.inf, log_probs)
-        total = (log_probs + slots['running_scores'][..., None]).reshape(-1, B * V)
-        scores, place = top_k(total, 2 * B)  # twice as many, since B of them may end now
-        parents, words = place // V, place % V
+        total = (log_probs + lanes['running_scores'][..., None]).reshape(-1, B * V)
+        scores, position = top_k(total, 2 * B)  # twice as many, since B of them may end now
+        parents, words = position // V, position % V
         ended = words == config.eos_token_id
         at_age = jnp.arange(self.lengths.n_tokens) == age[:, None, None]
-        texts = jnp.where(at_age, words[..., None], _of_beams(slots['running'], parents))
+        texts = jnp.where(at_age, words[..., None], _take_beams(lanes['running'], parents))
 
         running_scores = scores + ended * NEGATIVE
         chosen = jax.lax.top_k(running_scores, B)[1]
-        ancestry = jnp.where(jnp.arange(self.lengths.n_columns) == column, jnp.arange(B)[:, None], slots['ancestry'])
+        ancestry = jnp.where(jnp.arange(self.lengths.n_columns) == column, jnp.arange(B)[:, None], lanes['ancestry'])
 
         ended_scores = scores / (age + 1)[:, None].astype(jnp.float32) + ~ended * NEGATIVE
-        merged_scores = jnp.concatenate([slots['finished_scores'], ended_scores], axis=1)
+        merged_scores = jnp.concatenate([lanes['finished_scores'], ended_scores], axis=1)
         best = jax.lax.top_k(merged_scores, B)[1]
         new = {
             'age': age + 1,
-            'token': _of_beams(words, chosen),
-            'ancestry': _of_beams(ancestry, _of_beams(parents, chosen)),
-            'running': _of_beams(texts, chosen),
-            'running_scores': _of_beams(running_scores, chosen),
-            'finished': _of_beams(jnp.concatenate([slots['finished'], texts], axis=1), best),
-            'finished_scores': _of_beams(merged_scores, best),
-            'is_finished': _of_beams(jnp.concatenate([slots['is_finished'], ended], axis=1), best),
+            'token': _take_beams(words, chosen),
+            'ancestry': _take_beams(ancestry, _take_beams(parents, chosen)),
+            'running': _take_beams(texts, chosen),
+            'running_scores': _take_beams(running_scores, chosen),
+            'finished': _take_beams(jnp.concatenate([lanes['finished'], texts], axis=1), best),
+            'finished_scores': _take_beams(merged_scores, best),
+            'is_finished': _take_beams(jnp.concatenate([lanes['is_finished'], ended], axis=1), best),
         }
         new['done'] = self.cannot_improve(new)
-        kept = {name: _where(slots['done'], slots[name], value) for name, value in new.items()}
-        return slots | kept
+        kept = {name: _where_lane(lanes['done'], lanes[name], value) for name, value in new.items()}
+        return lanes | kept
 
-    def cannot_improve(self, slots):
-        """bool [I]: the text is as long as it may be, or the best running beam is no better than the worst finished."""
-        best = slots['running_scores'][:, :1] / slots['age'][:, None].astype(jnp.float32)
-        worst = jnp.where(slots['is_finished'], slots['finished_scores'].min(axis=1, keepdims=True), NEGATIVE)
-        return (slots['age'] >= self.lengths.n_tokens) | ~(best > worst).any(axis=1)
+    def cannot_improve(self, lanes):
+        """bool [I]: the text has its full length, or the best running beam is no better than the worst finished one."""
+        best = lanes['running_scores'][:, :1] / lanes['age'][:, None].astype(jnp.float32)
+        worst = jnp.where(lanes['is_finished'], lanes['finished_scores'].min(axis=1, keepdims=True), NEGATIVE)
+        return (lanes['age'] >= self.lengths.n_tokens) | ~(best > worst).any(axis=1)
 
-    def results(self, slots):
+    def results(self, lanes):
         """tokens [I, 1, T] and likelihood [I, 1] of the best text."""
-        has_one = slots['is_finished'].any(axis=1)
-        tokens = jnp.where(has_one[:, None], slots['finished'][:, 0], slots['running'][:, 0])
+        any_finished = lanes['is_finished'].any(axis=1)
+        tokens = jnp.where(any_finished[:, None], lanes['finished'][:, 0], lanes['running'][:, 0])
         n_tokens = jnp.argmax(tokens == self.model.config.eos_token_id, axis=1) + 1
-        likelihood = jnp.where(has_one, slots['finished_scores'][:, 0] * n_tokens, slots['running_scores'][:, 0])
-        return {'tokens': tokens[:, None], 'likelihood': likelihood[:, None]}
+        finished, running = lanes['finished_scores'][:, 0] * n_tokens, lanes['running_scores'][:, 0]
+        return {'tokens': tokens[:, None], 'likelihood': jnp.where(any_finished, finished, running)[:, None]}
 
 
-def _of_beams(values, beams):
+def _take_beams(values, beams):
     """values [I, B, ..] at beams [I, M] -> [I, M, ..]."""
     return jnp.take_along_axis(values, beams.reshape(*beams.shape, *[1] * (values.ndim - 2)), axis=1)
 
 
-def _where(condition, one, other):
-    """By slot: condition [I], values [I, ..]."""
-    return jnp.where(condition.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+def _where_lane(condition, if_true, if_false):
+    """jnp.where by lane: condition [I], values [I, ..]."""
+    return jnp.where(condition.reshape(-1, *[1] * (if_true.ndim - 1)), if_true, if_false)
 
 
 class Engine:
-    """The programs of a loop: fill slots, run until so many are done, narrow, read. Compiled once for a shape."""
+    """The compiled programs of a loop: fill lanes, run until a number of them are done, narrow, read."""
 
     def __init__(self, loop, devices, dtype):
         self.loop, self.devices, self.dtype = loop, devices, dtype
@@ -248,79 +253,79 @@ class Engine:
         self.narrow = jax.jit(self._narrow)
         self.read = jax.jit(self._read, out_shardings=devices.replicated)
 
-    def empty(self, params, n_slots, capacity):
-        """A state of so many empty slots for instructions of up to `capacity` tokens."""
-        return self._empty(params, n_slots, capacity)
+    def empty(self, params, n_lanes, capacity):
+        """A state of empty lanes for instructions of up to `capacity` tokens."""
+        return self._empty(params, n_lanes, capacity)
 
     @functools.partial(jax.jit, static_argnums=(0, 2, 3))
-    def _empty(self, params, n_slots, capacity):
+    def _empty(self, params, n_lanes, capacity):
         config, loop = self.loop.model.config, self.loop
-        source = jnp.zeros((n_slots, capacity, config.d_model), self.dtype)
-        request = {
+        source = jnp.zeros((n_lanes, capacity, config.d_model), self.dtype)
+        entering = {
             'source': source,
-            'source_visible': jnp.zeros((n_slots, capacity), bool),
-            'total': jnp.zeros(n_slots, jnp.int32),
+            'source_visible': jnp.zeros((n_lanes, capacity), bool),
+            'n_texts': jnp.zeros(n_lanes, jnp.int32),
         }
         if isinstance(loop, SampleLoop):
-            request['keys'] = jnp.zeros((n_slots, len(loop.settings), 2), jnp.uint32)
-        shape = (n_slots, config.num_heads, loop.n_together, loop.lengths.n_columns, config.d_kv)
+            entering['keys'] = jnp.zeros((n_lanes, len(loop.settings), 2), jnp.uint32)
+        shape = (n_lanes, config.num_heads, loop.texts_per_lane, loop.lengths.n_columns, config.d_kv)
         caches = [(jnp.zeros(shape, self.dtype),) * 2 for _ in range(config.num_decoder_layers)]
-        slots = self._begin(params, request)
-        return self._laid_out({'slots': slots, 'caches': caches, 'step': jnp.int32(0)})
+        lanes = self._begin(params, entering)
+        return self._sharded({'lanes': lanes, 'caches': caches, 'step': jnp.int32(0)})
 
-    def _begin(self, params, request):
+    def _begin(self, params, entering):
         model = self.loop.model
-        keys = model.apply({'params': params}, request['source'], method='source_keys')
-        return self.loop.begin(request) | {'source_keys': keys, 'source_visible': request['source_visible']}
+        keys = model.apply({'params': params}, entering['source'], method='source_keys')
+        return self.loop.begin(entering) | {'source_keys': keys, 'source_visible': entering['source_visible']}
 
-    def _fill(self, params, state, places, request):
-        """The state with the R instructions of a request in the slots `places` int32 [R]; beyond the last: nowhere."""
-        fresh = self._begin(params, request)
-        slots = jax.tree.map(lambda old, new: old.at[places].set(new, mode='drop'), state['slots'], fresh)
-        return self._laid_out(state | {'slots': slots})
+    def _fill(self, params, state, numbers, entering):
+        """The state with R instructions put into the lanes `numbers` int32 [R]; numbers beyond the last are dropped."""
+        begun = self._begin(params, entering)
+        lanes = jax.tree.map(lambda old, new: old.at[numbers].set(new, mode='drop'), state['lanes'], begun)
+        return self._sharded(state | {'lanes': lanes})
 
     def _run(self, params, state, n_wanted):
-        """The state when at least n_wanted slots are done."""
+        """The state when at least n_wanted lanes are done."""
         loop = self.loop
 
-        def goes_on(state):
-            return loop.is_done(state['slots']).sum() < n_wanted
+        def is_wanting(state):
+            return loop.is_done(state['lanes']).sum() < n_wanted
 
         def step(state):
-            slots, n_columns = state['slots'], loop.lengths.n_columns
+            lanes, n_columns = state['lanes'], loop.lengths.n_columns
             column = state['step'] % n_columns
             distance = (column - jnp.arange(n_columns)) % n_columns
             logits, caches = loop.model.apply(
                 {'params': params},
-                slots['token'],
+                lanes['token'],
                 state['caches'],
                 column,
-                loop.visible(slots, distance),
-                slots['source_keys'],
-                slots['source_visible'],
+                loop.visible(lanes, distance),
+                lanes['source_keys'],
+                lanes['source_visible'],
                 method='step',
             )
-            slots = loop.advance(slots, logits, column)
-            return self._laid_out({'slots': slots, 'caches': caches, 'step': state['step'] + 1})
+            lanes = loop.advance(lanes, logits, column)
+            return self._sharded({'lanes': lanes, 'caches': caches, 'step': state['step'] + 1})
 
-        return jax.lax.while_loop(goes_on, step, state)
+        return jax.lax.while_loop(is_wanting, step, state)
 
-    def _narrow(self, state, places):
-        """The state of some slots alone."""
-        slots, caches = jax.tree.map(lambda x: x[places], (state['slots'], state['caches']))
-        return self._laid_out(state | {'slots': slots, 'caches': caches})
+    def _narrow(self, state, numbers):
+        """The state of these lanes alone."""
+        lanes, caches = jax.tree.map(lambda x: x[numbers], (state['lanes'], state['caches']))
+        return self._sharded(state | {'lanes': lanes, 'caches': caches})
 
     def _read(self, state):
-        slots = state['slots']
-        return self.loop.results(slots) | {'done': self.loop.is_done(slots)}
+        lanes = state['lanes']
+        return self.loop.results(lanes) | {'done': self.loop.is_done(lanes)}
 
-    def _laid_out(self, state):
-        """Slots are shared out over the data axis, heads over the model axis where it divides them."""
+    def _sharded(self, state):
+        """Lanes are split over the data axis, heads over the model axis where it divides their number."""
         mesh = self.devices.mesh
         heads = 'mp' if self.loop.model.config.num_heads % self.devices.n_model_shards == 0 else None
 
-        def lay(x):
+        def shard(x):
             spec = P() if x.ndim == 0 else P('dp', heads) if x.ndim >= 4 and x.dtype == self.dtype else P('dp')
             return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
-        return jax.tree.map(lay, state)
+        return jax.tree.map(shard, state)

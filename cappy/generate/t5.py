@@ -1,12 +1,12 @@
-"""T5's equations: the encoder-decoder of Raffel et al. (2020), as FLAN-T5 and the other generators here have it.
+"""T5's equations: the encoder-decoder of Raffel et al. (2020), as FLAN-T5 has it.
 
-As `T5ForConditionalGeneration` of PyTorch transformers computes it: v1.0 (relu, output tied to the input embedding and
-scaled) and v1.1 (gated gelu, output apart). Three ways to run the decoder, one set of equations: whole texts
-(`decode`), one token of samples that each have their own keys and values, and one token of beams that share them
-(`step`).
+Computed as in `T5ForConditionalGeneration` of PyTorch transformers: v1.0 (relu, output tied to the input embedding and
+scaled) and v1.1 (gated gelu, an output of its own). One set of equations runs the decoder in three modes: over whole
+texts (`decode`); for one token of samples, each with its own keys and values; and for one token of beams, which share
+them (`step`).
 
-I instructions, S their tokens, L tokens of a decoder's row, G texts of an instruction that are decoded side by side,
-C columns of a cache, V words, D model width, H heads, K a head's width.
+I instructions, S tokens of an instruction, L tokens of a packed row of the decoder, G texts of an instruction decoded
+side by side, C columns of a cache, V words of the vocabulary, D model width, H heads, K width of a head.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from cappy.model import model_files
 from cappy.model.layers import ACTIVATIONS, apply_alike
 from cappy.model.tensors import tensor_names
 
-# PyTorch names the shared embedding up to three times; it is read once.
+# Further names of the shared embedding in PyTorch checkpoints; it is read once.
 OTHER_NAMES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
-LOGIT_TOKENS = 128  # tokens whose logits are held at a time where only one word's probability is asked for
+LOGIT_TOKENS = 128  # tokens whose logits [V] are in memory at a time where only one word's probability is needed
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """What of a published `config.json`, and of the tensors beside it, decides the equations."""
+    """The settings in a published `config.json`, and in the tensors beside it, that decide the equations."""
 
     vocab_size: int
     d_model: int
@@ -53,7 +53,7 @@ class T5Config:
     def from_published(cls, config, source, has_head):
         """The dict of a `config.json` -> T5Config; `source` names the file in errors.
 
-        has_head: whether the weights hold an output of their own (lm_head). Raises InputError for another kind of
+        has_head: whether the tensors include an output of their own (lm_head). Raises InputError for another kind of
         model, a missing field, or a setting that these equations do not have.
         """
         if config.get('model_type') != 't5':
@@ -76,8 +76,8 @@ class T5Config:
                 f'{", ".join(ACTIVATIONS)}, and gated- with one of them'
             )
         ties = values.get('tie_word_embeddings', True)
-        # Up to transformers 4, an untied output is not scaled; since 5, a field of its own says it, and the weights
-        # say whether there is an output of its own.
+        # Up to transformers 4, exactly the tied outputs are scaled. Since 5 a field of its own says whether to scale,
+        # and the tensors show whether the output is tied.
         scales = values.get('scale_decoder_outputs', ties)
         is_tied = not has_head if 'scale_decoder_outputs' in values else ties
         values |= {'is_gated': kind == 'gated', 'is_tied': bool(is_tied), 'scales_output': bool(scales)}
@@ -89,9 +89,10 @@ class T5Config:
 
 
 def distance_buckets(distance, n_buckets, max_distance):
-    """The bucket of each distance >= 0: one each for the first half of n_buckets, then logarithmic up to max_distance.
+    """The bucket of each distance >= 0: a bucket per distance for the first half of n_buckets, then logarithmic ones up
+    to max_distance.
 
-    In float32 on the host: the logarithm's rounding decides where some buckets begin, and must be PyTorch's.
+    In float32 on the host: the rounding of the logarithm decides where some buckets begin, and must be PyTorch's.
     """
     distance = np.asarray(distance)
     n_exact = n_buckets // 2
@@ -102,7 +103,7 @@ def distance_buckets(distance, n_buckets, max_distance):
 
 
 def position_buckets(n_queries, n_keys, config, is_causal):
-    """int [n_queries, n_keys]: the row of relative_attention_bias for a query and a key by their places."""
+    """int [n_queries, n_keys]: the bucket of relative_attention_bias for each query and key position."""
     offset = np.arange(n_keys)[None, :] - np.arange(n_queries)[:, None]
     n_buckets, max_distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
     if is_causal:
@@ -113,29 +114,31 @@ def position_buckets(n_queries, n_keys, config, is_causal):
 
 def attend(logits, visible, values, equation, dtype):
     """Softmax of logits over the visible keys, in float32, times values by `equation`."""
-    # float32: bfloat16's 8 bits lose small weights in the sum. A row that sees nothing is never read.
+    # float32: bfloat16's 8 bits lose small weights in the sum. The result of a query that sees no key is never read.
     logits = jnp.where(visible, logits.astype(jnp.float32), -1e9)
-    axes = tuple(range(-(logits.ndim - 3), 0))  # all axes of keys: one, or beams and columns
+    axes = tuple(range(-(logits.ndim - 3), 0))  # the axes of keys: one, or two (beams and columns)
     weights = jnp.exp(logits - logits.max(axes, keepdims=True))
     weights = weights / weights.sum(axes, keepdims=True)
     return jnp.einsum(equation, weights.astype(dtype), values)
 
 
 class RMSNorm(nn.Module):
-    """Scale by the root mean square over the last axis, in float32: a mean of D bfloat16 squares is off in digit 3."""
+    """Scale by the root mean square over the last axis; in float32, since bfloat16 gives two digits of a mean of D."""
 
     epsilon: float
 
     @nn.compact
     def __call__(self, x):
         scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.epsilon)
         return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class Block(nn.Module):
-    """One layer: self-attention, in the decoder attention to the instruction, and a feed-forward net, each added."""
+    """One layer: self-attention, attention to the instruction (decoder only) and a feed-forward network, each added to
+    its input.
+    """
 
     config: T5Config
     dtype: jnp.dtype
@@ -151,22 +154,22 @@ class Block(nn.Module):
             inner = config.num_heads * config.d_kv
             return {part: dense(config.d_model if part == 'o' else inner, f'{name}.{part}') for part in 'qkvo'}
 
-        def norm(place):
-            return RMSNorm(config.layer_norm_epsilon, name=f'layer.{place}.layer_norm')
+        def norm(number):
+            return RMSNorm(config.layer_norm_epsilon, name=f'layer.{number}.layer_norm')
 
-        self.own = attention('layer.0.SelfAttention')
-        self.own_norm = norm(0)
+        self.self_attention = attention('layer.0.SelfAttention')
+        self.self_norm = norm(0)
         if self.is_decoder:
             self.cross = attention('layer.1.EncDecAttention')
             self.cross_norm = norm(1)
-        place = 2 if self.is_decoder else 1
-        self.wide_norm = norm(place)
-        wide = ('wi_0', 'wi_1') if config.is_gated else ('wi',)
-        self.wide = [dense(config.d_ff, f'layer.{place}.DenseReluDense.{name}') for name in wide]
-        self.narrow = dense(config.d_model, f'layer.{place}.DenseReluDense.wo')
+        number = 2 if self.is_decoder else 1
+        self.ff_norm = norm(number)
+        names = ('wi_0', 'wi_1') if config.is_gated else ('wi',)
+        self.wi = [dense(config.d_ff, f'layer.{number}.DenseReluDense.{name}') for name in names]
+        self.wo = dense(config.d_model, f'layer.{number}.DenseReluDense.wo')
 
     def heads(self, x, n_rows):
-        """[n_rows * M, H * K] -> [n_rows, H, M, K]: heads before tokens, so that each head's product is a plain one."""
+        """[n_rows * M, H * K] -> [n_rows, H, M, K]: heads before tokens, so that each head is one matrix product."""
         return x.reshape(n_rows, -1, self.config.num_heads, self.config.d_kv).transpose(0, 2, 1, 3)
 
     def flat(self, x):
@@ -174,33 +177,34 @@ class Block(nn.Module):
         return x.transpose(0, 2, 1, 3).reshape(-1, self.config.num_heads * self.config.d_kv)
 
     def feed_forward(self, hidden):
-        normed = self.wide_norm(hidden)
-        wide = ACTIVATIONS[self.config.activation](self.wide[0](normed))
+        """hidden [N, D] -> [N, D]."""
+        normed = self.ff_norm(hidden)
+        inner = ACTIVATIONS[self.config.activation](self.wi[0](normed))
         if self.config.is_gated:
-            wide = wide * self.wide[1](normed)
-        return hidden + self.narrow(wide)
+            inner = inner * self.wi[1](normed)
+        return hidden + self.wo(inner)
 
     def whole(self, hidden, bias, visible, source=None, source_visible=None):
-        """Whole rows: hidden [I * L, D], bias [H, L, L], visible [I or 1, L, L] -> [I * L, D].
+        """The layer over whole rows: hidden [I * L, D], bias [H, L, L], visible [I or 1, L, L] -> [I * L, D].
 
-        source [I, S, D], source_visible [I, S]: the instruction, for the decoder.
+        source [I, S, D], source_visible [I, S]: the instruction's encoder output, for the decoder.
         """
         n_rows = len(hidden) // bias.shape[-1]
-        normed = self.own_norm(hidden)
-        q, k, v = (self.heads(self.own[part](normed), n_rows) for part in 'qkv')
+        normed = self.self_norm(hidden)
+        q, k, v = (self.heads(self.self_attention[part](normed), n_rows) for part in 'qkv')
         logits = jnp.einsum('ihlk,ihmk->ihlm', q, k) + bias
         mixed = attend(logits, visible[:, None], v, 'ihlm,ihmk->ihlk', self.dtype)
-        hidden = hidden + self.own['o'](self.flat(mixed))
+        hidden = hidden + self.self_attention['o'](self.flat(mixed))
         if source is not None:
-            hidden = self.look(hidden, *self.source_keys(source), source_visible)
+            hidden = self.cross_attend(hidden, *self.source_keys(source), source_visible)
         return self.feed_forward(hidden)
 
     def source_keys(self, source):
-        """Keys and values of the instruction, [I, S, D] -> [I, H, S, K] each; the same for every text of it."""
+        """Keys and values of the instruction, [I, S, D] -> [I, H, S, K] each; all texts of the instruction use them."""
         flat = source.reshape(-1, source.shape[-1])
         return tuple(self.heads(self.cross[part](flat), len(source)) for part in 'kv')
 
-    def look(self, hidden, keys, values, source_visible):
+    def cross_attend(self, hidden, keys, values, source_visible):
         """Attention to the instruction: hidden [I * M, D], keys and values [I, H, S, K] -> [I * M, D]."""
         q = self.heads(self.cross['q'](self.cross_norm(hidden)), len(keys))
         logits = jnp.einsum('ihmk,ihsk->ihms', q, keys)
@@ -208,14 +212,15 @@ class Block(nn.Module):
         return hidden + self.cross['o'](self.flat(mixed))
 
     def step(self, hidden, cache, column, bias, visible, source_keys, source_visible):
-        """One token of G texts of each instruction: hidden [I * G, D] -> ([I * G, D], cache).
+        """The layer for one token of G texts of each instruction: hidden [I * G, D] -> ([I * G, D], cache).
 
         cache: keys and values [I, H, G, C, K] each, written at `column`; bias [H, C].
-        visible [I, G, C]: the columns that each text sees of its own; or [I, G, G, C], of each text of its instruction.
+        visible [I, G, C]: which of its own columns each text sees; or [I, G, G, C]: which columns of each text of its
+        instruction (beams).
         """
-        normed = self.own_norm(hidden)
+        normed = self.self_norm(hidden)
         n_rows = len(cache[0])
-        q, *new = (self.heads(self.own[part](normed), n_rows) for part in 'qkv')
+        q, *new = (self.heads(self.self_attention[part](normed), n_rows) for part in 'qkv')
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, x[:, :, :, None].astype(old.dtype), column, axis=3)
             for old, x in zip(cache, new, strict=True)
@@ -226,13 +231,13 @@ class Block(nn.Module):
         else:
             logits = jnp.einsum('ihgk,ihtck->ihgtc', q, keys) + bias[:, None, None]
             mixed = attend(logits, visible[:, None], values, 'ihgtc,ihtck->ihgk', self.dtype)
-        hidden = hidden + self.own['o'](self.flat(mixed))
-        hidden = self.look(hidden, *source_keys, source_visible)
+        hidden = hidden + self.self_attention['o'](self.flat(mixed))
+        hidden = self.cross_attend(hidden, *source_keys, source_visible)
         return self.feed_forward(hidden), (keys, values)
 
 
 class T5(nn.Module):
-    """The encoder, the decoder and the output; their tables of relative positions are shared by all their layers."""
+    """Encoder, decoder and output. All layers of a stack share its table of relative position biases."""
 
     config: T5Config
     dtype: jnp.dtype = jnp.float32
@@ -242,7 +247,8 @@ class T5(nn.Module):
         self.shared = nn.Embed(config.vocab_size, config.d_model, name='shared')
 
         def table(stack):
-            # Under the first layer's name, as the checkpoint has it, and outside of it: so all layers are alike.
+            # Named as part of the first layer, as in the published tensors, but kept outside of it: so all layers are
+            # equal, and traced once.
             name = f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias'
             return nn.Embed(config.relative_attention_num_buckets, config.num_heads, name=name)
 
@@ -264,7 +270,7 @@ class T5(nn.Module):
         return self.shared(tokens).astype(self.dtype)
 
     def bias(self, stack, buckets):
-        """int [...] -> float32 [H, ...]: what attention logits get by relative position."""
+        """int [...] -> float32 [H, ...]: the bias of attention logits in these buckets of relative position."""
         return jnp.moveaxis(self.tables[stack](buckets).astype(jnp.float32), -1, 0)
 
     def encode(self, tokens, visible):
@@ -277,13 +283,14 @@ class T5(nn.Module):
         return self.norms['encoder'](hidden).reshape(*tokens.shape, -1)
 
     def decode(self, tokens, segments, source, source_visible):
-        """Rows of whole texts -> [I * L, D], for `logits`.
+        """Packed rows of whole texts -> [I * L, D], for `logits`.
 
-        tokens int32 [I, L]: texts of one instruction end to end, each behind its start token; segments int32 [I, L]:
-        1.. a text, 0 padding. Texts see themselves alone. source [I, S, D]: of `encode`; source_visible [I, S]: whose.
+        tokens int32 [I, L]: texts of one instruction end to end, each after its start token; segments int32 [I, L]: 1..
+        per text, 0 = padding; a text sees itself alone. source [I, S, D]: the output of `encode`; source_visible bool
+        [I, S].
         """
         length = tokens.shape[1]
-        # A text's tokens follow each other, so that the distance of two of them is that of their places in the row.
+        # The tokens of a text are adjacent, so their distance in the text is their distance in the row.
         bias = self.bias('decoder', position_buckets(length, length, self.config, is_causal=True))
         visible = (segments[:, :, None] == segments[:, None, :]) & np.tri(length, dtype=bool)
         hidden = self.embed(tokens).reshape(-1, self.config.d_model)
@@ -292,11 +299,11 @@ class T5(nn.Module):
         return self.norms['decoder'](hidden)
 
     def source_keys(self, source):
-        """[I, S, D] -> for each layer of the decoder, keys and values [I, H, S, K]."""
+        """[I, S, D] -> keys and values [I, H, S, K] for each layer of the decoder."""
         return [apply_alike(block, 'source_keys', source) for block in self.decoder]
 
     def column_bias(self, column, n_columns):
-        """float32 [H, C]: the bias of each column of a cache for a token at `column`, the cache being a ring."""
+        """float32 [H, C]: the bias of each column of a cache for a token at `column`; the cache is a ring."""
         config = self.config
         buckets = distance_buckets(
             np.arange(n_columns), config.relative_attention_num_buckets, config.relative_attention_max_distance
@@ -305,7 +312,10 @@ class T5(nn.Module):
         return jnp.take(self.bias('decoder', buckets), distance, axis=1)
 
     def step(self, tokens, caches, column, visible, source_keys, source_visible):
-        """One token of each text: int32 [I, G] -> (float32 [I * G, V], caches); the rest as `Block.step` takes it."""
+        """One token of each text: int32 [I, G] -> (logits float32 [I * G, V], caches).
+
+        The other arguments are as for `Block.step`.
+        """
         n_columns = caches[0][0].shape[3]
         bias = self.column_bias(column, n_columns)
         hidden, new = self.embed(tokens).reshape(-1, self.config.d_model), []
@@ -315,7 +325,7 @@ class T5(nn.Module):
         return self.logits(self.norms['decoder'](hidden)), new
 
     def logits(self, hidden):
-        """[N, D] -> float32 [N, V], the last product's sums in float32."""
+        """[N, D] -> float32 [N, V], the last product accumulated in float32."""
         config = self.config
         if config.scales_output:
             hidden = hidden * config.d_model**-0.5
@@ -328,26 +338,26 @@ class T5(nn.Module):
         return jnp.einsum('nd,dv->nv', hidden, words, preferred_element_type=jnp.float32)
 
     def log_probabilities(self, hidden, targets):
-        """float32 [N]: log-probability of a target word at each token; logits are held for LOGIT_TOKENS at a time."""
+        """float32 [N]: the log-probability of target word [N] at hidden [N, D], LOGIT_TOKENS at a time."""
 
-        def of_some(part):
-            logits = self.logits(part[0])
-            picked = jnp.take_along_axis(logits, part[1][:, None], axis=1)[:, 0]
+        def of_chunk(chunk):
+            logits = self.logits(chunk[0])
+            picked = jnp.take_along_axis(logits, chunk[1][:, None], axis=1)[:, 0]
             return picked - jax.nn.logsumexp(logits, axis=1)
 
         size = math.gcd(len(hidden), LOGIT_TOKENS)
-        parts = (hidden.reshape(-1, size, hidden.shape[-1]), targets.reshape(-1, size))
-        return jax.lax.map(of_some, parts).reshape(-1)
+        chunks = (hidden.reshape(-1, size, hidden.shape[-1]), targets.reshape(-1, size))
+        return jax.lax.map(of_chunk, chunks).reshape(-1)
 
     def __call__(self, tokens, visible, target_tokens):
-        """float32 [I, L, V]: the logits behind each of target_tokens int32 [I, L], texts with their start token."""
+        """float32 [I, L, V]: the logits after each of target_tokens int32 [I, L], which begin with the start token."""
         source = self.encode(tokens, visible)
         hidden = self.decode(target_tokens, jnp.ones_like(target_tokens), source, visible)
         return self.logits(hidden).reshape(*target_tokens.shape, -1)
 
 
 def params_shapes(config):
-    """The tree of the parameters, as jax.ShapeDtypeStruct."""
+    """The parameter tree, with a jax.ShapeDtypeStruct for each parameter."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     return jax.eval_shape(lambda: T5(config).init(jax.random.key(0), tokens, tokens == 0, tokens))['params']
 
@@ -355,14 +365,14 @@ def params_shapes(config):
 def load_params(path, devices, dtype):
     """(params on the devices in `dtype`, T5Config) of a model directory.
 
-    Tensors are read one at a time and laid out at once, so that the host holds one of them beside what the devices do.
-    Raises InputError naming the tensors that are missing or misshapen, before any is read.
+    Tensors are read one at a time and put on the devices at once, so that the host holds no more than one of them.
+    Raises InputError naming the tensors that are missing or have another shape, before any is read.
     """
     lazy = model_files.open_tensors(path)
     source = path / 'config.json'
     config = T5Config.from_published(model_files.read_config(path), source, 'lm_head.weight' in lazy)
     other = next((name for name in OTHER_NAMES if name in lazy), None)
-    if 'shared.weight' not in lazy and other:  # as some converters leave it
+    if 'shared.weight' not in lazy and other:  # some converters write only the copies
         lazy['shared.weight'] = lazy[other]
     shapes = params_shapes(config)
     names = tensor_names(shapes)
