@@ -3,9 +3,10 @@
     python scripts/sample_openai.py --base_url http://localhost:8000/v1 --model my-llm --tasks my_task
 
 Reads {data_dir}/{task}_{split}.jsonl and writes {output_dir}/{generator}/{task}_{split}.jsonl for cappy_bigbench.py.
-Each of --temperatures is a decoding of n_samples, named temp0.7 for one (temp0.7_topp0.9 with a --top_p below 1);
-`greedy` is one more sample, the likeliest. Examples that are done go to {file}.partial; a run that was stopped, or
-whose server failed, is continued by the same command. The key comes from the environment and goes to the server alone.
+Each of --temperatures is a decoding with n_samples samples, named temp0.7 (temp0.7_topp0.9 with a --top_p below 1);
+`greedy` is one more sample, of the most likely tokens. Examples that are done are kept in {file}.partial: the same
+command continues a run that was stopped or whose server failed. The key comes from the environment and goes to the
+server alone.
 """
 
 import asyncio
@@ -21,98 +22,101 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 
 from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.generate.sample_files import check_existing, read_instructions, sampled_file
-from cappy.generate.server import GaveUp, RequestRefused, Server, ServerDecoding, ServerError, ServerSettings
+from cappy.generate.decodings import Decoding
+from cappy.generate.sample_files import SampledFile, candidate_path, check_existing, read_instructions, sampled_file
+from cappy.generate.server import RequestFailed, RequestRefused, Server, ServerError, ServerSettings
 from cappy.tasks.candidates import SPLITS, Example
 
 KEY_VARIABLE = 'OPENAI_API_KEY'
-PLACE = '{instruction}'  # in a prompt template
+PLACEHOLDER = '{instruction}'  # in a prompt file
 
 logger = logging.getLogger('sample_openai')
 
 
 class Job(NamedTuple):
-    """A data file, the candidate file to make of it, and its examples by line."""
+    """A data file, its examples by line, and the candidate file to make of it."""
 
     data: Path
-    path: Path
     examples: dict[int, Example]
+    path: Path
 
 
 def main(
-    base_url: str,  # of the server, with the /v1 that most have
-    model: str,  # as the server calls it
-    tasks: str,  # one, or several with commas between
-    data_dir='bigbench_data',  # {task}_{split}.jsonl lie here
-    output_dir='bigbench_flan_gens',  # {generator}/{task}_{split}.jsonl go here
-    generator: str | None = None,  # default: the last part of the model's name
-    splits='train,validation',
-    endpoint: Literal['chat', 'completions'] = 'chat',
-    system: str | None = None,  # text of the system's message, chat only
+    base_url: str,  # address of the server, with the /v1 that most have
+    model: str,  # the server's name for the model
+    tasks: flags.Names,  # a,b,c
+    data_dir='bigbench_data',  # folder of {task}_{split}.jsonl
+    output_dir='bigbench_flan_gens',  # folder that gets {generator}/{task}_{split}.jsonl
+    generator: str | None = None,  # name of the folder; default: the last part of the model's name
+    splits: flags.Names = SPLITS,
+    endpoint: Literal['chat', 'completions'] = 'chat',  # completions: for base models
+    system: str | None = None,  # text of the system message; chat only
     prompt: str | None = None,  # file with what is asked, {instruction} in it; default: the instruction as it is
     stop: str | None = None,  # text that ends a response; \n is a new line
-    max_tokens=256,  # of a response
+    max_tokens=256,  # tokens per response
     greedy=True,  # one sample at temperature 0
-    temperatures='1.0',  # of the other decodings, commas between; '' for none
-    top_p=1.0,  # of those decodings
-    n_samples=8,  # of each of those decodings
+    temperatures: flags.Names | None = ('1.0',),  # of the other decodings, 0.7,1.0; None: no others
+    top_p=1.0,  # of the decodings of --temperatures, above 0 and at most 1
+    n_samples=8,  # samples per instruction and temperature
     logprobs=True,  # ask for log-probabilities, which the self-score baseline needs
     concurrency=8,  # requests at a time
-    requests_per_minute: float | None = None,  # default: as many as the server answers
-    max_retries=6,  # of a request that failed in a way that may pass
-    timeout=600.0,  # seconds for a request
-    api_key_variable: str | None = None,  # variable of the environment with the key; default: OPENAI_API_KEY, if set
-    overwrite=False,  # begin anew where a file, or a part of it, exists
+    requests_per_minute: float | None = None,  # default: no limit
+    max_retries=6,  # times that a failed request is sent again
+    timeout=600.0,  # seconds per request
+    api_key_variable: str | None = None,  # environment variable of the key; default: OPENAI_API_KEY, where it is set
+    overwrite=False,  # start again where a file, or a part of it, exists
 ):
     """Draw samples from an LLM behind a server."""
     settings = dict(locals())
-    decodings = choose_decodings(greedy, temperatures, top_p, n_samples)
+    decodings = choose_decodings(greedy, temperatures or (), top_p, n_samples)
     template = read_template(prompt)
-    server = check_server(settings)
-    jobs = [job for job in find_jobs(settings) if overwrite or not is_there(job, decodings)]
+    server_settings = check_server(settings)
+    jobs = [job for job in find_jobs(settings) if overwrite or not is_done(job, decodings)]
     if jobs:
-        asyncio.run(draw_files(server, jobs, template, decodings, settings))
+        asyncio.run(draw_files(server_settings, jobs, template, decodings, settings))
 
 
-def choose_decodings(greedy, temperatures, top_p, n_samples):
-    """The decodings that the flags say, the greedy one first."""
+def choose_decodings(greedy, temperatures, top_p, n_samples) -> dict[Decoding, int]:
+    """{decoding: number of samples}, the greedy one first; temperatures: texts."""
     if not 0 < top_p <= 1:
         raise InputError(f'--top_p: expected more than 0 and at most 1, found {top_p:g}')
     if n_samples < 1:
         raise InputError(f'--n_samples: expected 1 or more, found {n_samples}')
-    decodings = [ServerDecoding('greedy', 0.0, 1.0, 1)] if greedy else []
-    for text in filter(None, (part.strip() for part in temperatures.split(','))):
+    decodings = {Decoding('greedy', temperature=0.0): 1} if greedy else {}
+    for text in temperatures:
         temperature = flags.convert(text, float, '--temperatures')
         if not 0 < temperature < float('inf'):
             raise InputError(f'--temperatures: expected numbers above 0, found {text}; --greedy is temperature 0')
         name = f'temp{temperature}' + (f'_topp{top_p}' if top_p < 1 else '')
-        decodings.append(ServerDecoding(name, temperature, top_p, n_samples))
-    names = [decoding.name for decoding in decodings]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f'--temperatures {temperatures!r}: {"one stands there twice" if names else "nothing to draw"}')
+        decoding = Decoding(name, temperature=temperature, top_p=top_p)
+        if decoding in decodings:
+            raise InputError(f'--temperatures: {text} is given twice; keep one')
+        decodings[decoding] = n_samples
+    if not decodings:
+        raise InputError('--nogreedy and --temperatures None leave nothing to draw; give one or both')
     return decodings
 
 
 def read_template(path):
-    """The text of a prompt file; the instruction alone where there is none."""
+    """The text of a prompt file; the placeholder alone where there is none."""
     if path is None:
-        return PLACE
+        return PLACEHOLDER
     try:
         template = Path(path).read_text(encoding='utf-8').removesuffix('\n')
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f'--prompt {path}: cannot be read ({error})') from error
-    if PLACE not in template:
-        raise InputError(f'--prompt {path}: has no {PLACE}; write it where the instruction goes')
+    if PLACEHOLDER not in template:
+        raise InputError(f'--prompt {path}: has no {PLACEHOLDER}; write it where the instruction goes')
     return template
 
 
 def check_server(settings):
-    """What to tell the server, the key from the environment."""
+    """The ServerSettings of the flags and of the key in the environment."""
     if settings['system'] and settings['endpoint'] == 'completions':
         raise InputError('--system: the completions endpoint has no system message; write it into a --prompt file')
-    for name, least in (('max_tokens', 1), ('concurrency', 1), ('max_retries', 0)):
-        if settings[name] < least:
-            raise InputError(f'--{name}: expected {least} or more, found {settings[name]}')
+    for name, minimum in (('max_tokens', 1), ('concurrency', 1), ('max_retries', 0)):
+        if settings[name] < minimum:
+            raise InputError(f'--{name}: expected {minimum} or more, found {settings[name]}')
     for name in ('timeout', 'requests_per_minute'):
         if settings[name] is not None and not settings[name] > 0:
             raise InputError(f'--{name}: expected more than 0, found {settings[name]:g}')
@@ -130,129 +134,119 @@ def check_server(settings):
 
 
 def find_jobs(settings):
-    """The files to draw, after all data was read through."""
+    """The files to draw, after all data was read and checked."""
     generator = settings['generator'] or Path(settings['model']).name
-    if not generator or '/' in generator or generator.startswith('.'):
-        raise InputError(f'--generator {generator!r}: cannot be the name of a folder; give another')
-    tasks, splits = listed_flag('tasks', settings), listed_flag('splits', settings)
-    unknown = [split for split in splits if split not in SPLITS]
+    unknown = [split for split in settings['splits'] if split not in SPLITS]
     if unknown:
         raise InputError(f'--splits: expected {" or ".join(SPLITS)}, found {unknown[0]!r}')
     jobs = []
-    for name in [f'{task}_{split}.jsonl' for task in tasks for split in splits]:
-        data, path = Path(settings['data_dir']) / name, Path(settings['output_dir']) / generator / name
-        jobs.append(Job(data, path, read_instructions(data)))
-        if data.resolve() == path.resolve():
-            raise InputError(f'{path}: would be written over itself; choose another --output_dir')
+    for task in settings['tasks']:
+        for split in settings['splits']:
+            data = Path(settings['data_dir']) / f'{task}_{split}.jsonl'
+            path = candidate_path(settings['output_dir'], generator, task, split)
+            jobs.append(Job(data, read_instructions(data), path))
+            if data.resolve() == path.resolve():
+                raise InputError(f'{path}: would be written over itself; choose another --output_dir')
     return jobs
 
 
-def is_there(job, decodings):
+def is_done(job, decodings):
     """Whether the candidate file exists, with all that is asked for."""
     if not job.path.exists():
         return False
-    check_existing(job.path, list(job.examples.values()), {d.name: d.n_samples for d in decodings})
-    print(f'{job.path} exists and holds all {len(job.examples)} examples. Skipped; --overwrite begins anew.')
+    check_existing(job.path, list(job.examples.values()), {decoding.name: n for decoding, n in decodings.items()})
+    print(f'{job.path} exists and holds all {len(job.examples)} examples. Skipped; --overwrite starts again.')
     return True
 
 
-def listed_flag(name, settings):
-    """The parts of a flag with commas."""
-    parts = [part.strip() for part in settings[name].split(',')]
-    if not all(parts) or len(set(parts)) < len(parts):
-        raise InputError(f'--{name} {settings[name]!r}: expected names with commas between, each once')
-    return parts
-
-
-def describe(settings, template, decodings):
+def deciding_settings(settings, template, decodings):
     """What decides the samples; a file that was begun with other settings is not continued."""
     names = ('model', 'endpoint', 'system', 'stop', 'max_tokens', 'logprobs')
     return {
         **{name: settings[name] for name in names},
         'prompt': template,
-        'decodings': [list(decoding) for decoding in decodings],
+        'decodings': [[decoding.name, decoding.temperature, decoding.top_p, n] for decoding, n in decodings.items()],
     }
 
 
 async def draw_files(server_settings, jobs, template, decodings, settings):
     """Draw one file after the other; what the first request finds out about the server holds for all."""
     server = Server(server_settings)
-    deciding = describe(settings, template, decodings)
+    deciding = deciding_settings(settings, template, decodings)
     try:
+        await server.check()
         for job in jobs:
             with sampled_file(job.path, list(job.examples.values()), deciding, settings['overwrite']) as file:
                 n_requests, n_cut = server.n_requests, server.n_cut
-                await draw(server, Asking(job, file, template, decodings), settings['concurrency'])
+                await Drawing(server, job, file, template, decodings).run(settings['concurrency'])
             print(f'{job.path}: {len(job.examples)} examples, {server.n_requests - n_requests} requests')
             if server.n_cut > n_cut:
-                limit = settings['max_tokens']
-                logger.warning('%d samples were cut off at --max_tokens %d', server.n_cut - n_cut, limit)
+                max_tokens = settings['max_tokens']
+                logger.warning('%d samples were cut off at --max_tokens %d', server.n_cut - n_cut, max_tokens)
     finally:
         await server.close()
 
 
-class Asking:
-    """What is asked of the server for one file, and what messages say of it."""
+class Drawing:
+    """The samples of one file, drawn by several requests at a time. refused: one error per example refused."""
 
-    def __init__(self, job, file, template, decodings):
-        self.data, self.file, self.decodings = job.data, file, decodings
-        self._template = template
+    def __init__(self, server: Server, job: Job, file: SampledFile, template, decodings):
+        self.server, self.file, self.decodings = server, file, decodings
+        self.refused = []
+        self._data, self._template = job.data, template
         self._line_of = {example.example_idx: line for line, example in job.examples.items()}
-        self.refused = []  # errors, an example each
 
-    def prompt(self, example):
+    async def run(self, concurrency):
+        """Draw the samples of all examples that have none. Raises InputError saying how many are done."""
+        file, to_do = self.file, self.file.to_do
+        if file.n_done:
+            logger.warning('%s holds %d examples; continuing with the rest', file.paths.partial, file.n_done)
+        with tqdm(total=len(file.examples), initial=file.n_done, unit='example', desc='sampling') as bar:
+            waiting = iter(to_do)
+            workers = [asyncio.create_task(self._work(waiting, bar)) for _ in range(min(concurrency, len(to_do)))]
+            try:
+                await asyncio.gather(*workers)
+            except ServerError as error:
+                raise InputError(f'{error}; {self._progress}') from error
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        if self.refused:
+            more = f' (and {len(self.refused) - 1} more examples)' if len(self.refused) > 1 else ''
+            raise InputError(f'{self.refused[0]}{more}; change it or take it out of the data; {self._progress}')
+
+    async def _work(self, waiting, bar):
+        """Take examples off those waiting until none is left; the requests of an example follow each other."""
+        for example in waiting:
+            try:
+                samples = []
+                for decoding, n_samples in self.decodings.items():
+                    samples += await self.server.samples(self._prompt(example), decoding, n_samples)
+            except RequestFailed as error:
+                raise InputError(f'{self._name(example)}: {error}; {self._progress}') from error
+            except RequestRefused as error:
+                refusal = InputError(f'{self._name(example)}: {error}')
+                if not self.file.n_done:  # it may well refuse every example
+                    raise InputError(f'{refusal}; {self._progress}') from error
+                self.refused.append(refusal)
+                continue
+            self.file.add(example, samples)
+            bar.update()
+
+    def _prompt(self, example):
         """The text to send."""
-        return self._template.replace(PLACE, example.instruction)
+        return self._template.replace(PLACEHOLDER, example.instruction)
 
-    def name(self, example):
-        """How messages call an example."""
-        return f'{self.data}:{self._line_of[example.example_idx]}: example_idx {example.example_idx!r}'
+    def _name(self, example):
+        """How messages name an example."""
+        return f'{self._data}:{self._line_of[example.example_idx]}: example_idx {example.example_idx!r}'
 
     @property
-    def kept(self):
-        """What a message says of the examples that are done."""
+    def _progress(self):
+        """The end of a message: how many examples are done."""
         n_done, n = self.file.n_done, len(self.file.examples)
-        return f'{n_done} of {n} examples are done' + (', and the same command goes on' if n_done else '')
-
-
-async def draw(server, asking, concurrency):
-    """Draw the samples of all examples that have none."""
-    file, to_do = asking.file, asking.file.to_do
-    if file.n_done:
-        logger.warning('%s holds %d examples; going on with the rest', file.paths.partial, file.n_done)
-    with tqdm(total=len(file.examples), initial=file.n_done, unit='example', desc='sampling') as bar:
-        waiting = iter(to_do)
-        workers = [asyncio.create_task(work(server, asking, waiting, bar)) for _ in range(min(concurrency, len(to_do)))]
-        try:
-            await asyncio.gather(*workers)
-        except ServerError as error:
-            raise InputError(f'{error}; {asking.kept}') from error
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-    if asking.refused:
-        others = f' (and {len(asking.refused) - 1} more examples)' if len(asking.refused) > 1 else ''
-        raise InputError(f'{asking.refused[0]}{others}; change it or take it out of the data; {asking.kept}')
-
-
-async def work(server, asking, waiting, bar):
-    """Take examples off those waiting until none is left; an example's requests follow each other."""
-    for example in waiting:
-        try:
-            samples = []
-            for decoding in asking.decodings:
-                samples += await server.samples(asking.prompt(example), decoding)
-        except GaveUp as error:
-            raise InputError(f'{asking.name(example)}: {error}; {asking.kept}') from error
-        except RequestRefused as error:
-            refusal = InputError(f'{asking.name(example)}: {error}')
-            if not asking.file.n_done:  # nothing says that it would take any
-                raise InputError(f'{refusal}; {asking.kept}') from error
-            asking.refused.append(refusal)
-            continue
-        asking.file.add(example, samples)
-        bar.update()
+        return f'{n_done} of {n} examples are done' + (', and the same command continues' if n_done else '')
 
 
 if __name__ == '__main__':

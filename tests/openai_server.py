@@ -1,4 +1,4 @@
-"""A server of the tests' own that speaks OpenAI's API as far as is needed, and misbehaves where a test says so."""
+"""A small server that speaks OpenAI's API as far as the tests need it, and misbehaves where a test says so."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Reply:
-    """What goes back: status, headers, body; cut: close the connection behind so many bytes of the body."""
+    """An HTTP answer: status, headers, body. cut: close the connection after so many bytes of the body."""
 
     def __init__(self, status=200, body=b'', headers=None, cut=None, chunked=False):
         self.status, self.headers, self.cut, self.chunked = status, headers or {}, cut, chunked
@@ -44,7 +44,7 @@ def well_behaved(number, body):
 
 
 class QuietServer(ThreadingHTTPServer):
-    """Does not speak of clients that went away."""
+    """Prints nothing about clients that closed their connection."""
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exception(), ConnectionError):
@@ -93,7 +93,7 @@ class FakeServer:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
                 reply = take(self.path, self.headers, body)
-                if reply is None:  # not a word
+                if reply is None:  # close the connection without an answer
                     self.close_connection = True
                     return
                 self.send_response(reply.status)
@@ -109,7 +109,7 @@ class FakeServer:
                 self.wfile.write(kept)
                 self.close_connection = reply.cut is not None
 
-            def log_message(self, *words):
+            def log_message(self, *args):
                 pass
 
         return Handler

@@ -1,17 +1,19 @@
-import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import time
 
 import pytest
 from conftest import ROOT
+from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 
 import bigbench_flan_generate as script  # noqa: E402
 
+from cappy.cli.flags import Names  # noqa: E402
 from cappy.errors import InputError  # noqa: E402
 from cappy.generate.generator import Generator  # noqa: E402
 from cappy.tasks.candidates import read_examples, read_task  # noqa: E402
@@ -37,7 +39,9 @@ def data(tmp_path_factory):
 
 
 def generate(data, output, **flags):
-    script.main(data_dir=str(data), output_dir=str(output), **{'model_name_or_path': MODEL, **flags})
+    """Run main in this process; flags of several names are texts with commas."""
+    names = {name: Names.from_text(flags[name]) for name in ('tasks', 'splits', 'decodings') if name in flags}
+    script.main(data_dir=str(data), output_dir=str(output), **{'model_name_or_path': MODEL, **flags, **names})
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +70,7 @@ def test_files_have_the_references_samples_for_every_task(data, generated):
                 assert has_weights == {split == 'validation'}
 
 
-def test_the_beam_is_the_recorded_one_and_each_sample_weighs_what_it_weighs_alone(generated):
+def test_beams_are_the_recorded_ones_and_log_likelihoods_are_those_of_each_text_alone(generated):
     beams = {
         (row['task'], row['example_idx']): row['beam4_batch1']
         for row in json.loads((RECORDED / 't5' / 'beam4.json').read_text())
@@ -82,7 +86,7 @@ def test_the_beam_is_the_recorded_one_and_each_sample_weighs_what_it_weighs_alon
             assert sample.log_likelihood_mean == pytest.approx(mean, abs=1e-4)
 
 
-def test_one_task_alone_has_the_same_samples_and_existing_files_are_left(data, generated, tmp_path, capsys):
+def test_one_task_alone_has_the_same_samples_and_existing_files_are_kept(data, generated, tmp_path, capsys):
     flags = {'tasks': 'tiny_tense', 'splits': 'validation', 'sequences_per_device': 8}
     generate(data, tmp_path, **flags, decodings='temp0.9,beam4', n_sample_gens=2, log_likelihood='sampled')
     [path] = (tmp_path / 'flan-t5-tiny').iterdir()
@@ -99,7 +103,7 @@ def test_one_task_alone_has_the_same_samples_and_existing_files_are_left(data, g
         generate(data, tmp_path, **flags, decodings='temp0.9,beam4', n_sample_gens=3)
 
 
-def test_a_killed_run_goes_on_to_the_same_files(data, generated, tmp_path, run_python):
+def test_a_killed_run_continues_to_the_same_files(data, generated, tmp_path, run_python):
     flags = ['--data_dir', data, '--output_dir', tmp_path, '--model_name_or_path', MODEL, '--window', 1]
     process = run_python('scripts/bigbench_flan_generate.py', *flags)
     partial = tmp_path / 'flan-t5-tiny' / 'tiny_tense_train.jsonl.partial'
@@ -111,9 +115,16 @@ def test_a_killed_run_goes_on_to_the_same_files(data, generated, tmp_path, run_p
     assert 2 <= n_done < N_TRAIN
     with open(partial, 'ab') as file:
         file.write(b'{"example_idx": 3, "samp')  # a line that the kill cut off
-    with pytest.raises(InputError, match=r'was begun with jax_seed 42 \(asked for: 7\); --overwrite begins anew'):
+    with pytest.raises(InputError, match=r'was begun with jax_seed 42 \(asked for: 7\); --overwrite'):
         generate(data, tmp_path, jax_seed=7)
-    generate(data, tmp_path)
+    other = shutil.copytree(MODEL, tmp_path / 'other' / 'flan-t5-tiny')
+    tensors = load_file(other / 'model.safetensors')
+    tensors['shared.weight'][5, 0] += 1
+    save_file(tensors, other / 'model.safetensors', {'format': 'pt'})
+    with pytest.raises(InputError, match=r"was begun with model_digest '[0-9a-f]{16}' \(asked for: '[0-9a-f]{16}'\)"):
+        generate(data, tmp_path, model_name_or_path=str(other))
+    same = shutil.copytree(MODEL, tmp_path / 'elsewhere' / 'flan-t5-tiny')
+    generate(data, tmp_path, model_name_or_path=str(same))
     for path in sorted((generated / 'flan-t5-tiny').iterdir()):
         one, other = (read_examples(folder / 'flan-t5-tiny' / path.name) for folder in (tmp_path, generated))
         for example, same in zip(one, other, strict=True):
@@ -138,7 +149,7 @@ def test_fields_are_named_as_the_flags_say(data, tmp_path):
     assert [list(sample) for sample in first['flan_samples']['topk2']] == [['answer']]
 
 
-def test_the_default_top_k_is_the_references_and_can_be_left_out(data, tmp_path):
+def test_the_default_top_k_is_the_references_and_can_be_switched_off(data, tmp_path):
     drawn = {}
     for name, default_top_k in (('limited', True), ('open', False)):
         flags = {'tasks': 'tiny_tense', 'splits': 'train', 'generator': name, 'decodings': 'temp8,topk40'}
@@ -149,26 +160,25 @@ def test_the_default_top_k_is_the_references_and_can_be_left_out(data, tmp_path)
             for decoding in ('temp8', 'topk40')
         }
     assert drawn['limited']['topk40'] == drawn['open']['topk40']
-    # So hot, almost every draw falls outside of the 50 likeliest of 1112 words.
+    # At this temperature almost every draw is outside of the 50 most likely of 1112 words.
     assert not set(drawn['limited']['temp8']) & set(drawn['open']['temp8'])
 
 
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        ({'max_tgt_len': 1}, '--max_tgt_len 1: leaves no token behind the start token; give 2 or more'),
-        ({'decodings': 'beam4,greedy'}, "--decodings: found 'greedy'; name them as beam4, "),
-        ({'decodings': 'beam4,beam4'}, "--decodings 'beam4,beam4': expected names with commas between, each once"),
+        ({'max_tgt_len': 1}, '--max_tgt_len 1: leaves no token after the start token; give 2 or more'),
+        ({'decodings': 'beam4,greedy'}, "decoding 'greedy': unknown; use sampling, or beam4, "),
         ({'splits': 'test'}, "--splits: expected train or validation, found 'test'"),
         ({'n_sample_gens': 0}, '--n_sample_gens: expected 1 or more, found 0'),
         ({'tasks': 'tiny_tens'}, 'tiny_tens_train.jsonl: no such file; near names'),
         ({'model_name_or_path': str(RECORDED / 'tiny-cappy')}, "model_type: found 'roberta'; a generator is a t5"),
         ({'model_name_or_path': './none'}, 'model none: no such directory'),
-        ({'generator': 'a/b'}, "--generator 'a/b': cannot be the name of a folder"),
+        ({'generator': 'a/b'}, "generator 'a/b': cannot be the name of a folder"),
         ({'n_model_shards': 2}, '--n_model_shards 2: does not divide the 1 device(s) found'),
     ],
 )
-def test_bad_flags_are_named_and_nothing_is_written(data, tmp_path, flags, message):
+def test_bad_flags_are_refused_by_name_and_nothing_is_written(data, tmp_path, flags, message):
     with pytest.raises(InputError) as error:
         generate(data, tmp_path / 'gens', **flags)
     assert message in str(error.value)
@@ -204,4 +214,31 @@ def test_help_lists_every_flag_with_its_default(run_python):
         '--n_model_shards=1',
     ]
     assert len(flags) == 27, errors
-    assert len(set(itertools.chain(flags))) == len(flags)
+
+
+def test_without_tasks_those_with_data_are_drawn_and_the_missing_ones_said_at_the_end(data, tmp_path, capsys, caplog):
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    for name in ('tiny_tense_train', 'tiny_tense_validation', 'tiny_arithmetic_validation'):
+        shutil.copy(data / f'{name}.jsonl', folder)
+    shutil.copy(data / 'tiny_tense_train.jsonl', folder / 'mine_train.jsonl')
+    (folder / 'subset_names.json').write_text('["tiny_tense", "absent", "tiny_arithmetic"]')
+    generate(folder, tmp_path / 'gens', decodings='topk2', n_sample_gens=1, max_tgt_len=4)
+    drawn = sorted(path.name for path in (tmp_path / 'gens' / 'flan-t5-tiny').iterdir())
+    assert drawn == sorted(path.name for path in folder.glob('*.jsonl'))
+    assert f'{tmp_path}/gens/flan-t5-tiny: 22 examples drawn for 4 files' in capsys.readouterr().out
+    assert (
+        '2 of the 3 tasks of' in caplog.text and 'lack data (absent, tiny_arithmetic); python scripts/' in caplog.text
+    )
+    caplog.clear()
+    (folder / 'subset_names.json').write_text('["of_others"]')
+    generate(folder, tmp_path / 'gens', decodings='topk2', n_sample_gens=1, max_tgt_len=4)
+    assert ': 0 examples drawn for 0 files' in capsys.readouterr().out and 'lack data' not in caplog.text
+    with pytest.raises(InputError, match='absent_train.jsonl: no such file'):
+        generate(folder, tmp_path / 'gens', tasks='absent')
+    with pytest.raises(
+        InputError, match=r'gens: no file \{task\}_\{split\}.jsonl with split train or validation; python'
+    ):
+        generate(tmp_path / 'gens', tmp_path / 'other')
+    with pytest.raises(InputError, match='none: no such folder'):
+        generate(tmp_path / 'none', tmp_path / 'other')

@@ -1,4 +1,4 @@
-"""Candidate files while they are drawn: what is done stays when a run stops, and the next run goes on.
+"""Candidate files while their samples are drawn: what is done is kept when a run stops, and the next run continues it.
 
 Examples are finished in any order. {file}.partial takes each one as it is done; when all are there, the candidate file
 is written in the order of the data.
@@ -19,9 +19,10 @@ from cappy.tasks.candidates import Example, Sample, read_examples, write_example
 
 
 def read_instructions(path, src_key='instruction') -> dict[int, Example]:
-    """The examples to draw samples for, by line from 1, in file order; their samples, if any, are left out.
+    """{line number from 1: Example} of the examples to draw samples for, in file order, without samples they may have.
 
-    Raises InputError as `candidates.read_examples`, and for an instruction without a character to read.
+    src_key: the field of the instruction. Raises InputError as `candidates.read_examples` does, and for an instruction
+    that is empty or white space.
     """
     path = Path(path)
     examples = read_examples(path, src_key=src_key, samples_needed=False)
@@ -33,25 +34,32 @@ def read_instructions(path, src_key='instruction') -> dict[int, Example]:
     return by_line
 
 
-def check_existing(path, examples: Sequence[Example], n_samples: dict[str, int]):
-    """A candidate file holds these examples, each with so many samples of each decoding.
+def candidate_path(output_dir, generator, task, split) -> Path:
+    """Where the samples of a task's split go. Raises InputError for a generator that cannot be the name of a folder."""
+    if not generator or '/' in generator or generator.startswith('.'):
+        raise InputError(f'generator {generator!r}: cannot be the name of a folder; give another name')
+    return Path(output_dir) / generator / f'{task}_{split}.jsonl'
 
-    n_samples: by decoding. Raises InputError that says what the file holds otherwise.
+
+def check_existing(path, examples: Sequence[Example], n_samples: dict[str, int]):
+    """Raise InputError unless a candidate file holds these examples, each with so many samples of each decoding.
+
+    n_samples: {name of the decoding: number of samples}.
     """
     found = read_examples(path)
     if [(e.example_idx, e.instruction) for e in found] != [(e.example_idx, e.instruction) for e in examples]:
-        raise InputError(f'{path}: exists and holds other examples; --overwrite begins anew')
+        raise InputError(f'{path}: exists and holds other examples; --overwrite replaces it')
     for example in found:
         counts = {name: sum(sample.decoding == name for sample in example.samples) for name in example.decodings}
         if counts != n_samples:
             raise InputError(
                 f'{path}: exists, and example_idx {example.example_idx!r} has {_counted(counts)} (asked for: '
-                f'{_counted(n_samples)}); --overwrite begins anew'
+                f'{_counted(n_samples)}); --overwrite replaces it'
             )
 
 
 class SampledFile:
-    """A candidate file in the making: `to_do` are the examples that have no samples yet, in order."""
+    """A candidate file whose samples are being drawn."""
 
     def __init__(self, paths, examples, done, file, keys):
         self.paths, self.examples, self.keys = paths, examples, keys
@@ -59,7 +67,7 @@ class SampledFile:
 
     @property
     def n_done(self) -> int:
-        """Examples that have their samples."""
+        """Number of examples that have their samples."""
         return len(self._done)
 
     @property
@@ -68,20 +76,20 @@ class SampledFile:
         return [example for example in self.examples if example.example_idx not in self._done]
 
     def add(self, example: Example, samples: Sequence[Sample]):
-        """Keep the samples of an example, on the disk before this returns."""
-        line = {'example_idx': example.example_idx, 'instruction': example.instruction}
-        line['samples'] = [asdict(sample) for sample in samples]
+        """Keep the samples of an example; they are in the partial file before this returns."""
+        record = {'example_idx': example.example_idx, 'instruction': example.instruction}
+        record['samples'] = [asdict(sample) for sample in samples]
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b'\n')
+            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b'\n')
             self._file.flush()
         except OSError as error:
             raise InputError(
-                f'{self.paths.partial}: cannot be written ({error.strerror}); make room, and the same command goes on'
+                f'{self.paths.partial}: cannot be written ({error.strerror}); make room, and the same command continues'
             ) from error
         self._done[example.example_idx] = tuple(samples)
 
     def finish(self):
-        """Put the candidate file in its place, which needs the samples of all examples."""
+        """Write the candidate file, which needs the samples of all examples, and remove the partial one."""
         whole = [replace(e, samples=self._done[e.example_idx]) for e in self.examples]
         write_examples(self.paths.result, whole, **self.keys)
         self.paths.partial.unlink()
@@ -93,31 +101,31 @@ def sampled_file(path, examples: Sequence[Example], settings: dict, overwrite=Fa
     """The SampledFile of a path, locked; the candidate file appears when the block ends.
 
     settings: JSON values that decide what samples are drawn; a partial file that was begun with others is refused.
-    overwrite: forget what a stopped run has done; keys: names of fields, as write_examples takes them. Raises
-    InputError where the partial file is of other examples, or cannot be written; results.ResultLocked where a live
-    process draws the same.
+    overwrite: discard what a stopped run has done. keys: names of fields, as write_examples takes them.
+    Raises InputError where the partial file is of other examples, or cannot be written; lock.ResultLocked where a live
+    process draws the same samples.
     """
     paths = OutputPaths(Path(path))
     with result_lock(paths):
-        begun = paths.partial.exists() and not overwrite
-        if begun:
+        continues = paths.partial.exists() and not overwrite
+        if continues:
             paths.check_continues(settings)
-        done, n_bytes = _read_partial(paths.partial, examples) if begun else ({}, 0)
+        done, n_bytes = _read_partial(paths.partial, examples) if continues else ({}, 0)
         try:
-            file = open(paths.partial, 'r+b' if begun else 'wb')  # noqa: SIM115 - closed below, before it is removed
+            file = open(paths.partial, 'r+b' if continues else 'wb')  # noqa: SIM115 - closed below, before it is removed
         except OSError as error:
             raise InputError(f'{paths.partial}: cannot be written ({error.strerror})') from error
         try:
-            if not begun:
+            if not continues:
                 with write_atomically(paths.settings) as settings_file:
                     json.dump(settings, settings_file, indent=4)
-            file.truncate(n_bytes)  # a line that a killed run had begun
+            file.truncate(n_bytes)  # drops a line that a killed run had not finished
             file.seek(n_bytes)
             sampled = SampledFile(paths, examples, done, file, keys or {})
             yield sampled
             sampled.finish()
         finally:
-            with contextlib.suppress(OSError):  # a full disk, of which `add` has told
+            with contextlib.suppress(OSError):  # a full disk, which `add` has reported
                 file.close()
             if not done:
                 paths.partial.unlink(missing_ok=True)
@@ -132,17 +140,17 @@ def _read_partial(path, examples):
         if not raw.endswith(b'\n'):
             break
         try:
-            line = parse_object(raw)
-            samples = tuple(Sample(**sample) for sample in line['samples'])
-            is_ours = instruction_of.get(line['example_idx']) == line['instruction']
+            record = parse_object(raw)
+            samples = tuple(Sample(**sample) for sample in record['samples'])
+            is_ours = instruction_of.get(record['example_idx']) == record['instruction']
         except (InputError, KeyError, TypeError) as error:
-            raise InputError(f'{path}:{number}: not what was written there; --overwrite begins anew') from error
+            raise InputError(f'{path}:{number}: not an example with samples; --overwrite starts again') from error
         if not is_ours:
             raise InputError(
-                f'{path}:{number}: example_idx {line["example_idx"]!r} with this instruction is not in the data now; '
-                '--overwrite begins anew'
+                f'{path}:{number}: example_idx {record["example_idx"]!r} with this instruction is no longer in the '
+                'data; --overwrite starts again'
             )
-        done[line['example_idx']] = samples
+        done[record['example_idx']] = samples
         n_bytes += len(raw)
     return done, n_bytes
 

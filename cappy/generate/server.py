@@ -1,40 +1,32 @@
 """Samples from a server that speaks OpenAI's API, through the `openai` package.
 
-A request that fails in a way that may pass (429, 5xx, no connection, an answer that makes no sense) is sent again,
-later each time. What a server does not support of `n`, `logprobs` and `max_tokens` is found out once, then left out.
+The package sends a failed request again (408, 409, 429, 5xx, a lost connection, no answer in time), after the wait that
+the server asks for or a growing one. Added here: a limit on the rate of requests, one warning where there were eight,
+answers that cannot be read, and options that a server does not support, which are found out once and then left out.
 """
 
 import asyncio
 import itertools
 import logging
 import math
-import random
 import re
 import time
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from cappy.errors import InputError
 from cappy.files.jsonl import parse_object
-from cappy.files.wording import shown
+from cappy.files.wording import cut, shown
+from cappy.generate.decodings import Decoding
 from cappy.tasks.candidates import Sample
 
 logger = logging.getLogger(__name__)
 
-FIRST_WAIT = 1.0  # seconds before the second try; doubled for each further one
-LONGEST_WAIT = 60.0
-LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is not waited for
-
-
-class ServerDecoding(NamedTuple):
-    """How samples are drawn; temperature 0 takes the likeliest token."""
-
-    name: str
-    temperature: float
-    top_p: float
-    n_samples: int
+FIRST_WAIT = 0.5  # seconds before an answer that cannot be read is asked for again; doubled each time, as openai does
+LONGEST_WAIT = 8.0
+CONNECT_TIMEOUT = 10.0  # seconds
+RETRY_COUNT = 'x-stainless-retry-count'  # the header in which openai says how often a request was sent before
 
 
 class Answer(NamedTuple):
@@ -51,24 +43,24 @@ class ServerError(InputError):
 
 
 class RequestRefused(InputError):
-    """The server does not take this one request; it may take others."""
+    """The server does not accept this request; it may accept others."""
 
 
-class GaveUp(InputError):
-    """The server did not answer this request in all the tries it was given."""
+class RequestFailed(InputError):
+    """The server did not answer this request, although it was sent again as often as allowed."""
 
 
-class _Trouble(Exception):
-    """A request failed in a way that may pass. retry_after: the seconds that the server asks for, if it does."""
-
-    def __init__(self, message, retry_after=None):
-        super().__init__(message)
-        self.retry_after = retry_after
+class UnreadableAnswer(InputError):
+    """The server answered with something that holds no choices."""
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where and what to ask. key_variable: the environment variable that the key came from, for messages."""
+    """Where and how to ask.
+
+    key_variable: the environment variable of the key, for messages. stop: text that ends a response. max_tokens: per
+    response. requests_per_minute: None for no limit. max_retries: per request. timeout: seconds per request.
+    """
 
     base_url: str
     model: str
@@ -81,7 +73,7 @@ class ServerSettings:
     logprobs: bool = True
     requests_per_minute: float | None = None
     max_retries: int = 6
-    timeout: float = 600.0  # seconds for one request
+    timeout: float = 600.0
 
     def __post_init__(self):
         url = urlsplit(self.base_url)
@@ -89,11 +81,14 @@ class ServerSettings:
             raise InputError('base_url: expected an address such as http://localhost:8000/v1, no user and no key in it')
         # The HTTP library shows a header that it refuses, and this one holds the key.
         if self.key is not None and not re.fullmatch('[!-~]+', self.key):
-            raise InputError(f'{self.key_variable}: holds characters that no key has; set it anew')
+            raise InputError(f'{self.key_variable}: holds characters that no key has; set it again')
 
 
 class Server:
-    """Asks a server. n_requests: those sent, each try counted; n_cut: samples that ended at max_tokens."""
+    """Sends requests to a server.
+
+    n_requests: sent so far, each try counted. n_cut: samples so far that ended at max_tokens.
+    """
 
     def __init__(self, settings: ServerSettings):
         try:
@@ -103,27 +98,41 @@ class Server:
         self.settings = settings
         self.n_requests = self.n_cut = 0
         self._openai = openai
-        # Without a key the package refuses to start; servers of one's own need none.
         self._client = openai.AsyncOpenAI(
-            base_url=settings.base_url, api_key=settings.key or 'none', max_retries=0, timeout=settings.timeout
+            base_url=settings.base_url,
+            api_key=settings.key or 'none',  # the package insists on a key; one's own server needs none
+            max_retries=settings.max_retries,
+            timeout=openai.Timeout(settings.timeout, connect=min(CONNECT_TIMEOUT, settings.timeout)),
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={'request': [self._before_request]}),
         )
         self._pace = Pace(settings.requests_per_minute)
-        self._lacks = set() if settings.logprobs else {'logprobs'}
-        self._known = set()  # options that an answered request has had
+        self._has_warned = False  # that requests are sent again
+        self._unsupported = set() if settings.logprobs else {'logprobs'}
+        self._supported = set()  # options of requests that were answered
 
     async def close(self):
         """Close the connections."""
         await self._client.close()
 
-    async def samples(self, prompt: str, decoding: ServerDecoding) -> list[Sample]:
-        """So many samples as the decoding has, white space around them taken off.
+    async def check(self):
+        """Raise ServerError where no server is at the address, which a first request would find out after all tries."""
+        try:
+            await self._client.with_options(max_retries=0).models.with_raw_response.list()
+        except (self._openai.APIStatusError, self._openai.APITimeoutError):
+            pass  # a server is there; what it makes of requests is seen by sending them
+        except self._openai.APIConnectionError as error:
+            problem = f'no server answers at {self.settings.base_url} ({_cause(error)})'
+            raise ServerError(f'{problem}; start it, or check the address') from error
 
-        Raises RequestRefused, GaveUp or ServerError.
+    async def samples(self, prompt: str, decoding: Decoding, n_samples: int) -> list[Sample]:
+        """n_samples responses to a prompt, white space around each removed.
+
+        Raises RequestRefused, RequestFailed or ServerError.
         """
         answers = []
-        while len(answers) < decoding.n_samples:
-            wanted = decoding.n_samples - len(answers)
-            answers += (await self._ask(prompt, decoding, wanted))[:wanted]
+        while len(answers) < n_samples:
+            n_missing = n_samples - len(answers)
+            answers += (await self._ask(prompt, decoding, n_missing))[:n_missing]
         self.n_cut += sum(answer.was_cut for answer in answers)
         return [
             Sample(answer.text.strip(), decoding.name, answer.log_likelihood_sum, answer.log_likelihood_mean)
@@ -131,42 +140,44 @@ class Server:
         ]
 
     async def _ask(self, prompt, decoding, n):
-        """Answers, at most n; where the request is refused, without the options that may be the cause."""
-        body = self._body(prompt, decoding, n, self._lacks)
+        """At most n answers; a request that is refused is sent again without the options that may be the cause."""
+        body = self._body(prompt, decoding, n, self._unsupported)
         try:
             answers, left_out = await self._answers(body), set()
         except RequestRefused as refusal:
-            answers, left_out = await self._ask_for_less(prompt, decoding, n, body, refusal)
+            answers, left_out = await self._ask_with_fewer_options(prompt, decoding, n, body, refusal)
         n_asked = 1 if 'n' in left_out else body.get('n', 1)
         if len(answers) < n_asked:
             left_out = left_out | {'n'}
-        self._known |= body.keys() - left_out
-        if left_out - self._lacks:
-            logger.warning('the server does not support %s', ', '.join(sorted(left_out - self._lacks)))
-            self._lacks = self._lacks | left_out
+        self._supported |= body.keys() - left_out
+        if left_out - self._unsupported:
+            logger.warning('the server does not support %s', ', '.join(sorted(left_out - self._unsupported)))
+            self._unsupported = self._unsupported | left_out
         return answers
 
-    async def _ask_for_less(self, prompt, decoding, n, body, refusal):
-        for left_out in _suspects(body, self._known, str(refusal)):
+    async def _ask_with_fewer_options(self, prompt, decoding, n, body, refusal):
+        """(answers, the options left out); raises `refusal` where no set of options helps."""
+        for left_out in _possible_causes(body, self._supported, str(refusal)):
             try:
-                return await self._answers(self._body(prompt, decoding, n, self._lacks | left_out)), left_out
-            except RequestRefused as further:
-                logger.debug('refused without %s, too: %s', left_out, further)
+                return await self._answers(self._body(prompt, decoding, n, self._unsupported | left_out)), left_out
+            except RequestRefused as error:
+                logger.debug('also refused without %s: %s', left_out, error)
         raise refusal
 
-    def _body(self, prompt, decoding, n, lacks):
+    def _body(self, prompt, decoding, n, unsupported):
+        """The fields of a request."""
         settings = self.settings
         is_chat = settings.endpoint == 'chat'
         body = {'model': settings.model, 'temperature': decoding.temperature}
         # The newer name, which OpenAI's reasoning models insist on and many servers do not know.
-        body['max_completion_tokens' if 'max_tokens' in lacks else 'max_tokens'] = settings.max_tokens
+        body['max_completion_tokens' if 'max_tokens' in unsupported else 'max_tokens'] = settings.max_tokens
         if decoding.top_p < 1:
             body['top_p'] = decoding.top_p
         if settings.stop:
             body['stop'] = [settings.stop]
-        if 'logprobs' not in lacks:
+        if 'logprobs' not in unsupported:
             body['logprobs'] = True if is_chat else 1
-        if n > 1 and 'n' not in lacks:
+        if n > 1 and 'n' not in unsupported:
             body['n'] = n
         if not is_chat:
             return body | {'prompt': prompt}
@@ -174,71 +185,76 @@ class Server:
         return body | {'messages': [*messages, {'role': 'user', 'content': prompt}]}
 
     async def _answers(self, body):
-        """The answers to a request, which is sent again where that may help."""
-        for attempt in itertools.count(1):
-            await self._pace.turn()
-            self.n_requests += 1
-            try:
-                return read_answers(await self._post(body))
-            except _Trouble as trouble:
-                problem = self._without_key(str(trouble))
-                if attempt > self.settings.max_retries:
-                    raise GaveUp(f'{problem}, in each of {attempt} tries') from trouble
-                await self._wait(trouble.retry_after, attempt, problem)
+        """The answers to a request.
 
-    async def _wait(self, retry_after, attempt, problem):
-        if retry_after is not None and retry_after > LONGEST_RETRY_AFTER:
-            raise ServerError(f'{problem}, and asks to wait {retry_after:.0f} s; run the same command then')
-        wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * random.uniform(0.75, 1)
-        if retry_after:  # 0 is no help: it has just failed
-            wait = retry_after
-            self._pace.hold(wait)  # whoever else would ask now
-        if wait >= 10:
-            logger.warning('%s; trying again in %.0f s', problem, wait)
-        await asyncio.sleep(wait)
+        openai does not send a request again whose answer is of status 200 and makes no sense (an empty body, a proxy's
+        page of HTML): that is done here, so that one such answer does not end a long run.
+        """
+        n_tries = self.settings.max_retries + 1
+        for number in range(n_tries):
+            if number:
+                await asyncio.sleep(min(FIRST_WAIT * 2 ** (number - 1), LONGEST_WAIT))
+            content = await self._post(body)
+            try:
+                return read_answers(content)
+            except UnreadableAnswer as error:
+                unreadable = error
+        raise RequestFailed(f'{self._without_key(str(unreadable))}, {_in_tries(n_tries)}') from unreadable
 
     async def _post(self, body):
-        """The bytes of the answer."""
+        """The bytes of the answer to a request."""
         client = self._client.chat if self.settings.endpoint == 'chat' else self._client
+        base_url = self.settings.base_url
         try:
             response = await client.completions.with_raw_response.create(**body)
         except self._openai.APIStatusError as error:
-            raise self._of_status(error) from error
+            raise self._status_error(error) from error
         except self._openai.APITimeoutError as error:
-            raise _Trouble(f'{self._place}: no answer within {self.settings.timeout:g} s') from error
+            problem = f'{base_url}: no answer within {self.settings.timeout:g} s'
+            raise RequestFailed(f'{problem}, {_in_tries(_n_tries(error))}') from error
         except self._openai.APIConnectionError as error:
-            cause = str(error.__cause__ or error) or type(error.__cause__).__name__
-            raise _Trouble(f'{self._place}: the connection failed ({cause})') from error
+            problem = f'{base_url}: the connection failed ({_cause(error)})'
+            raise RequestFailed(f'{problem}, {_in_tries(_n_tries(error))}') from error
         return response.content
 
-    @property
-    def _place(self):
-        return self.settings.base_url
+    async def _before_request(self, request):
+        """Wait for the request's turn, and count it. The HTTP client calls this for each try."""
+        if request.method != 'POST':  # of `check`
+            return
+        await self._pace.turn()
+        self.n_requests += 1
+        # Once, and not after a single failure: the others of the same moment fail for the same reason.
+        if int(request.headers.get(RETRY_COUNT, 0)) >= 2 and not self._has_warned:
+            self._has_warned = True
+            url, max_retries = self.settings.base_url, self.settings.max_retries
+            logger.warning('requests to %s fail; each is sent again up to %d times', url, max_retries)
 
-    def _of_status(self, error):
-        """What an answer with an error's status means."""
-        status, headers = error.status_code, error.response.headers
-        said = self._without_key(_message(error))
-        problem = f'{self._place} answers {status} ({said})'
+    def _status_error(self, error):
+        """The error to raise for an answer with an error's status."""
+        status = error.status_code
+        message = self._without_key(_message(error))
+        problem = f'{self.settings.base_url} answers {status} ({message})'
         if status == 401:
             variable = self.settings.key_variable
             return ServerError(f'{problem}; {"check the key in" if self.settings.key else "put a key into"} {variable}')
-        if status == 403 or 'insufficient_quota' in said or getattr(error, 'code', None) == 'insufficient_quota':
+        if status == 403 or 'insufficient_quota' in message or getattr(error, 'code', None) == 'insufficient_quota':
             return ServerError(problem)
         if status == 404:
-            return ServerError(f'{problem}; is --base_url right (most end in /v1), and does it serve this --model?')
+            return ServerError(f'{problem}; check base_url (most end in /v1), and whether it serves this model')
         if status in (408, 409, 429) or status >= 500:
-            return _Trouble(problem, _retry_after(headers))
+            wait = error.response.headers.get('retry-after')
+            asks = f', and asks to wait (Retry-After: {wait}); run the same command then' if wait else ''
+            return RequestFailed(f'{problem}, {_in_tries(_n_tries(error))}{asks}')
         return RequestRefused(problem)
 
     def _without_key(self, text):
-        """A server may repeat the key in what it says. Shorter ones are no secrets ('none', 'EMPTY')."""
+        """The text without the key, which a server may repeat. Short ones are no secrets ('none', 'EMPTY')."""
         key = self.settings.key
         return text.replace(key, '***') if key and len(key) >= 8 else text
 
 
 class Pace:
-    """Spaces the starts of requests; per_minute: None for as fast as they come."""
+    """Spaces the starts of requests evenly; per_minute: None for no limit."""
 
     def __init__(self, per_minute: float | None):
         self._gap = 60 / per_minute if per_minute else 0.0
@@ -251,22 +267,18 @@ class Pace:
         self._next = start + self._gap
         await asyncio.sleep(start - now)
 
-    def hold(self, seconds):
-        """No request starts for so long."""
-        self._next = max(self._next, time.monotonic() + seconds)
-
 
 def read_answers(content: bytes) -> list[Answer]:
-    """The choices of an answer in either endpoint's form. Raises _Trouble where it makes no sense."""
+    """The choices of an answer of either endpoint. Raises UnreadableAnswer saying what it is instead."""
     if not content.strip():
-        raise _Trouble('the answer is empty')
+        raise UnreadableAnswer('the answer is empty')
     try:
         fields = parse_object(content + b'\n')
     except InputError as error:
-        raise _Trouble(f'the answer is {error}') from error
+        raise UnreadableAnswer(f'the answer cannot be read: {error}') from error
     choices = fields.get('choices')
     if not isinstance(choices, list) or not choices:
-        raise _Trouble(f'the answer has no choices: {shown(fields)}')
+        raise UnreadableAnswer(f'the answer has no choices: {shown(fields)}')
     return [_answer(choice) for choice in choices]
 
 
@@ -274,19 +286,19 @@ def _answer(choice):
     try:
         text = choice['text'] if 'text' in choice else choice['message']['content']
     except (TypeError, KeyError) as error:
-        raise _Trouble(f'the answer has a choice without text: {shown(choice)}') from error
-    if text is not None and not isinstance(text, str):  # null: the model has nothing to say
-        raise _Trouble(f'the answer has a choice whose text is {shown(text)}')
+        raise UnreadableAnswer(f'the answer has a choice without text: {shown(choice)}') from error
+    if text is not None and not isinstance(text, str):  # null: an empty response
+        raise UnreadableAnswer(f'the answer has a choice whose text is {shown(text)}')
     return Answer(text or '', *_log_likelihoods(choice.get('logprobs')), choice.get('finish_reason') == 'length')
 
 
-def _log_likelihoods(given) -> tuple[float | None, float | None]:
-    """Sum and mean over the tokens; None where the server gives none, or one that is no number."""
-    if not isinstance(given, dict):
+def _log_likelihoods(logprobs) -> tuple[float | None, float | None]:
+    """(sum, mean) over the tokens of a choice; None where the server gives none, or one that is not a number."""
+    if not isinstance(logprobs, dict):
         return None, None
-    values = given.get('token_logprobs')
-    if isinstance(given.get('content'), list):
-        values = [token.get('logprob') if isinstance(token, dict) else None for token in given['content']]
+    values = logprobs.get('token_logprobs')
+    if isinstance(logprobs.get('content'), list):
+        values = [token.get('logprob') if isinstance(token, dict) else None for token in logprobs['content']]
     if not isinstance(values, list) or not values:
         return None, None
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
@@ -295,9 +307,9 @@ def _log_likelihoods(given) -> tuple[float | None, float | None]:
     return total, total / len(values)
 
 
-def _suspects(body, known, message) -> list[set[str]]:
-    """Sets of options that a refusal may be about, those that it names first; none that were taken before."""
-    options = [option for option in ('logprobs', 'n') if option in body and option not in known]
+def _possible_causes(body, supported, message) -> list[set[str]]:
+    """Sets of options that a refusal may be about, those that it names first; none that were accepted before."""
+    options = [option for option in ('logprobs', 'n') if option in body and option not in supported]
     if 'max_tokens' in body and 'max_completion_tokens' in message:
         options.insert(0, 'max_tokens')
     sets = [set(chosen) for size in range(1, len(options) + 1) for chosen in itertools.combinations(options, size)]
@@ -306,26 +318,21 @@ def _suspects(body, known, message) -> list[set[str]]:
 
 
 def _message(error):
-    """What the server says, in one line of bearable length."""
-    said = error.body if isinstance(error.body, dict) else {}
-    text = next((said[key] for key in ('message', 'detail', 'error') if isinstance(said.get(key), str)), None)
-    text = ' '.join((text or error.response.text or 'nothing said').split())
-    return text if len(text) <= 200 else text[:198] + '..'
+    """What the server says, on one line of at most 200 characters."""
+    fields = error.body if isinstance(error.body, dict) else {}
+    text = next((fields[key] for key in ('message', 'detail', 'error') if isinstance(fields.get(key), str)), None)
+    return cut(' '.join((text or error.response.text or 'no message').split()), 200)
 
 
-def _retry_after(headers) -> float | None:
-    """The seconds of a Retry-After header, which is a number or a date."""
-    for name, unit in (('retry-after-ms', 0.001), ('retry-after', 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            seconds = float(value) * unit
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(value).timestamp() - time.time()
-            except (TypeError, ValueError):
-                continue
-        if not math.isnan(seconds):
-            return max(seconds, 0.0)
-    return None
+def _cause(error):
+    """Why a connection failed, in the HTTP library's words."""
+    return str(error.__cause__ or error) or type(error.__cause__).__name__
+
+
+def _n_tries(error):
+    """How often the request of an error was sent."""
+    return 1 + int(error.request.headers.get(RETRY_COUNT, 0))
+
+
+def _in_tries(n_tries):
+    return 'in 1 try' if n_tries == 1 else f'in each of {n_tries} tries'
