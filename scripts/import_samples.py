@@ -1,13 +1,14 @@
-"""Make candidate files from samples that there are already: logs of lm-evaluation-harness, or any jsonl.
+"""Make candidate files from existing samples: logs of lm-evaluation-harness, or any jsonl.
 
     python scripts/import_samples.py samples_gsm8k_x.jsonl --task gsm8k --generator my-llm --validation_share 0.2
     python scripts/import_samples.py mine.jsonl --task mine --generator my-llm --split train --response_key answer
     python scripts/import_samples.py mine.jsonl --task mine --validation_share 0.2
 
 The third has no generator: it takes inputs and references alone, and writes the data that scripts/sample_openai.py
-reads. Lines of one instruction become one example, their references and samples joined. A key may reach into an object:
-`doc.question`. A log of lm-evaluation-harness (`lm_eval --log_samples`) is known by its fields: there the instruction
-is the prompt, the references are `target`, the samples all `resps`, and the generation's arguments tell the decoding.
+reads. Lines with the same instruction become one example with all their references and samples. A key may reach into an
+object: `doc.question`. A log of lm-evaluation-harness (`lm_eval --log_samples`) is recognized by its fields: there the
+instruction is the prompt, the references are `target`, the samples are all `resps`, and the decoding is named after the
+generation's arguments.
 """
 
 import ast
@@ -26,31 +27,31 @@ from cappy.files import jsonl
 from cappy.files.wording import listed, shown
 from cappy.tasks.candidates import Example, Sample, write_examples
 
-LOG_FIELDS = {'doc_id', 'target', 'arguments', 'resps'}  # of a line that --log_samples writes
+LOG_FIELDS = {'doc_id', 'target', 'arguments', 'resps'}  # of each line of a log
 LIKELIHOODS = ('log_likelihood_sum', 'log_likelihood_mean')
 
 
 def main(
-    input_files: str,  # jsonl, several with commas between; a log's runs each in a file of their own
-    task: str,  # the name that the files get
-    generator: str | None = None,  # the LLM of the samples; default: none are taken
-    output_dir: str | None = None,  # default: bigbench_flan_gens; without a generator bigbench_data
+    input_files: flags.Names,  # jsonl files, a,b,c; of logs, one file per run
+    task: str,  # name of the task: files are {task}_{split}.jsonl
+    generator: str | None = None,  # name of the LLM that drew the samples; default: samples are not read
+    output_dir: str | None = None,  # default: bigbench_flan_gens; bigbench_data without a generator
     split: Literal['train', 'validation'] | None = None,  # write all examples as this split
-    validation_share: float | None = None,  # write both splits, this share of the examples (0.2) to validate
-    seed=11111,  # of the division
-    instruction_key: str | None = None,  # default: instruction; of a log, the prompt
-    response_key: str | None = None,  # text, or a list of texts; default: response; of a log, resps
-    references_key: str | None = None,  # text, or a list of texts; default: references; of a log, target
-    decoding_key: str | None = None,  # field with the name of the decoding; default: --decoding
-    decoding: str | None = None,  # name of the decoding of all samples; default: sampling; of a log, by its arguments
-    filter: str | None = None,  # of a log with several filters: take the lines of this one
+    validation_share: float | None = None,  # write both splits; share of the examples in validation, 0 to 1
+    seed=11111,  # of the random division into splits
+    instruction_key: str | None = None,  # field of the instruction; default: instruction; in a log, the prompt
+    response_key: str | None = None,  # field of a text or a list of texts; default: response; in a log, resps
+    references_key: str | None = None,  # field of a text or a list of texts; default: references; in a log, target
+    decoding_key: str | None = None,  # field of the decoding's name; default: --decoding names it
+    decoding: str | None = None,  # name of the decoding of all samples; default: sampling; in a log, by its arguments
+    filter: str | None = None,  # in a log with several filters: the name of the one whose lines are read
     overwrite=False,  # replace files that exist
 ):
-    """Make candidate files from samples that there are already."""
+    """Make candidate files from existing samples."""
     settings = dict(locals())
     check_flags(settings)
     examples = {}
-    for path in map(str.strip, input_files.split(',')):
+    for path in input_files:
         logged = {}  # samples by doc_id
         for number, fields in jsonl.read(path):
             try:
@@ -65,15 +66,15 @@ def main(
 
 
 def check_flags(settings):
-    """Flags that go together, and files that are not to be replaced."""
+    """Raise InputError for flags that exclude each other, and for files that would be replaced."""
     if (settings['split'] is None) == (settings['validation_share'] is None):
-        raise InputError('give either --split or --validation_share: are the examples to train or to validate?')
+        raise InputError('give either --split, for one split, or --validation_share, for both')
     share = settings['validation_share']
     if share is not None and not 0 < share < 1:
         raise InputError(f'--validation_share: expected more than 0 and less than 1, found {share:g}')
     for name in ('task', 'generator'):
         if settings[name] is not None and (not settings[name] or '/' in settings[name]):
-            raise InputError(f'--{name} {settings[name]!r}: files are named after it; leave out the /')
+            raise InputError(f'--{name} {settings[name]!r}: files are named after it; give a name without a slash')
     if settings['decoding'] and settings['decoding_key']:
         raise InputError('--decoding and --decoding_key both name the decoding; give one of them')
     for name in (settings['split'],) if settings['split'] else ('train', 'validation'):
@@ -83,14 +84,14 @@ def check_flags(settings):
 
 
 def output_path(settings, split):
-    """Where a split goes."""
+    """Where the examples of a split are written."""
     generator, folder = settings['generator'], settings['output_dir']
     folder = Path(folder or ('bigbench_flan_gens' if generator else 'bigbench_data'))
     return (folder / generator if generator else folder) / f'{settings["task"]}_{split}.jsonl'
 
 
 def add_line(examples, logged, fields, settings):
-    """Join a line to the example of its instruction: {instruction: {'references', 'samples'}}."""
+    """Add a line to the example of its instruction; examples: {instruction: {'references', 'samples'}}."""
     is_log = fields.keys() >= LOG_FIELDS
     if is_log and settings['filter'] not in (None, fields.get('filter')):
         return
@@ -106,18 +107,18 @@ def add_line(examples, logged, fields, settings):
 
 
 def is_logged_again(logged, fields, key, samples):
-    """A log has a line for each filter of a document, and in each the same resps."""
+    """Whether an earlier line has these samples: a log has one line per document and filter, with the same resps."""
     doc_id = shown(fields['doc_id'])
     before = logged.setdefault(doc_id, samples)
     if before != samples:
         raise InputError(
-            f'{key}: other samples than on the line above of doc_id {doc_id}; --filter takes one filter alone'
+            f'{key}: not the samples of an earlier line of doc_id {doc_id}; read the lines of one --filter alone'
         )
     return before is not samples
 
 
 def find_instruction(fields, key, is_log):
-    """The text of the instruction, which is not empty."""
+    """The text of a line's instruction, which is not empty."""
     if is_log and key is None:
         key, text = 'arguments', logged_prompt(fields['arguments'])
     else:
@@ -126,12 +127,12 @@ def find_instruction(fields, key, is_log):
     if not isinstance(text, str):
         raise InputError(f'{key}: expected text, found {shown(text)}')
     if not text.strip():
-        raise InputError(f'{key}: is empty, so there is nothing to answer; take the line out')
+        raise InputError(f'{key}: is empty, so there is nothing to answer; remove the line')
     return text
 
 
 def find_references(fields, key, is_log):
-    """The references, a list of texts."""
+    """The references of a line, a list of texts."""
     if is_log and key is None:
         return logged_target(fields['target'])
     key = key or 'references'
@@ -143,10 +144,10 @@ def find_references(fields, key, is_log):
 
 
 def find_samples(fields, key, decoding):
-    """The samples of a line, with their log-likelihoods where there is one sample and the line has them."""
+    """The samples of a line; a single one with its log-likelihoods, where the line has them."""
     responses = look_up(fields, key, 'response_key')
     while isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], list):
-        responses = responses[0]  # a log has a list for each request; a request to generate is one
+        responses = responses[0]  # a log has one list per request, and a generation is one request
     if isinstance(responses, str):
         likelihoods = {name: float(fields[name]) for name in LIKELIHOODS if is_finite(fields.get(name))}
         return [Sample(responses, decoding, **likelihoods)]
@@ -156,7 +157,7 @@ def find_samples(fields, key, decoding):
 
 
 def is_finite(value):
-    """Whether it is a number, and not infinity."""
+    """Whether a JSON value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -173,18 +174,18 @@ def find_decoding(fields, settings, is_log):
 
 
 def look_up(fields, key, flag):
-    """The value of a field, or of a field inside an object for a key with dots."""
+    """The value of a field or, for a key with dots, of a field inside an object."""
     value = fields
     for part in [key] if key in fields else key.split('.'):
         if not isinstance(value, dict) or part not in value:
-            has = f'; there is {listed(value)}' if isinstance(value, dict) else ''
-            raise InputError(f'{key} is missing{has}; --{flag} names another field')
+            has = f'; the line has {listed(value)}' if isinstance(value, dict) else ''
+            raise InputError(f'{key} is missing{has}; --{flag} chooses another field')
         value = value[part]
     return value
 
 
 def logged_arguments(arguments):
-    """(prompt, settings) of the first request; newer logs have objects with numbered keys in place of lists."""
+    """(prompt, settings) of the first request; newer logs have objects with numbered keys instead of lists."""
     first = arguments.get('gen_args_0') if isinstance(arguments, dict) else arguments[:1] and arguments[0]
     if isinstance(first, dict):
         return first.get('arg_0'), first.get('arg_1')
@@ -192,24 +193,24 @@ def logged_arguments(arguments):
 
 
 def logged_prompt(arguments):
-    """The prompt; of a chat, which is logged as JSON, what the user said last."""
+    """The prompt; of a chat, which is logged as JSON, the last message of the user."""
     prompt, _ = logged_arguments(arguments)
     text = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
     if not isinstance(text, str):
-        raise InputError(f'arguments: expected a prompt, found {shown(arguments)}; --instruction_key names a field')
+        raise InputError(f'arguments: expected a prompt, found {shown(arguments)}; --instruction_key chooses a field')
     try:
-        said = [message['content'] for message in json.loads(text) if message['role'] == 'user']
+        messages = [message['content'] for message in json.loads(text) if message['role'] == 'user']
     except (ValueError, TypeError, KeyError):
-        return text  # no chat
-    return said[-1] if said else text
+        return text  # not a chat
+    return messages[-1] if messages else text
 
 
 def logged_target(target):
-    """The references; a log has a list of them as Python writes it."""
+    """The references; a log has several of them as the text of a Python list."""
     if isinstance(target, list) and all(isinstance(part, str) for part in target):
         return target
     if not isinstance(target, str):
-        raise InputError(f'target: expected text, found {shown(target)}; --references_key names another field')
+        raise InputError(f'target: expected text, found {shown(target)}; --references_key chooses another field')
     if target.startswith('['):
         try:
             parts = ast.literal_eval(target)
@@ -221,32 +222,34 @@ def logged_target(target):
 
 
 def logged_decoding(arguments):
-    """A name from the generation's arguments: greedy, beam4, temp0.7, temp0.7_topp0.9."""
-    _, given = logged_arguments(arguments)
-    if not isinstance(given, dict):
-        raise InputError(f'arguments: not those of a generation, whose texts would be candidates: {shown(arguments)}')
-    temperature, top_p = given.get('temperature'), given.get('top_p')
-    if (given.get('num_beams') or 1) > 1:
-        return f'beam{given["num_beams"]}'
-    if given.get('do_sample') is False or temperature == 0 or (not given.get('do_sample') and temperature is None):
+    """A name made from the generation's arguments: greedy, beam4, temp0.7, temp0.7_topp0.9."""
+    _, settings = logged_arguments(arguments)
+    if not isinstance(settings, dict):
+        raise InputError(
+            f'arguments: expected those of a generation, found {shown(arguments)}; only texts can be ranked'
+        )
+    temperature, top_p, do_sample = (settings.get(name) for name in ('temperature', 'top_p', 'do_sample'))
+    if (settings.get('num_beams') or 1) > 1:
+        return f'beam{settings["num_beams"]}'
+    if do_sample is False or temperature == 0 or (not do_sample and temperature is None):
         return 'greedy'
     return f'temp{float(temperature or 1)}' + (f'_topp{float(top_p)}' if top_p is not None and top_p < 1 else '')
 
 
 def check_examples(examples, settings):
-    """There are examples, and each has a reference on one of its lines, and a sample where there is a generator."""
-    place = settings['input_files']
+    """Raise InputError unless there are examples, each with a reference and, of a generator, with a sample."""
+    files = ', '.join(settings['input_files'])
     if not examples:
         of_filter = f' of the filter {settings["filter"]!r}' if settings['filter'] else ''
-        raise InputError(f'{place}: holds no examples{of_filter}; expected one JSON object a line')
+        raise InputError(f'{files}: holds no examples{of_filter}; expected one JSON object per line')
     for instruction, example in examples.items():
         for kind in ('references', 'samples') if settings['generator'] else ('references',):
             if not example[kind]:
-                raise InputError(f'{place}: no line of the instruction {shown(instruction)} has {kind}; take it out')
+                raise InputError(f'{files}: no line of the instruction {shown(instruction)} has {kind}; remove them')
 
 
 def finished(examples, settings):
-    """The examples, numbered in their order."""
+    """[Example], numbered in order."""
     return [
         Example(settings['task'], number, instruction, tuple(example['references']), tuple(example['samples']))
         for number, (instruction, example) in enumerate(examples.items())
@@ -254,7 +257,7 @@ def finished(examples, settings):
 
 
 def divide(examples, split, validation_share, seed):
-    """{split: examples in their order}; the division is the seed's and shares are rounded."""
+    """{split: examples in order}; random by the seed, the share rounded to whole examples."""
     if split:
         return {split: examples}
     n_validation = round(len(examples) * validation_share)

@@ -29,7 +29,7 @@ def run(*argv):
 
 
 def refused(capsys, *argv):
-    """The one line of a run that fails and writes nothing."""
+    """The only line of a run that fails and writes nothing."""
     before = sorted(Path.cwd().rglob('*'))
     capsys.readouterr()
     assert run(*argv) == 1
@@ -91,7 +91,7 @@ def test_a_log_becomes_candidates_under_the_decoding_of_its_arguments():
         ({'temperature': 0.5, 'top_p': 1.0}, 'temp0.5'),
     ],
 )
-def test_the_decoding_is_named_by_the_arguments_of_the_generation(given, name):
+def test_the_decoding_is_named_after_the_arguments_of_the_generation(given, name):
     write('log.jsonl', [logged(0, 'a', 'b', ['c'], given=given)])
     assert run('log.jsonl', *COMMAND) == 0
     assert read('train')[0].decodings == (name,)
@@ -105,7 +105,7 @@ def test_older_logs_have_lists_of_arguments():
     assert read('train') == [Example('mine', 0, 'Say b', ('b', 'B'), (Sample('c', 'greedy'),))]
 
 
-def test_of_a_chat_the_last_words_of_the_user_are_the_instruction():
+def test_the_instruction_of_a_chat_is_the_last_message_of_the_user():
     chat = [
         {'role': 'system', 'content': 'Be brief.'},
         {'role': 'user', 'content': 'Say a'},
@@ -132,7 +132,7 @@ def test_a_document_that_is_logged_once_for_each_filter_counts_once(capsys):
     assert run('log.jsonl', *COMMAND) == 0
     assert [[sample.response for sample in example.samples] for example in read('train')] == [['c', 'd']] * 2
     filtered = (*COMMAND, '--overwrite', '--response_key', 'filtered_resps')
-    assert 'log.jsonl:4: filtered_resps: other samples than on the line above of doc_id 1' in refused(
+    assert 'log.jsonl:4: filtered_resps: not the samples of an earlier line of doc_id 1' in refused(
         capsys, 'log.jsonl', *filtered
     )
     assert run('log.jsonl', *filtered, '--filter', 'strict') == 0
@@ -163,7 +163,7 @@ def test_lines_of_one_sample_are_joined_by_their_instruction():
     ]
 
 
-def test_without_a_generator_the_data_to_sample_for_is_written_and_divided_by_the_seed():
+def test_without_a_generator_the_data_to_sample_for_is_divided_by_the_seed():
     write('mine.jsonl', [{'instruction': f'Say {n}', 'references': f'{n}'} for n in range(10)])
     command = ('mine.jsonl', '--task', 'mine', '--validation_share', 0.3)
     assert run(*command) == 0
@@ -180,15 +180,15 @@ def test_without_a_generator_the_data_to_sample_for_is_written_and_divided_by_th
 
 def test_bad_flags_are_named(capsys):
     write('mine.jsonl', [{'instruction': 'a', 'references': ['b'], 'response': 'c'}])
-    one = ('mine.jsonl', '--task', 'mine', '--generator', 'llm')
+    base = ('mine.jsonl', '--task', 'mine', '--generator', 'llm')
     for argv, words in (
-        (one, 'give either --split or --validation_share'),
-        ((*one, '--split', 'train', '--validation_share', 0.5), 'give either --split or --validation_share'),
+        (base, 'give either --split, for one split, or --validation_share, for both'),
+        ((*base, '--split', 'train', '--validation_share', 0.5), 'give either --split, for one split, or'),
         (('mine.jsonl', '--task', '../x', '--split', 'train'), "--task '../x': files are named after it"),
         (('mine.jsonl', '--task', 'x', '--generator', '', '--split', 'train'), "--generator '': files are named"),
-        ((*one, '--split', 'test'), "--split: expected 'train' or 'validation'"),
-        ((*one, '--validation_share', 1), '--validation_share: expected more than 0 and less than 1, found 1'),
-        ((*one, '--validation_share', 0.5), '--validation_share 0.5 of 1 examples leaves a split empty'),
+        ((*base, '--split', 'test'), "--split: expected 'train' or 'validation'"),
+        ((*base, '--validation_share', 1), '--validation_share: expected more than 0 and less than 1, found 1'),
+        ((*base, '--validation_share', 0.5), '--validation_share 0.5 of 1 examples leaves a split empty'),
         (('mine.jsonl', *COMMAND, '--decoding', 'a', '--decoding_key', 'b'), '--decoding and --decoding_key both'),
         (('nine.jsonl', *COMMAND), 'nine.jsonl: no such file; near names in .: mine.jsonl'),
     ):
@@ -202,7 +202,7 @@ GOOD = {'instruction': 'a', 'references': ['b'], 'response': 'c'}
 BAD = {
     'no instruction': (
         [GOOD, {'references': []}],
-        ':2: instruction is missing; there is references; --instruction_key',
+        ':2: instruction is missing; the line has references; --instruction_key',
     ),
     'an empty instruction': ([GOOD | {'instruction': ' '}], ':1: instruction: is empty'),
     'a number': ([GOOD | {'instruction': 4}], ':1: instruction: expected text, found 4'),
@@ -215,7 +215,7 @@ BAD = {
     'not an object': ([GOOD, [1]], ':2: expected a JSON object'),
     'a choice': (
         [logged(0, 'a', '1', ['-1.5', 'False'], given=' yes')],
-        ':1: arguments: not those of a generation, whose texts would be candidates',
+        ':1: arguments: expected those of a generation, found {"gen_args_0"',
     ),
     'no prompt': ([logged(0, None, '1', ['a'])], ':1: arguments: expected a prompt, found {"gen_args_0"'),
     'no arguments': ([logged(0, 'a', '1', ['a'], arguments=[])], ':1: arguments: expected a prompt, found []'),
@@ -224,6 +224,6 @@ BAD = {
 
 
 @pytest.mark.parametrize('case', BAD)
-def test_a_bad_line_is_named(case, capsys):
+def test_a_bad_line_is_refused_by_number(case, capsys):
     lines, words = BAD[case]
     assert f'error: {write("in.jsonl", lines)}{words}' in refused(capsys, 'in.jsonl', *COMMAND)
