@@ -128,6 +128,7 @@ def main(
         result = {
             'rougeL': float(np.mean(rougeL_by_pick['scorer after adapting'])),
             'settings': settings,
+            'model_digest': scorer.source_digest,
             'counts': {
                 'train_examples': len(task['train']),
                 'held_out_examples': len(held_out),

@@ -106,7 +106,6 @@ def main(
             checkpoint_every=checkpoint_every,
             fingerprint={
                 'rows of data_dir': data_digest(stream.shards),
-                'model_name_or_path': model_name_or_path,
                 'from_scratch': from_scratch,
             },
             on_update=evaluations,
@@ -117,6 +116,7 @@ def main(
         result = {
             'best': evaluations.best(),
             'settings': settings,
+            'model_digest': scorer.source_digest,
             'counts': count(stream, held_out, updates, feed),
             'comparison': evaluation.compare(held_out, before, after, seed) if is_judged else [],
             'by_template': evaluation.by_template(held_out, before, after) if is_judged else [],

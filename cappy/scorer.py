@@ -44,6 +44,7 @@ class Cappy:
         self.max_length = max_length
         self.tokens_per_device = tokens_per_device  # of a scoring batch, None: scoring.TOKENS_PER_DEVICE
         self.source = source  # the model directory or hub name it was read from
+        self.source_digest = None  # of that model's files, as `model_files.model_digest` gives it
         self._published_config = published_config
         # Shapes that scoring was compiled for. A later call prefers them, so its scores may differ in the last bit
         # from those of a process that has scored nothing before.
@@ -82,9 +83,11 @@ class Cappy:
         check_vocabulary(tokenizer, config.vocab_size, path)
         params = fresh_params(config, seed) if from_scratch else read_params(path, config, seed, needs_head)
         params = devices.put_params(params)
-        return cls(
+        scorer = cls(
             params, config, published, tokenizer, devices, dtype, max_length, tokens_per_device, str(name_or_dir)
         )
+        scorer.source_digest = model_files.model_digest(path)
+        return scorer
 
     def score(self, pairs, responses=None, *, progress=None):
         """float32 [n]: a score for each (instruction, response), in order.
@@ -312,9 +315,12 @@ def _fingerprint(settings, triples, scorer):
         'train_size': len(triples),
         'train_data': hashlib.sha256(json.dumps(triples).encode()).hexdigest(),
         'data_parallel_devices': scorer.devices.n_data,
-        'model': scorer.source,
     }
 
 
 def _shared_fingerprint(settings, scorer):
-    return {**dataclasses.asdict(settings), 'compute_dtype': jnp.dtype(scorer.compute_dtype).name}
+    return {
+        **dataclasses.asdict(settings),
+        'model_digest': scorer.source_digest,
+        'compute_dtype': jnp.dtype(scorer.compute_dtype).name,
+    }

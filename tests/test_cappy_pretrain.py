@@ -179,11 +179,11 @@ def stopped(data, tiny_directories, run_python, tmp_path_factory):
 @pytest.mark.parametrize(
     ('flags', 'told'),
     [
-        (('--learning_rate', 2e-3), 'made with learning_rate 0.001, asked for 0.002'),
-        (('--n_epochs', 2), 'made with n_epochs 1, asked for 2'),
-        (('--seed', 5), 'made with seed 11111, asked for 5'),
+        (('--learning_rate', 2e-3), 'made with learning_rate 0.001 (asked for: 0.002)'),
+        (('--n_epochs', 2), 'made with n_epochs 1 (asked for: 2)'),
+        (('--seed', 5), 'made with seed 11111 (asked for: 5)'),
         (('--data_dir', 'other'), "made with rows of data_dir '"),
-        (('--from_scratch',), 'made with from_scratch False, asked for True'),
+        (('--from_scratch',), 'made with from_scratch False (asked for: True)'),
     ],
 )
 def test_going_on_with_other_data_or_settings_is_refused(

@@ -403,10 +403,10 @@ def stopped(adapt, tmp_path_factory):
 @pytest.mark.parametrize(
     ('changes', 'found'),
     [
-        ({'learning_rate': 2e-3}, 'made with learning_rate 0.001, asked for 0.002'),
-        ({'seed': 8}, 'made with seed 7, asked for 8'),
-        ({'lr_schedule': 'corrected'}, "made with lr_schedule 'reference', asked for 'corrected'"),
-        ({'accumulate_grad_batches': 1}, 'made with accumulate_grad_batches 2, asked for 1'),
+        ({'learning_rate': 2e-3}, 'made with learning_rate 0.001 (asked for: 0.002)'),
+        ({'seed': 8}, 'made with seed 7 (asked for: 8)'),
+        ({'lr_schedule': 'corrected'}, "made with lr_schedule 'reference' (asked for: 'corrected')"),
+        ({'accumulate_grad_batches': 1}, 'made with accumulate_grad_batches 2 (asked for: 1)'),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused_with_the_setting_named(adapt, stopped, tmp_path, changes, found):

@@ -16,7 +16,6 @@ from sweep_cells import (
     sweep_flags,
     wait_for,
 )
-from test_report import give
 
 
 def check_shown_page(path, rougeL, browser_folder):

@@ -248,33 +248,6 @@ def _open_safetensors(file: Path) -> dict[str, LazyTensor]:
     return {name: LazyTensor(shape, functools.partial(read, name)) for name, shape in shapes.items()}
 
 
-def model_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a model directory: names and contents of its config.json, tokenizer files and weights.
-
-    The weights are the files that read_tensors takes. A link into a hub cache that names files by their SHA-256 is not
-    read. Equal directories have equal digests wherever they are; the memory needed does not depend on their size.
-    """
-    path = Path(path)
-    weights = next((name for name in READERS if (path / name).is_file()), None)
-    names = {'config.json', *filter(None, [weights])}
-    names |= {entry.name for pattern in TOKENIZER_PATTERNS for entry in path.glob(pattern) if entry.is_file()}
-    if weights and weights.endswith('.index.json'):
-        names |= set(_read_json(path / weights).get('weight_map', {}).values())
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        if (path / name).is_file():
-            digest.update(f'{name}\0{_file_digest(path / name)}\n'.encode())
-    return digest.hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    target = file.resolve().name if file.is_symlink() else ''
-    if re.fullmatch('[0-9a-f]{64}', target):
-        return target
-    with open(file, 'rb') as opened:
-        return hashlib.file_digest(opened, 'sha256').hexdigest()
-
-
 def normalise_names(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The tensors under the names of a whole model, its encoder called prefix ('roberta', 'bert').
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cappy.errors import InputError
+from cappy.files.settings import differing
 from cappy.files.updates import Update
 
 
@@ -75,12 +76,10 @@ class Checkpoint:
             raise InputError(f'{self.path}: damaged ({error}); delete it to begin again') from error
 
     def _check(self, found, wanted):
-        differing = [key for key in wanted if found.get(key) != wanted[key]]
-        if differing:
-            key = differing[0]
+        if other := differing({name: found.get(name) for name in wanted}, wanted):
             raise InputError(
-                f'{self.path}: made with {key} {found.get(key)!r}, asked for {wanted[key]!r}; '
-                f'give the same, or overwrite it to begin again'
+                f'{self.path}: made with {", ".join(other)}; give the same, or delete it (as --overwrite does) to begin '
+                'again'
             )
 
     def remove(self):
