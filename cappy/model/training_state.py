@@ -78,8 +78,8 @@ class Checkpoint:
     def _check(self, found, wanted):
         if other := differing({name: found.get(name) for name in wanted}, wanted):
             raise InputError(
-                f'{self.path}: made with {", ".join(other)}; give the same, or delete it (as --overwrite does) to begin '
-                'again'
+                f'{self.path}: made with {", ".join(other)}; give the same, or delete it (as --overwrite does) to '
+                'begin again'
             )
 
     def remove(self):
