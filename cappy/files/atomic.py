@@ -14,8 +14,7 @@ from cappy.errors import InputError
 
 @contextmanager
 def write_atomically(path):
-    """A text file (UTF-8) that takes its place at `path` when the block ends, and vanishes if it
-    fails.
+    """A text file (UTF-8) that takes its place at `path` when the block ends, and vanishes if it fails.
 
     Makes the folders above. Raises InputError where the file cannot be written (rights, space).
     """
@@ -58,22 +57,24 @@ def read_fields(path, names: Sequence[str]) -> dict:
     return result
 
 
-def _is_about(error, path, partial):
-    if error.filename is None:  # a write that failed, by lack of space for one
-        return not isinstance(error, ConnectionError)
-    return str(error.filename) in map(str, (partial, path, *path.parents))
-
-
 def write_text(path, text):
+    """Write a text and the end of its last line, whole or not at all."""
     with write_atomically(path) as file:
         file.write(text + '\n')
 
 
-def to_json(path, value, indent=None):
+def to_json(path, value, indent=None) -> str:
+    """A value as JSON, arrays as lists. Raises InputError naming the path where a number is not finite."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=_plain)
     except ValueError as error:
-        raise InputError(f'{path}: not written, it would hold a number not finite') from error
+        raise InputError(f'{path}: not written, since it would hold a number that is not finite') from error
+
+
+def _is_about(error, path, partial):
+    if error.filename is None:  # a write that failed, by lack of space for one
+        return not isinstance(error, ConnectionError)
+    return str(error.filename) in map(str, (partial, path, *path.parents))
 
 
 def _plain(value):
@@ -83,7 +84,8 @@ def _plain(value):
     return value.tolist() if hasattr(value, 'tolist') else str(value)
 
 
-def read_text(path):
+def read_text(path) -> str:
+    """A text file (UTF-8). Raises InputError where it is missing, damaged or cannot be read."""
     try:
         return Path(path).read_text(encoding='utf-8')
     except FileNotFoundError as error:

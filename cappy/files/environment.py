@@ -9,9 +9,9 @@ PACKAGES = ('cappy', 'jax', 'flax', 'optax', 'transformers', 'redco', 'numpy', '
 
 
 def environment() -> dict:
-    """Versions of Python and of the packages that matter, None where not installed; and the
-    checkout's commit, with '+changes' where its files differ from it, if Cappy runs from a
-    checkout."""
+    """Versions of Python and of the packages that matter, None where not installed; and the checkout's commit, with
+    '+changes' where its files differ from it, if Cappy runs from a checkout.
+    """
     versions = {'python': platform.python_version()}
     for package in PACKAGES:
         try:

@@ -16,9 +16,9 @@ _SURROGATE_ESCAPE = re.compile(rb'\\u[dD][89a-fA-F]')
 def read(path, parse=None, *, remedy=''):
     """Yield (line number from 1, parse(fields)) of each line that is not blank; the fields themselves without parse.
 
-    parse: called with the dict of a line; its InputError says what is wrong with the fields and not where.
-    remedy: the next step if there is no such file, as `wording.not_found` takes it.
-    Raises InputError that begins with the path and the line number.
+    parse: called with the dict of a line; its InputError says what is wrong with the fields and not where. remedy: the
+    next step if there is no such file, as `wording.not_found` takes it. Raises InputError that begins with the path and
+    the line number.
     """
     for number, raw in numbered_lines(path, remedy=remedy):
         yield number, parse_line(path, number, raw, parse)

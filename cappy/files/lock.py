@@ -12,9 +12,7 @@ from cappy.errors import InputError
 
 
 class ResultLocked(InputError):
-    """A live process works on this result. host, pid and since (ISO time) are None where they are
-    not known.
-    """
+    """A live process works on this result. host, pid and since (ISO time) are None where they are not known."""
 
     def __init__(self, path, host, pid, since):
         holder = f'process {pid} on {host} since {since}' if pid else 'another process'
@@ -26,9 +24,8 @@ class ResultLocked(InputError):
 def result_lock(paths):
     """Keep other processes off a result while the block runs.
 
-    The lock is the kernel's (flock), so it ends with its process, however that ends; the file tells
-    others who holds it. Raises ResultLocked where a live process holds it, InputError where the
-    file cannot be made.
+    The lock is the kernel's (flock), so it ends with its process, however that ends; the file tells others who holds
+    it. Raises ResultLocked where a live process holds it, InputError where the file cannot be made.
     """
     path = paths.lock
     file = _open_and_lock(path)
@@ -40,14 +37,14 @@ def result_lock(paths):
         # Removed while still held: whoever waits for this file sees that it is gone and makes
         # a new one.
         with suppress(OSError):
-            if _lies_at(file, path):
+            if _is_at(file, path):
                 path.unlink()
         fcntl.flock(file, fcntl.LOCK_UN)  # a forked child may hold the file open longer
         os.close(file)
 
 
 def _open_and_lock(path):
-    """File descriptor of the locked file, which is the one that lies at `path`."""
+    """File descriptor of the locked file, which is the one at `path`."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +56,7 @@ def _open_and_lock(path):
         ours = False
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = _lies_at(file, path)  # else its holder removed it after we had opened it
+            ours = _is_at(file, path)  # else its holder removed it after we had opened it
             if ours:
                 return file
         except BlockingIOError:
@@ -71,7 +68,7 @@ def _open_and_lock(path):
                 os.close(file)
 
 
-def _lies_at(file, path):
+def _is_at(file, path):
     try:
         return os.path.samestat(os.stat(path), os.fstat(file))
     except FileNotFoundError:
@@ -96,13 +93,11 @@ def _read_holder(file):
         holder = json.loads(os.pread(file, 4096, 0))
         return holder['host'], holder['pid'], holder['since']
     except (OSError, ValueError, TypeError, KeyError):
-        return None, None, None  # it has not written itself down yet
+        return None, None, None  # its holder has not written it yet
 
 
 def _remove_partial_files(paths):
-    """What a killed process left half-written; the caller holds the lock, so nobody writes
-    there.
-    """
+    """What a killed process left half-written; the caller holds the lock, so nobody writes there."""
     for path in paths.written:
         for partial in path.parent.glob(f'.{glob.escape(path.name)}.*.partial'):
             with suppress(OSError):

@@ -14,9 +14,7 @@ from cappy.files.atomic import (
 
 
 class Update(NamedTuple):
-    """One optimizer step: learning_rate is the rate applied, loss the mean over its pairs before
-    the step.
-    """
+    """One optimizer step: learning_rate is the rate applied, loss the mean over its pairs before the step."""
 
     update: int
     pairs: int

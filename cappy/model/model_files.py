@@ -1,9 +1,8 @@
 """Model directories and named tensors: find, read, check, write.
 
-Named tensors are a flat dict from PyTorch transformers' names to float32 arrays in PyTorch's
-layout, e.g. 'roberta.encoder.layer.0.attention.self.query.weight' [out, in]. What they mean is the
-encoder's matter.
-Every format read here holds only data: no pickle is run, no code is fetched.
+Named tensors are a flat dict from PyTorch transformers' names to float32 arrays in PyTorch's layout, e.g.
+'roberta.encoder.layer.0.attention.self.query.weight' [out, in]. What they mean is the encoder's matter. Every format
+read here holds only data: no pickle is run, no code is fetched.
 """
 
 import dataclasses
@@ -76,8 +75,8 @@ def find_model(name_or_dir: str | os.PathLike) -> Path:
     """The directory of a model: the given one, that of an installed package, or the local copy of a hub name's files.
 
     A directory comes first, then the names of PACKAGED_MODELS. A hub name is fetched into huggingface_hub's cache, and
-    found there without a network: the config, the tokenizer and the first existing kind of weights.
-    Raises InputError saying where it was looked for, and what to do.
+    found there without a network: the config, the tokenizer and the first existing kind of weights. Raises InputError
+    saying where it was looked for, and what to do.
     """
     if not str(name_or_dir):
         raise InputError('model: the name is empty; give a directory or a hub name')
@@ -160,10 +159,9 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The weights of a model directory as named tensors, float32, in PyTorch's layout.
 
-    Takes the first of the files in READERS that exists. Names are the file's own but for Flax's and
-    old BERT's last parts; float16 and bfloat16 become float32; integer buffers (position_ids) are
-    left out.
-    Raises InputError naming the file that is missing, damaged, or unreadable without torch.
+    Takes the first of the files in READERS that exists. Names are the file's own but for Flax's and old BERT's last
+    parts; float16 and bfloat16 become float32; integer buffers (position_ids) are left out. Raises InputError naming
+    the file that is missing, damaged, or unreadable without torch.
     """
     path = Path(path)
     for name, read in READERS.items():
@@ -263,8 +261,8 @@ def expected_name_report(
 ) -> list[str]:
     """Check that the tensors read from path hold every expected name in its shape.
 
-    Returns the names that are not expected, sorted.
-    Raises InputError naming the first few missing and misshapen tensors, and how many there are.
+    Returns the names that are not expected, sorted. Raises InputError naming the first few missing and misshapen
+    tensors, and how many there are.
     """
     missing = [name for name in expected if name not in tensors]
     misshapen = [
@@ -401,10 +399,9 @@ def write_model(
 
     It holds model.safetensors (float32), config.json, the tokenizer's files and README.md.
 
-    tensors: anything that numpy can take as an array, under PyTorch's names and in its layout.
-    The directory appears whole or not at all: it is written beside its place and renamed.
-    Raises InputError where it cannot be written, or where something is: unless overwrite is set,
-    and even then where it holds files that no checkpoint holds.
+    tensors: anything that numpy can take as an array, under PyTorch's names and in its layout. The directory appears
+    whole or not at all: it is written beside its place and renamed. Raises InputError where it cannot be written, or
+    where something is: unless overwrite is set, and even then where it holds files that no checkpoint holds.
     """
     target = Path(directory).expanduser().resolve()
     check_writable(target, overwrite)
