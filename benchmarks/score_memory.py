@@ -1,4 +1,4 @@
-"""Peak memory of scripts/score.py on many short pairs, and whether a killed run goes on to the same file.
+"""Peak memory of scripts/score.py on many short pairs, and whether a killed run continues to the same file.
 
     python benchmarks/score_memory.py
     python benchmarks/score_memory.py --n_rows 100000

@@ -137,7 +137,7 @@ def held_out_names(names, patterns):
 def with_choices(all_chunks):
     """Yield (chunk, TemplateChoices); they are decided by the first chunk of a template that has an instance.
 
-    None stands for the choices before that.
+    None means the choices before that.
     """
     choices = None
     for chunk in all_chunks:

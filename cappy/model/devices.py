@@ -1,4 +1,4 @@
-"""The devices: redco's Deployer, a mesh for any number of them, and where each array lies.
+"""The devices: redco's Deployer, a mesh for any number of them, and where each array is placed.
 
 The Deployer starts the hosts, lays the mesh of a sharded model and logs. It lays none for an unsharded model; the mesh
 is ours then, all devices on the data axis, so that one device and many are the same program.
@@ -92,7 +92,7 @@ class Devices:
         return COMPUTE_DTYPES[name]
 
     def params_shardings(self, params):
-        """Where each parameter lies: a tree like `params` (arrays or their shapes) of NamedSharding.
+        """Where each parameter is placed: a tree like `params` (arrays or their shapes) of NamedSharding.
 
         Raises InputError naming the first parameter that the shards do not divide.
         """

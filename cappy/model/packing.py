@@ -239,38 +239,38 @@ def _cut(n_rows, row_length, tokens_per_batch, n_data):
         yield small, -(-left // small)
 
 
-def fill_rows(batch, encoded, which, config):
+def fill_rows(batch, encoded, pair_index, config):
     """The arrays that `encoder.Scorer` reads, as numpy.
 
-    batch: Batch; encoded: EncodedPairs; which: int [n], where in `encoded` each pair that the batch numbers lies;
+    batch: Batch; encoded: EncodedPairs; pair_index: int [n], the index in `encoded` of each pair that the batch numbers;
     config: EncoderConfig.
     Returns {tokens, positions, segments, pairs, starts[, types]}: see `encoder.Scorer`. Padding has segment 0.
     """
     R, L, C = batch.shape
     row, slot = np.nonzero(batch.pair >= 0)
     number, start = batch.pair[row, slot], batch.start[row, slot]
-    pair = which[number]
+    pair = pair_index[number]
     length = encoded.offsets[pair + 1] - encoded.offsets[pair]
     # For each token of each pair: its place within the pair, in the row, and in the encoded text.
     within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     target = np.repeat(row * L + start, length) + within
     source = np.repeat(encoded.offsets[pair], length) + within
 
-    def laid(values, dtype=np.int32, empty=0):
+    def lay_out(values, dtype=np.int32, empty=0):
         array = np.full(R * L, empty, dtype)
         array[target] = values
         return array.reshape(R, L)
 
     tokens = encoded.tokens[source]
     rows = {
-        'tokens': laid(tokens, empty=config.pad_token_id),
-        'positions': laid(_positions(tokens, within, config)),
-        'segments': laid(np.repeat(slot + 1, length)),
-        'pairs': laid(np.repeat(number, length), np.uint32),
+        'tokens': lay_out(tokens, empty=config.pad_token_id),
+        'positions': lay_out(_positions(tokens, within, config)),
+        'segments': lay_out(np.repeat(slot + 1, length)),
+        'pairs': lay_out(np.repeat(number, length), np.uint32),
         'starts': batch.start,
     }
     if config.model_type == 'bert':
-        rows['types'] = laid(encoded.types[source])
+        rows['types'] = lay_out(encoded.types[source])
     return rows
 
 

@@ -102,7 +102,7 @@ class CellExamples:
 
 
 def choose_folders(names: Sequence[str]) -> list[Path]:
-    """The folders of results, one per seed; a single one that holds only folders seed1, seed2, .. stands for these."""
+    """The folders of results, one per seed; a single one that holds only folders seed1, seed2, .. means these."""
     folders = [Path(name) for name in names]
     if len(folders) == 1 and folders[0].is_dir():
         inside = [entry for entry in _subfolders(folders[0]) if entry.name != PUBLISHED]
