@@ -242,7 +242,7 @@ def _cut(n_rows, row_length, tokens_per_batch, n_data):
 def fill_rows(batch, encoded, pair_index, config):
     """The arrays that `encoder.Scorer` reads, as numpy.
 
-    batch: Batch; encoded: EncodedPairs; pair_index: int [n], the index in `encoded` of each pair that the batch numbers;
+    batch: Batch; encoded: EncodedPairs; pair_index: int [n], the index in `encoded` of each pair that `batch` numbers;
     config: EncoderConfig.
     Returns {tokens, positions, segments, pairs, starts[, types]}: see `encoder.Scorer`. Padding has segment 0.
     """
