@@ -36,10 +36,12 @@ from common import DATA, describe_machine, read_pairs
 
 from cappy.cli.flags import run
 from cappy.errors import InputError
-from cappy.generate.decodings import REFERENCE_DECODINGS, parse_decoding, sample_key
+from cappy.generate.decodings import parse_decoding
 from cappy.generate.generator import Generator
+from cappy.generate.sampling import sample_key
 from cappy.generate.t5 import T5, T5Config, params_shapes, tensor_names
 from cappy.model.model_files import write_model
+from cappy.tasks.candidates import REFERENCE_DECODINGS
 
 SMALL = {
     'model_type': 't5',
