@@ -222,7 +222,8 @@ def rounding(_, t5):
 
 def draw(model, task, examples, seed, top_k, likelihood):
     """The examples with new samples: one of beam search, four of each other decoding."""
-    from cappy.generate.decodings import parse_decoding, sample_key
+    from cappy.generate.decodings import parse_decoding
+    from cappy.generate.sampling import sample_key
 
     def key_of(place, decoding, number):
         return sample_key(seed, task, 'validation', examples[place].example_idx, decoding, number)

@@ -1,16 +1,19 @@
-"""Samples, beams and log-likelihoods of a T5 of FLAN-T5-small's size: ours, PyTorch transformers', the reference's way.
+"""Samples, beams and log-likelihoods of a T5 of FLAN-T5-small's size: ours, PyTorch's, and as the reference does it.
 
     python benchmarks/generation.py
     python benchmarks/generation.py --ends never --n_instructions 32
     python benchmarks/generation.py --what log_likelihoods
 
-Random weights, float32, one process, tokenizing and decoding included; everything runs once before it is timed. Random
-weights know no end, and lengths decide much of the time: a fixed batch waits for its longest text, ours does not. So
-the end's row of the output is set to make the end about as likely at each step as gives texts of --mean_length tokens,
-spread as coin tosses spread them; with --ends never, all texts have 63 tokens and nobody waits. The other logits have a
-standard deviation of 4, which makes a perplexity of about 10. PyTorch gets the instructions sorted by length, padded
-to the longest of a batch, one `generate` for each decoding with `num_return_sequences`; its min_length of 4 is our 3.
-The reference's way is PyTorch's `generate` for each sample, padded to 512. Figures are in docs/benchmarks.md.
+Random weights, float32, one process, tokenizing and decoding included; everything runs once before it is timed.
+
+Lengths of texts decide much of the time, since a fixed batch waits for its longest text and ours does not; and random
+weights hardly ever end a text. So the output's row of the end token is set such that texts have --mean_length tokens on
+average, with a geometric distribution (--ends coin); with --ends never, all texts have 63 tokens and nothing waits. The
+other logits have a standard deviation of 4, a perplexity of about 10.
+
+PyTorch gets the instructions sorted by length and padded to the longest of a batch, and one `generate` per decoding
+with `num_return_sequences`; its min_length of 4 is our 3. As the reference does it: PyTorch's `generate` once per
+sample, padded to 512. Figures are in docs/benchmarks.md.
 """
 
 import contextlib
@@ -28,7 +31,7 @@ try:
     import torch
     from transformers import T5ForConditionalGeneration
 except ModuleNotFoundError:
-    torch = None  # --help does without
+    torch = None  # --help works without it
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
@@ -41,6 +44,8 @@ from cappy.generate.generator import Generator
 from cappy.generate.sampling import sample_key
 from cappy.generate.t5 import T5, T5Config, params_shapes, tensor_names
 from cappy.model.model_files import write_model
+from cappy.generate.t5 import T5, T5Config, params_shapes
+from cappy.model.tensors import tensor_names
 from cappy.tasks.candidates import REFERENCE_DECODINGS
 
 SMALL = {
@@ -68,7 +73,7 @@ DECODINGS = [parse_decoding(name) for name in REFERENCE_DECODINGS]
 
 @contextlib.contextmanager
 def generator_directory(texts, mean_length, ends, seed=0):
-    """A model directory of random weights with a tokenizer made from the texts, while the block runs."""
+    """A model directory with random weights and a tokenizer made from the texts, while the block runs."""
     config = T5Config.from_published(SMALL, 'small', has_head=True)
     generator = np.random.default_rng(seed)
     tensors = {}
@@ -85,7 +90,7 @@ def generator_directory(texts, mean_length, ends, seed=0):
 
 
 def random_tensor(name, shape, generator, config):
-    """As T5 begins its training, but for the output's spread."""
+    """Random as at the beginning of T5's training, except for the larger spread of the output."""
     if 'layer_norm' in name:
         return np.ones(shape, np.float32)
     fan_in = {'wo': config.d_ff, 'o': config.num_heads * config.d_kv}.get(name.split('.')[-2], config.d_model)
@@ -100,7 +105,7 @@ def random_tensor(name, shape, generator, config):
 
 
 def set_end(tensors, config, mean_length, ends, generator):
-    """Make the end's probability 1 / mean_length on average, or 0, by a direction that all hidden states share."""
+    """Make the end token's probability 1 / mean_length on average, or 0, by a feature that all hidden states share."""
     tensors['shared.weight'][:, 0] = 8
     tensors['lm_head.weight'][:, 0] = 0
     tensors['lm_head.weight'][config.eos_token_id] = 0
@@ -127,7 +132,7 @@ def set_end(tensors, config, mean_length, ends, generator):
 
 
 def make_tokenizer(texts, size):
-    """Unigram pieces learned from the texts, made-up words up to the vocabulary's size."""
+    """Unigram pieces learned from the texts, filled up with invented words to the vocabulary's size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -139,7 +144,7 @@ def make_tokenizer(texts, size):
         trainers.UnigramTrainer(vocab_size=8000, special_tokens=specials, unk_token='<unk>', show_progress=False),
     )
     pieces = sorted(learned.get_vocab().items(), key=lambda item: item[1])
-    pieces = [(piece, -0.001 * place - 2) for piece, place in pieces]
+    pieces = [(piece, -0.001 * rank - 2) for piece, rank in pieces]
     pieces += [(f'\u2581word{number}', -9.0) for number in range(size - 28 - len(pieces))]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -150,19 +155,19 @@ def make_tokenizer(texts, size):
 
 
 def generate_ours(generator, instructions, n_samples):
-    """Tokens drawn."""
+    """The number of tokens drawn."""
     before = generator.n_tokens
 
-    def key_of(place, decoding, number):
-        return sample_key(0, place, decoding, number)
+    def key_of(index, decoding, number):
+        return sample_key(0, index, decoding, number)
 
     for _ in generator.generate(instructions, DECODINGS, n_samples, key_of):
         pass
     return generator.n_tokens - before
 
 
-def generate_torch(model, tokenizer, instructions, n_samples, batch_size, reference_way=False):
-    """Tokens drawn by `generate`, a call for each decoding; reference_way: for each sample, padded to 512."""
+def generate_torch(model, tokenizer, instructions, n_samples, batch_size, as_reference=False):
+    """The number of tokens drawn by PyTorch, one call per decoding; as_reference: one per sample, padded to 512."""
     n_tokens = 0
     instructions = sorted(instructions, key=lambda text: len(tokenizer(text).input_ids))
     for decoding in DECODINGS:
@@ -171,9 +176,9 @@ def generate_torch(model, tokenizer, instructions, n_samples, batch_size, refere
         else:
             settings = {'do_sample': True, 'temperature': decoding.temperature, 'top_k': decoding.top_k}
             settings |= {'top_p': decoding.top_p}
-            n_calls, n_each = (n_samples, 1) if reference_way else (1, n_samples)
+            n_calls, n_each = (n_samples, 1) if as_reference else (1, n_samples)
         for first in range(0, len(instructions), batch_size):
-            padding = {'padding': 'max_length', 'max_length': 512} if reference_way else {'padding': True}
+            padding = {'padding': 'max_length', 'max_length': 512} if as_reference else {'padding': True}
             batch = tokenizer(instructions[first : first + batch_size], return_tensors='pt', **padding)
             batch.pop('token_type_ids', None)
             for _ in range(n_calls):
@@ -184,23 +189,23 @@ def generate_torch(model, tokenizer, instructions, n_samples, batch_size, refere
 
 
 def count_tokens(found, end=1):
-    """Tokens up to and with each text's end."""
+    """Tokens of texts [N, T], each up to and with its end token."""
     is_end = found == end
     return int(np.where(is_end.any(1), is_end.argmax(1) + 1, found.shape[1]).sum())
 
 
-def weigh_ours(generator, pairs):
-    """Log-likelihood of each (instruction, response), and the tokens weighed."""
-    places = {text: place for place, text in enumerate(dict.fromkeys(text for text, _ in pairs))}
-    sources = dict(enumerate(generator.encode(generator.encode_texts(places, 512))))
-    texts = {place: {'all': []} for place in sources}
+def log_likelihoods_ours(generator, pairs):
+    """The log-likelihood of each (instruction, response)."""
+    indices = {text: index for index, text in enumerate(dict.fromkeys(text for text, _ in pairs))}
+    sources = dict(enumerate(generator.encode(generator.encode_texts(indices, 512))))
+    texts = {index: {'all': []} for index in sources}
     for instruction, response in pairs:
-        texts[places[instruction]]['all'].append(response)
-    weights = generator.log_likelihoods(sources, texts, 64)
-    return [weights[places[instruction]][response][0] for instruction, response in pairs]
+        texts[indices[instruction]]['all'].append(response)
+    likelihoods = generator.log_likelihoods(sources, texts, 64)
+    return [likelihoods[indices[instruction]][response][0] for instruction, response in pairs]
 
 
-def weigh_torch(model, tokenizer, pairs, batch_size):
+def log_likelihoods_torch(model, tokenizer, pairs, batch_size):
     """The same, sorted by length, each batch padded to its longest."""
     sources, targets = (tokenizer([pair[i] for pair in pairs], truncation=True, max_length=n).input_ids
                         for i, n in ((0, 512), (1, 64)))  # fmt: skip
@@ -227,23 +232,23 @@ def compare_generation(directory, instructions, n_samples, batch_size, n_referen
         f'PyTorch, batches of {batch_size}': lambda: generate_torch(
             theirs, tokenizer, instructions, n_samples, batch_size
         ),
-        "the reference's way": lambda: generate_torch(
-            theirs, tokenizer, instructions[:n_reference], n_samples, 8, True
-        ),
+        'as the reference': lambda: generate_torch(theirs, tokenizer, instructions[:n_reference], n_samples, 8, True),
     }
     generate_ours(ours, instructions, n_samples)
     generate_torch(theirs, tokenizer, instructions[:2], 1, batch_size)
     ours.seconds.clear()
     rates = {}
     for name, side in sides.items():
-        if name.startswith('the') and not n_reference:
+        if name.startswith('as') and not n_reference:
             continue
         start = time.perf_counter()
         n_tokens = side()
         seconds = time.perf_counter() - start
         rates[name] = n_tokens / seconds
-        n_texts = (n_reference if name.startswith('the') else len(instructions)) * (1 + n_samples * 4)
-        print(f'{name:26} {seconds:7.2f} s {n_tokens / n_texts:6.1f} tokens a text {rates[name]:8.1f} tokens/s', end='')
+        n_texts = (n_reference if name.startswith('as') else len(instructions)) * (1 + n_samples * 4)
+        print(
+            f'{name:26} {seconds:7.2f} s {n_tokens / n_texts:6.1f} tokens per text {rates[name]:8.1f} tokens/s', end=''
+        )
         print(f'  ours is {rates["ours"] / rates[name]:.2f}x', flush=True)
     print('ours:', {name: round(value, 2) for name, value in ours.seconds.items()})
 
@@ -252,19 +257,22 @@ def compare_log_likelihoods(directory, instructions, n_samples, batch_size):
     ours = Generator.from_pretrained(directory)
     theirs = T5ForConditionalGeneration.from_pretrained(directory).eval()
 
-    def key_of(place, decoding, number):
-        return sample_key(0, place, decoding, number)
+    def key_of(index, decoding, number):
+        return sample_key(0, index, decoding, number)
 
     drawn = ours.generate(instructions, DECODINGS[1:], n_samples, key_of)
     pairs = [
-        (instructions[place], response.text) for place, found in drawn for some in found.values() for response in some
+        (instructions[index], response.text)
+        for index, by_decoding in drawn
+        for responses in by_decoding.values()
+        for response in responses
     ]
-    weigh_ours(ours, pairs)
-    weigh_torch(theirs, ours.tokenizer, pairs[:4], batch_size)
+    log_likelihoods_ours(ours, pairs)
+    log_likelihoods_torch(theirs, ours.tokenizer, pairs[:4], batch_size)
     found, seconds = {}, {}
     for name, side in {
-        'ours': lambda: weigh_ours(ours, pairs),
-        'PyTorch': lambda: weigh_torch(theirs, ours.tokenizer, pairs, batch_size),
+        'ours': lambda: log_likelihoods_ours(ours, pairs),
+        'PyTorch': lambda: log_likelihoods_torch(theirs, ours.tokenizer, pairs, batch_size),
     }.items():
         start = time.perf_counter()
         found[name] = np.array(side())
@@ -279,14 +287,14 @@ def compare_log_likelihoods(directory, instructions, n_samples, batch_size):
 
 def main(
     what: Literal['generation', 'log_likelihoods'] = 'generation',
-    texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',  # whose instructions
+    texts: Literal['e2e', 'p3', 'synthetic'] = 'e2e',  # source of the instructions
     data: str = str(DATA),  # the folder that holds e2e_nlg/ and p3/
     n_instructions=24,
-    n_samples=4,  # of each decoding but beam4
+    n_samples=4,  # per instruction and decoding; beam4 gives one
     ends: Literal['coin', 'never'] = 'coin',
-    mean_length=8,  # tokens of a text as the end is set, without the barred three; with --ends coin
-    batch_size=8,  # instructions of a batch of PyTorch's; pairs, for log-likelihoods, are four times as many
-    n_reference=8,  # instructions worked on the reference's way; 0: none
+    mean_length=8,  # tokens per text after the three in which the end is barred; with --ends coin
+    batch_size=8,  # instructions in a batch of PyTorch's; for log-likelihoods it has four times as many pairs
+    n_reference=8,  # instructions drawn as the reference does it; 0: none
 ):
     """Time generation or log-likelihoods."""
     if torch is None:

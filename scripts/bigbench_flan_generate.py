@@ -1,7 +1,7 @@
 """Draw a FLAN-T5's samples for every task, {output_dir}/{generator}/{task}_{split}.jsonl, for cappy_bigbench.py.
 
     python scripts/bigbench_flan_generate.py --model_name_or_path google/flan-t5-small
-    python scripts/bigbench_flan_generate.py --data_dir examples/bigbench_data --model_name_or_path examples/tiny-t5
+    python scripts/bigbench_flan_generate.py --tasks my_task --splits validation --model_name_or_path ./my-t5
 
 For each example one sample of beam4 and n_sample_gens of each other decoding, with log-likelihoods on validation
 examples (as the reference's scripts/bigbench_flan_generate.py). A sample depends on its names alone (jax_seed, task,
@@ -60,8 +60,9 @@ def main(
     splits: flags.Names = SPLITS,
     decodings: flags.Names = REFERENCE_DECODINGS,  # beamN, sampling, tempX, topkN, toppX
     default_top_k=True,  # sampling, temp and topp draw from the 50 most likely words, as the reference's do
-    log_likelihood: Literal['retokenized', 'sampled', 'none'] = 'retokenized',  # of validation samples: of their text
-    # (the reference's), or of the tokens that were drawn
+    log_likelihood: Literal[
+        'retokenized', 'sampled', 'none'
+    ] = 'retokenized',  # of validation samples: of text, or drawn tokens
     generator: str | None = None,  # name of the folder; default: the last part of the model's name
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
     sequences_per_device: int | None = None,  # texts decoded at a time: memory; default: what suits the device
@@ -93,11 +94,12 @@ def main(
             tokens_per_device=tokens_per_device,
         )
         deciding = {**{name: settings[name] for name in DECIDING}, 'model_digest': digest[:16]}
-        with Progress(sum(map(len, files.values())), model, window) as progress:
+        with Progress(sum(map(len, files.values())), model) as progress:
             for path, examples in files.items():
                 draw_file(path, examples, model, chosen, settings, deciding, progress)
     if is_first_process():
-        print(f'{Path(output_dir) / generator}: {sum(map(len, files.values()))} examples drawn for {len(files)} files')
+        if files:
+            print(f'{Path(output_dir) / generator}: wrote {listed(path.name for path in files)}')
         for remark in [] if tasks else missing_data(data_dir, splits):
             logger.warning(remark)
 
@@ -158,7 +160,7 @@ def missing_data(data_dir, splits):
     if not missing or not {task for task, _ in names} & set(tasks):
         return []
     path = Path(data_dir) / 'subset_names.json'
-    return [f'{len(missing)} of the {len(tasks)} tasks of {path} lack data ({listed(missing)}); {REMEDY}']
+    return [f'{len(missing)} of the {len(tasks)} tasks of {path} lack files ({listed(missing)}); {REMEDY}']
 
 
 def is_done(path, examples, n_samples):
@@ -178,13 +180,13 @@ def from_first_process(value):
 
 
 class Progress:
-    """A bar of examples on the first process, with the tokens drawn per second."""
+    """A bar of examples on the first process, with the tokens drawn, which move while a window is worked on."""
 
-    def __init__(self, n_examples, model, window):
+    def __init__(self, n_examples, model):
         self.model, self.start = model, time.perf_counter()
-        # Compiling takes from 20 seconds to minutes, and the first examples come a window at a time.
-        description = f'compiling, then {min(window, n_examples)} examples at a time'
-        self.bar = tqdm(total=n_examples, unit='example', desc=description, disable=not is_first_process())
+        self.shown = self.start  # when the bar was last drawn
+        # Of the first texts: 20 seconds on two CPU cores.
+        self.bar = tqdm(total=n_examples, unit='example', desc='compiling', disable=not is_first_process())
 
     def __enter__(self):
         return self
@@ -192,12 +194,15 @@ class Progress:
     def __exit__(self, *_):
         self.bar.close()
 
-    def update(self, name, n_examples=1):
-        """Examples of the file `name` are done."""
-        seconds = time.perf_counter() - self.start
+    def update(self, name, n_examples=0):
+        """Texts of the file `name` were drawn, and n_examples are done."""
+        now, n_tokens = time.perf_counter(), self.model.n_tokens
         self.bar.set_description(name, refresh=False)
-        self.bar.set_postfix_str(f'{self.model.n_tokens / seconds:.0f} tokens/s', refresh=False)
+        self.bar.set_postfix_str(f'{n_tokens} tokens, {n_tokens / (now - self.start):.0f} tokens/s', refresh=False)
         self.bar.update(n_examples)
+        if now - self.shown > 0.5:
+            self.shown = now
+            self.bar.refresh()
 
 
 def draw_file(path, examples, model, decodings, settings, deciding, progress):
@@ -220,10 +225,11 @@ def draw_file(path, examples, model, decodings, settings, deciding, progress):
             max_length=settings['max_tgt_len'],
             log_likelihood=settings['log_likelihood'] if has_likelihoods else None,
             window=settings['window'],
+            on_drawn=lambda: progress.update(path.stem),
         )
         for index, responses in drawn:
             add(to_do[index], as_samples(responses))
-            progress.update(path.stem)
+            progress.update(path.stem, 1)
 
 
 def as_samples(by_decoding):

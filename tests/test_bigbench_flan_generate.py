@@ -136,6 +136,16 @@ def test_a_killed_run_continues_to_the_same_files(data, generated, tmp_path, run
     )
 
 
+def test_the_bar_says_compiling_until_texts_are_drawn_and_then_counts_tokens(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script.time, 'perf_counter', iter(range(10**6)).__next__)  # a second passes at each look
+    generate(data, tmp_path, tasks='tiny_tense', splits='train', decodings='topk2', n_sample_gens=1, max_tgt_len=4)
+    states = capsys.readouterr().err.split('\r')
+    first = next(i for i, state in enumerate(states) if 'tiny_tense_train' in state)
+    assert first and all(state.startswith('compiling: ') for state in states[:first] if state.strip())
+    assert '| 0/6 ' in states[first] and ' 3 tokens, ' in states[first]
+    assert any('| 6/6 ' in state and f' {3 * N_TRAIN} tokens, ' in state for state in states)
+
+
 def test_fields_are_named_as_the_flags_say(data, tmp_path):
     rows = [json.loads(line) for line in (data / 'tiny_tense_train.jsonl').read_text().splitlines()[:2]]
     for row in rows:
@@ -168,7 +178,7 @@ def test_the_default_top_k_is_the_references_and_can_be_switched_off(data, tmp_p
     ('flags', 'message'),
     [
         ({'max_tgt_len': 1}, '--max_tgt_len 1: leaves no token after the start token; give 2 or more'),
-        ({'decodings': 'beam4,greedy'}, "decoding 'greedy': unknown; use sampling, or beam4, "),
+        ({'decodings': 'beam4,greedy'}, "decodings: 'greedy' is unknown; use sampling, or beam4, "),
         ({'splits': 'test'}, "--splits: expected train or validation, found 'test'"),
         ({'n_sample_gens': 0}, '--n_sample_gens: expected 1 or more, found 0'),
         ({'tasks': 'tiny_tens'}, 'tiny_tens_train.jsonl: no such file; near names'),
@@ -216,7 +226,7 @@ def test_help_lists_every_flag_with_its_default(run_python):
     assert len(flags) == 27, errors
 
 
-def test_without_tasks_those_with_data_are_drawn_and_the_missing_ones_said_at_the_end(data, tmp_path, capsys, caplog):
+def test_by_default_tasks_with_data_are_drawn_and_missing_ones_named_at_the_end(data, tmp_path, capsys, caplog):
     folder = tmp_path / 'data'
     folder.mkdir()
     for name in ('tiny_tense_train', 'tiny_tense_validation', 'tiny_arithmetic_validation'):
@@ -226,14 +236,16 @@ def test_without_tasks_those_with_data_are_drawn_and_the_missing_ones_said_at_th
     generate(folder, tmp_path / 'gens', decodings='topk2', n_sample_gens=1, max_tgt_len=4)
     drawn = sorted(path.name for path in (tmp_path / 'gens' / 'flan-t5-tiny').iterdir())
     assert drawn == sorted(path.name for path in folder.glob('*.jsonl'))
-    assert f'{tmp_path}/gens/flan-t5-tiny: 22 examples drawn for 4 files' in capsys.readouterr().out
+    names = ('tiny_tense_train', 'tiny_tense_validation', 'tiny_arithmetic_validation', 'mine_train')
+    written = ', '.join(f'{name}.jsonl' for name in names)
+    assert f'{tmp_path}/gens/flan-t5-tiny: wrote {written}\n' in capsys.readouterr().out
     assert (
-        '2 of the 3 tasks of' in caplog.text and 'lack data (absent, tiny_arithmetic); python scripts/' in caplog.text
+        '2 of the 3 tasks of' in caplog.text and 'lack files (absent, tiny_arithmetic); python scripts/' in caplog.text
     )
     caplog.clear()
     (folder / 'subset_names.json').write_text('["of_others"]')
     generate(folder, tmp_path / 'gens', decodings='topk2', n_sample_gens=1, max_tgt_len=4)
-    assert ': 0 examples drawn for 0 files' in capsys.readouterr().out and 'lack data' not in caplog.text
+    assert capsys.readouterr().out == '' and 'lack files' not in caplog.text
     with pytest.raises(InputError, match='absent_train.jsonl: no such file'):
         generate(folder, tmp_path / 'gens', tasks='absent')
     with pytest.raises(

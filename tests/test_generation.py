@@ -382,7 +382,7 @@ def test_decodings_are_the_references(name, expected):
 
 @pytest.mark.parametrize('name', ['', 'beam', 'beam0', 'beam4.5', 'temp0', 'topp1.5', 'topk', 'greedy', 'temp-1'])
 def test_an_unknown_decoding_is_refused(name):
-    with pytest.raises(InputError, match=f"^decoding '{name}': unknown; use sampling, or beam4, "):
+    with pytest.raises(InputError, match=f"^decodings: '{name}' is unknown; use sampling, or beam4, "):
         parse_decoding(name)
 
 

@@ -1,4 +1,4 @@
-"""From a task.json to tables: BIG-bench's form, a T5's samples, an adapted scorer, what each script prints."""
+"""From a task.json to tables: data in BIG-bench's form, a T5's samples, an adapted scorer, and what scripts print."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 RECORDED = ROOT / 'tests' / 'recorded'
-TASK = 'three_words'  # in no list of BIG-bench: a checkout's own tasks may be named
+TASK = 'three_words'  # not one of BIG-bench's: a checkout may have tasks of its own
 
 
 @pytest.fixture(scope='module')
@@ -34,8 +34,8 @@ def study(tmp_path_factory, run_python):
     printed = {}
     for name, (script, *flags) in commands.items():
         process = run_python(ROOT / 'scripts' / script, *map(str, flags))
-        printed[name], said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+        printed[name], errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
     return folder, printed
 
 
@@ -57,7 +57,7 @@ def test_each_example_goes_from_the_task_file_to_its_pick(study):
         assert line['example_idx'] == example['example_idx']
 
 
-def test_the_tables_say_what_the_files_hold(study):
+def test_the_tables_have_the_values_of_the_files(study):
     folder, printed = study
     result = json.loads((folder / 'results' / 'flan-t5-tiny' / f'{TASK}.json').read_text())
     presented = json.loads(printed['present'][: printed['present'].rindex('}') + 1])

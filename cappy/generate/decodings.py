@@ -46,5 +46,5 @@ def parse_decoding(name, default_top_k=DEFAULT_TOP_K):
     except ValueError:
         pass
     raise InputError(
-        f'decoding {name!r}: unknown; use sampling, or beam4, temp0.9, topk40 and topp0.95 with these or other numbers'
+        f'decodings: {name!r} is unknown; use sampling, or beam4, temp0.9, topk40 and topp0.95 with any numbers'
     )

@@ -129,6 +129,7 @@ class Generator:
         min_length=3,
         log_likelihood=None,
         window=WINDOW,
+        on_drawn=None,
     ):
         """Responses to each instruction under each decoding: n_samples of sampling, one of a beam search.
 
@@ -136,7 +137,8 @@ class Generator:
         [2], as sampling.sample_key returns it. max_source_length: tokens per instruction, longer ones are truncated.
         max_length, min_length: see decoding_loop.Lengths. log_likelihood: None; 'sampled', of the tokens that were
         drawn; or 'retokenized', of the text tokenized again, cut at max_length tokens, with an end token that the
-        sample may not have had (what the reference records). window: instructions worked on together.
+        sample may not have had (what the reference records). window: instructions worked on together. on_drawn: called
+        without arguments each time that the beam search, or all samples, of an instruction are done.
         Yields (index, {name of the decoding: [Response, ..]}), a window at a time, longest instructions first.
         """
         lengths = Lengths(max_length, min_length)
@@ -149,7 +151,7 @@ class Generator:
         for first in range(0, len(order), window):
             indices = order[first : first + window]
             sources = dict(zip(indices, self.encode([encoded[index] for index in indices]), strict=True))
-            drawn = self.draw(sources, decodings, n_samples, key_of, lengths, log_likelihood == 'sampled')
+            drawn = self.draw(sources, decodings, n_samples, key_of, lengths, log_likelihood == 'sampled', on_drawn)
             texts = {index: self._decode(by_decoding) for index, by_decoding in drawn.items()}
             likelihoods = {}
             if log_likelihood == 'retokenized':
@@ -195,18 +197,20 @@ class Generator:
         self.seconds['encoding'] += time.perf_counter() - start
         return sources
 
-    def draw(self, sources, decodings, n_samples, key_of, lengths, keeps_likelihood):
+    def draw(self, sources, decodings, n_samples, key_of, lengths, keeps_likelihood, on_drawn=None):
         """{index: {name of the decoding: [TokenSequence, ..]}} from {index: encoder output [S, D]}.
 
         The other arguments are as for `generate`; keeps_likelihood: whether samples get their log-likelihood (beams
         have it always).
         """
         drawn = {index: {decoding.name: [] for decoding in decodings} for index in sources}
+        on_drawn = on_drawn or (lambda: None)
         for decoding in decodings:
             if decoding.n_beams:
                 engine = self._engine(BeamLoop(self.model, lengths, decoding.n_beams))
                 for index, sequences in self._run_all(engine, sources, lambda index: {}, 1):
                     drawn[index][decoding.name] = sequences
+                    on_drawn()
         sampled = [decoding for decoding in decodings if not decoding.n_beams]
         if sampled and n_samples:
             samples = [(decoding, number) for decoding in sampled for number in range(n_samples)]
@@ -220,6 +224,7 @@ class Generator:
             for index, sequences in self._run_all(engine, sources, keys_of, len(samples)):
                 for (decoding, _), sequence in zip(samples, sequences, strict=True):
                     drawn[index][decoding.name].append(sequence)
+                on_drawn()
         return drawn
 
     def _engine(self, loop):
