@@ -135,10 +135,7 @@ def held_out_names(names, patterns):
 
 
 def with_choices(all_chunks):
-    """Yield (chunk, TemplateChoices); they are decided by the first chunk of a template that has an instance.
-
-    None means the choices before that.
-    """
+    """Yield (chunk, TemplateChoices), decided by the first chunk of a template that has an instance; None before it."""
     choices = None
     for chunk in all_chunks:
         if chunk.is_first:
@@ -152,7 +149,7 @@ def with_choices(all_chunks):
 
 
 def make_pairs(chunk, choices, is_held_out, maker, writer, counts, settings):
-    """Write the pairs of a chunk's instances: of all, to train on, or held out, of some drawn from the first chunk."""
+    """Write the pairs of a chunk's instances: of all of them, or, held out, of those drawn from the first chunk."""
     counts.begin(chunk, HELD_OUT if is_held_out else TRAIN)
     if not chunk.instances:
         return

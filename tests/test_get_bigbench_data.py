@@ -73,15 +73,15 @@ def test_the_shipped_names_are_the_45_of_the_published_figures_in_their_order():
 def test_a_line_has_the_fields_of_the_reference_and_reads_as_an_example(tmp_path):
     checkout = write_tasks(tmp_path / 'checkout', ['tense'])
     script.main(output_dir=str(tmp_path / 'out'), bigbench_dir=str(checkout), tasks=('tense',))
-    rows = read_lines(tmp_path / 'out' / 'tense_train.jsonl')
-    answer = int(rows[3]['references'][0])
-    assert rows[3] == {
+    lines = read_lines(tmp_path / 'out' / 'tense_train.jsonl')
+    answer = int(lines[3]['references'][0])
+    assert lines[3] == {
         'dataset': 'tense',
         'example_idx': 3,
         'instruction': f'Q: {answer - 1} and one\nA:',
         'references': [str(answer)],
     }
-    assert list(rows[0]) == ['dataset', 'example_idx', 'instruction', 'references']
+    assert list(lines[0]) == ['dataset', 'example_idx', 'instruction', 'references']
     examples = read_examples(tmp_path / 'out' / 'tense_train.jsonl', samples_needed=False)
     assert [example.example_idx for example in examples] == list(range(24))
     assert json.loads((tmp_path / 'out' / 'subset_names.json').read_text()) == ['tense']
@@ -202,7 +202,7 @@ def test_without_the_package_one_line_says_how_to_get_it(tmp_path):
 
 
 def write_hub(folder, tasks):
-    """A data set as the hub's: {task: {split: [row]}} as parquet, one folder per task, listed in the README."""
+    """A data set as the hub's: {task: {split: [record]}} as parquet, one folder per task, listed in the README."""
     import pyarrow
     from pyarrow import parquet
 
@@ -215,9 +215,9 @@ def write_hub(folder, tasks):
     for task, splits in tasks.items():
         (folder / task).mkdir(parents=True)
         lines += [f'- config_name: {task}', '  data_files:']
-        for split, rows in splits.items():
+        for split, records in splits.items():
             parquet.write_table(
-                pyarrow.Table.from_pylist(rows, schema), folder / task / f'{split}-00000-of-00001.parquet'
+                pyarrow.Table.from_pylist(records, schema), folder / task / f'{split}-00000-of-00001.parquet'
             )
             lines += [f'  - split: {split}', f'    path: {task}/{split}-*']
     (folder / 'README.md').write_text('\n'.join([*lines, '---']) + '\n', 'utf-8')

@@ -76,18 +76,18 @@ def make(tmp_path, *groups, name='data', **settings):
 
 
 def read_data(folder):
-    train = [row for path in sorted(folder.glob('train-*')) for row in read_rows(path)]
-    return train, read_rows(folder / 'heldout.jsonl'), json.loads((folder / 'counts.json').read_text('utf-8'))
+    train = [pair for path in sorted(folder.glob('train-*')) for pair in read_lines(path)]
+    return train, read_lines(folder / 'heldout.jsonl'), json.loads((folder / 'counts.json').read_text('utf-8'))
 
 
-def read_rows(path):
+def read_lines(path):
     return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
 
 
-def by_instruction(rows):
+def by_instruction(pairs):
     groups = {}
-    for row in rows:
-        groups.setdefault(row['instruction'], []).append(row)
+    for pair in pairs:
+        groups.setdefault(pair['instruction'], []).append(pair)
     return groups
 
 
@@ -95,13 +95,13 @@ def fields(counts, template, *names):
     return [counts['templates'][template][name] for name in names]
 
 
-def as_set(rows):
-    return {tuple(row.values()) for row in rows}
+def as_set(pairs):
+    return {tuple(pair.values()) for pair in pairs}
 
 
 def test_the_right_choice_of_a_closed_set_is_1_and_the_other_0(tmp_path):
     train, held_out, counts = make(tmp_path, yes_no())
-    assert {tuple(row) for row in train} == {tuple(FIELDS)}
+    assert {tuple(pair) for pair in train} == {tuple(FIELDS)}
     assert as_set(train) == {
         ('agree_a', 'choice', f'Is {i} even?', text, float((text == 'yes') == (i % 2 == 0)))
         for i in range(40)
@@ -117,13 +117,13 @@ def test_training_draws_some_wrong_choices_and_held_out_instances_keep_all_in_or
     )
     lines = [*listed(name='pick_a'), *listed(name='pick_b')]
     lists = {line['instruction']: [text[2:] for text in line['instruction'].split('\n')[1:]] for line in lines}
-    for instruction, rows in by_instruction(train).items():
-        assert sorted(row['label'] for row in rows) == [0, 0, 1]
-        assert {row['response'] for row in rows} < set(lists[instruction])
+    for instruction, pairs in by_instruction(train).items():
+        assert sorted(pair['label'] for pair in pairs) == [0, 0, 1]
+        assert {pair['response'] for pair in pairs} < set(lists[instruction])
     assert len(by_instruction(train)) == 20
-    for instruction, rows in by_instruction(held_out).items():
-        assert [row['response'] for row in rows] == lists[instruction]
-        assert [row['response'] for row in rows if row['label'] == 1] == [
+    for instruction, pairs in by_instruction(held_out).items():
+        assert [pair['response'] for pair in pairs] == lists[instruction]
+        assert [pair['response'] for pair in pairs if pair['label'] == 1] == [
             instruction.split('?')[0].replace('pick_b. Which is', 'choice')
         ]
     assert len(by_instruction(held_out)) == 20
@@ -147,7 +147,7 @@ def test_a_template_with_one_response_and_no_list_is_left_out_and_named(tmp_path
         {'template': 'feel_b', 'instruction': f'Film {i}. Is it good or bad?', 'response': 'bad'} for i in range(5)
     ]
     train, _, counts = make(tmp_path, single, shared)
-    assert {(row['template'], row['response'], row['label']) for row in train} == {
+    assert {(pair['template'], pair['response'], pair['label']) for pair in train} == {
         ('feel_b', 'good', 0),
         ('feel_b', 'bad', 1),
     }
@@ -159,23 +159,23 @@ def test_a_generative_instance_has_its_reference_others_and_altered_ones_labelle
     lines = texts()
     train, _, _ = make(tmp_path, lines, n_others=2, n_altered=3)
     responses = {line['instruction']: line['response'] for line in lines}
-    for instruction, rows in by_instruction(train).items():
-        sources = Counter(row['source'] for row in rows)
+    for instruction, pairs in by_instruction(train).items():
+        sources = Counter(pair['source'] for pair in pairs)
         assert sources['reference'] == 1 and sources['other'] == 2
         assert sum(sources[name] for name in ALTERED) == 3 and max(sources[name] for name in ALTERED) == 1
-        assert len({row['response'] for row in rows}) == len(rows) == 6
-        for row in rows:
-            assert row['response'] == row['response'].strip() != ''
-            assert row['label'] == RougeL().score([responses[instruction]], row['response'])
-            assert (row['response'] in responses.values()) == (row['source'] in ('reference', 'other'))
-    assert set().union(*({row['source']} for row in train)) == {'reference', 'other', *ALTERED}
+        assert len({pair['response'] for pair in pairs}) == len(pairs) == 6
+        for pair in pairs:
+            assert pair['response'] == pair['response'].strip() != ''
+            assert pair['label'] == RougeL().score([responses[instruction]], pair['response'])
+            assert (pair['response'] in responses.values()) == (pair['source'] in ('reference', 'other'))
+    assert set().union(*({pair['source']} for pair in train)) == {'reference', 'other', *ALTERED}
 
 
 def test_the_first_of_the_others_comes_from_a_near_instance(tmp_path):
     train, _, _ = make(tmp_path, texts(200), n_others=1, n_altered=0)
     number = {line['response']: i for i, line in enumerate(texts(200))}
     distances = [
-        abs(number[row['response']] - int(row['instruction'][8:-1])) for row in train if row['source'] == 'other'
+        abs(number[pair['response']] - int(pair['instruction'][8:-1])) for pair in train if pair['source'] == 'other'
     ]
     assert len(distances) == 200 and min(distances) >= 1 and max(distances) <= N_NEAR
 
@@ -185,10 +185,10 @@ def test_responses_to_one_instruction_are_references_of_one_instance(tmp_path):
     again = [line | {'response': f'Another way to tell that Anna saw {i}.'} for i, line in enumerate(lines)]
     train, _, counts = make(tmp_path, lines, again)
     assert counts['parts']['train']['instances'] == 8
-    for i, (_, rows) in enumerate(sorted(by_instruction(train).items())):
+    for i, (_, pairs) in enumerate(sorted(by_instruction(train).items())):
         references = [lines[i]['response'], again[i]['response']]
-        assert {row['response'] for row in rows if row['source'] == 'reference'} == set(references)
-        assert all(row['label'] == RougeL().score(references, row['response']) for row in rows)
+        assert {pair['response'] for pair in pairs if pair['source'] == 'reference'} == set(references)
+        assert all(pair['label'] == RougeL().score(references, pair['response']) for pair in pairs)
 
 
 def test_a_reference_without_a_word_for_rougeL_is_left_out_unless_the_tokenizer_reads_its_script(tmp_path):
@@ -197,10 +197,10 @@ def test_a_reference_without_a_word_for_rougeL_is_left_out_unless_the_tokenizer_
         for i, word in enumerate('αβγ')
     ]
     train, _, counts = make(tmp_path, greek, yes_no())
-    assert {row['template'] for row in train} == {'agree_a'}
+    assert {pair['template'] for pair in train} == {'agree_a'}
     assert fields(counts, 'greek', 'left_out') == [{'no word that rougeL reads (--rouge_tokenizer unicode)': 3}]
     train, _, _ = make(tmp_path, greek, name='unicode', rouge_tokenizer='unicode')
-    assert {row['label'] for row in train if row['source'] == 'reference'} == {1}
+    assert {pair['label'] for pair in train if pair['source'] == 'reference'} == {1}
 
 
 def test_empty_responses_are_left_out_and_counted(tmp_path):
@@ -224,7 +224,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_bytes(tmp_pat
 def test_the_pairs_of_an_instance_do_not_depend_on_what_else_is_read(tmp_path):
     alone, _, _ = make(tmp_path, texts(name='tell_b'), listed(name='pick_b'), name='alone')
     beside, _, _ = make(tmp_path, yes_no(), listed(name='pick_b'), texts(), texts(name='tell_b'), name='beside')
-    assert as_set(alone) == as_set(row for row in beside if row['template'] in ('tell_b', 'pick_b'))
+    assert as_set(alone) == as_set(pair for pair in beside if pair['template'] in ('tell_b', 'pick_b'))
 
 
 def test_pairs_are_scattered_over_the_shards_and_shuffled_in_each(tmp_path):
@@ -234,7 +234,7 @@ def test_pairs_are_scattered_over_the_shards_and_shuffled_in_each(tmp_path):
     assert len(sizes) == 3 and sum(sizes) == 4000
     assert max(sizes) - min(sizes) < 6 * (4000 * 1 / 3 * 2 / 3) ** 0.5  # twice three standard deviations of a binomial
     for path in paths:
-        templates = [row['template'] for row in read_rows(path)]
+        templates = [pair['template'] for pair in read_lines(path)]
         changes = sum(a != b for a, b in itertools.pairwise(templates))
         assert changes > len(templates) / 3
 
@@ -245,8 +245,8 @@ def test_held_out_templates_give_no_training_pair_and_the_pairs_of_an_instance_f
         [line | {'instruction': f'{line["template"]}: {line["instruction"]}'} for line in group] for group in groups
     ]
     train, held_out, counts = make(tmp_path, *groups, heldout=('other_*',), heldout_instances=7)
-    assert {row['template'] for row in train} == {'agree_a', 'tell_a'}
-    keys = [(row['template'], row['instruction']) for row in held_out]
+    assert {pair['template'] for pair in train} == {'agree_a', 'tell_a'}
+    keys = [(pair['template'], pair['instruction']) for pair in held_out]
     groups_in_order = [key for key, _ in itertools.groupby(keys)]
     assert len(groups_in_order) == len(set(groups_in_order)) == 14
     assert Counter(template for template, _ in groups_in_order) == {'other_a': 7, 'other_b': 7}
@@ -258,7 +258,7 @@ def test_a_training_pair_whose_instruction_is_held_out_is_taken_out_and_counted(
     same = [line | {'instruction': line['instruction'].upper().replace(' ', '\n')} for line in yes_no(20, 'agree_a')]
     train, held_out, counts = make(tmp_path, same, yes_no(40, 'other_a'), yes_no(60, 'agree_z'), heldout=('other_a',))
     assert len(by_instruction(held_out)) == 40
-    numbers = {int(row['instruction'].split()[1]) for row in train}
+    numbers = {int(pair['instruction'].split()[1]) for pair in train}
     assert numbers == set(range(40, 60))
     assert counts['templates']['agree_z']['left_out'] == {'pairs of a held-out instruction': 80}
     assert counts['parts']['train']['pairs'] == {'choice': len(train)}
@@ -267,13 +267,13 @@ def test_a_training_pair_whose_instruction_is_held_out_is_taken_out_and_counted(
 
 def test_counts_say_what_the_files_hold(tmp_path, capsys):
     train, held_out, counts = make(tmp_path, yes_no(), listed(), texts(), texts(name='tell_b'), heldout=('tell_b',))
-    for split, rows in (('train', train), ('held out', held_out)):
-        assert counts['parts'][split]['pairs'] == Counter(row['source'] for row in rows)
-        labels = Counter(str(int(row['label'])) if row['label'] in (0, 1) else 'between' for row in rows)
+    for split, pairs in (('train', train), ('held out', held_out)):
+        assert counts['parts'][split]['pairs'] == Counter(pair['source'] for pair in pairs)
+        labels = Counter(str(int(pair['label'])) if pair['label'] in (0, 1) else 'between' for pair in pairs)
         bars = counts['parts'][split]['labels']
         assert bars['1'] == labels['1'] and bars.get('0', 0) == labels['0']
-        assert sum(bars.values()) == len(rows)
-        low = sum(0.2 <= row['label'] < 0.3 for row in rows)
+        assert sum(bars.values()) == len(pairs)
+        low = sum(0.2 <= pair['label'] < 0.3 for pair in pairs)
         assert bars.get('0.2 to 0.3', 0) == low
     assert counts['settings']['heldout'] == ['tell_b']
     out = capsys.readouterr().out
@@ -287,13 +287,13 @@ def test_a_template_of_several_chunks_gives_all_its_pairs_and_its_choices_are_th
     monkeypatch.setattr(script, 'chunks', functools.partial(instances.chunks, size=40))
     late = [{'template': 'agree_a', 'instruction': f'Is it {i}?', 'response': 'perhaps'} for i in range(3)]
     train, _, counts = make(tmp_path, yes_no(100), late, texts(50))
-    assert len([row for row in train if row['template'] == 'agree_a']) == 200
-    assert len(by_instruction(row for row in train if row['template'] == 'tell_a')) == 50
+    assert len([pair for pair in train if pair['template'] == 'agree_a']) == 200
+    assert len(by_instruction(pair for pair in train if pair['template'] == 'tell_a')) == 50
     assert counts['templates']['agree_a']['left_out'] == {'response not among the choices': 3}
-    for row in train:  # others come from the same chunk
-        if row['source'] == 'other':
-            story = int(row['response'].split()[1])
-            assert (story < 40) == (int(row['instruction'][8:-1]) < 40)
+    for pair in train:  # others come from the same chunk
+        if pair['source'] == 'other':
+            story = int(pair['response'].split()[1])
+            assert (story < 40) == (int(pair['instruction'][8:-1]) < 40)
 
 
 def test_the_numbers_of_lines_and_of_characters_can_be_limited(tmp_path):
@@ -302,7 +302,7 @@ def test_the_numbers_of_lines_and_of_characters_can_be_limited(tmp_path):
     train, _, counts = make(tmp_path, texts(), instances_per_template=10, max_characters=most)
     short = {i for i, length in lengths.items() if length <= most}
     assert 0 < len(short) < 10
-    assert {int(row['instruction'][8:-1]) for row in train} == short
+    assert {int(pair['instruction'][8:-1]) for pair in train} == short
     assert counts['templates']['tell_a']['left_out'] == {'longer than --max_characters': 10 - len(short)}
 
 
@@ -312,7 +312,7 @@ def test_templates_are_taken_by_patterns_and_gzip_is_read(tmp_path):
         file.writelines(json.dumps(line) + '\n' for line in [*yes_no(), *texts(), *yes_no(name='agree_b')])
     script.main(sources=(str(source),), output_dir=str(tmp_path / 'data'), heldout=('none',), templates=('agree_*',))
     train, _, _ = read_data(tmp_path / 'data')
-    assert {row['template'] for row in train} == {'agree_a', 'agree_b'}
+    assert {pair['template'] for pair in train} == {'agree_a', 'agree_b'}
 
 
 def test_the_default_keeps_whole_data_sets_of_P3_apart(tmp_path):
@@ -321,8 +321,8 @@ def test_the_default_keeps_whole_data_sets_of_P3_apart(tmp_path):
         [line | {'instruction': f'{name}, {line["instruction"]}'} for line in yes_no(name=name)] for name in names
     ]
     train, held_out, _ = make(tmp_path, *groups, heldout=script.HELD_OUT_TEMPLATES)
-    assert {row['template'] for row in train} == {'glue_qqp_same'}
-    assert {row['template'] for row in held_out} == {'glue_mrpc_same', 'samsum_sum'}
+    assert {pair['template'] for pair in train} == {'glue_qqp_same'}
+    assert {pair['template'] for pair in held_out} == {'glue_mrpc_same', 'samsum_sum'}
 
 
 def examples(samples):
@@ -348,21 +348,21 @@ def test_samples_of_language_models_are_labelled_by_the_best_reference(tmp_path)
     for place in PLACES:
         references = [f'A {place} in the sun.', f'The {place} of our town.']
         sampled = [f'A {place}.', f'the {place} of our town', f'Our {place} is old.']
-        rows = [tuple(row.values())[1:] for row in train if row['instruction'] == f'Rhyme on {place}.']
-        assert set(rows) == {
+        pairs = [tuple(pair.values())[1:] for pair in train if pair['instruction'] == f'Rhyme on {place}.']
+        assert set(pairs) == {
             *(('reference', f'Rhyme on {place}.', text, 1.0) for text in references),
             *(('sample', f'Rhyme on {place}.', text, RougeL().score(references, text)) for text in sampled),
         }
-        assert len(rows) == 5
+        assert len(pairs) == 5
     assert fields(counts, 'rhyme', 'part', 'lines', 'instances') == ['train', 16, 8]
     script.main(
         samples=str(tmp_path / 'gens' / 'large'), output_dir=str(tmp_path / 'one'), heldout=('none',), max_samples=1
     )
-    assert Counter(row['source'] for row in read_data(tmp_path / 'one')[0]) == {'reference': 16, 'sample': 8}
+    assert Counter(pair['source'] for pair in read_data(tmp_path / 'one')[0]) == {'reference': 16, 'sample': 8}
 
 
 def write_hub(folder, configurations):
-    """A data set as P3 on the hub: {configuration: (split, rows)} as parquet, listed in the README."""
+    """A data set as P3 on the hub: {configuration: (split, records)} as parquet, listed in the README."""
     import pyarrow
     from pyarrow import parquet
 
@@ -373,16 +373,16 @@ def write_hub(folder, configurations):
         | {'targets_pretokenized': text, 'weight': pyarrow.float32()}
     )
     lines = ['---', 'configs:']
-    for name, (split, rows) in configurations.items():
+    for name, (split, records) in configurations.items():
         (folder / name).mkdir(parents=True)
-        table = pyarrow.Table.from_pylist(rows, scored if name.endswith('_score_eval') else plain)
+        table = pyarrow.Table.from_pylist(records, scored if name.endswith('_score_eval') else plain)
         parquet.write_table(table, folder / name / f'{split}-00000-of-00001.parquet')
         lines += [f'- config_name: {name}', '  data_files:', f'  - split: {split}', f'    path: {name}/{split}-*']
     (folder / 'README.md').write_text('\n'.join([*lines, '---']) + '\n', 'utf-8')
     return folder
 
 
-def hub_rows(lines, choices=None):
+def hub_records(lines, choices=None):
     return [
         {
             'answer_choices': choices,
@@ -393,7 +393,7 @@ def hub_rows(lines, choices=None):
     ]
 
 
-def scored_rows(n):
+def scored_records(n):
     return [
         {
             'idx': [i, k],
@@ -411,26 +411,26 @@ def test_templates_of_the_hub_are_streamed_and_their_choices_taken_as_given(tmp_
     hub = write_hub(
         tmp_path / 'hub',
         {
-            'a_choice': ('train', hub_rows(yes_no(6), ['yes', 'no', 'perhaps'])),
-            'b_text': ('train', hub_rows(texts(12))),
-            'c_where': ('train', hub_rows(texts(3))),
-            'c_where_score_eval': ('train', scored_rows(9)),
-            'd_test': ('validation', hub_rows(texts(3))),
+            'a_choice': ('train', hub_records(yes_no(6), ['yes', 'no', 'perhaps'])),
+            'b_text': ('train', hub_records(texts(12))),
+            'c_where': ('train', hub_records(texts(3))),
+            'c_where_score_eval': ('train', scored_records(9)),
+            'd_test': ('validation', hub_records(texts(3))),
         },
     )
     script.main(hub=str(hub), output_dir=str(tmp_path / 'data'), heldout=('b_*',), instances_per_template=5)
     train, held_out, counts = read_data(tmp_path / 'data')
-    assert as_set(row for row in train if row['template'] == 'a_choice') == {
+    assert as_set(pair for pair in train if pair['template'] == 'a_choice') == {
         ('a_choice', 'choice', f'Is {i} even?', text, float(text == ('yes', 'no')[i % 2]))
         for i in range(5)
         for text in ('yes', 'no', 'perhaps')
     }
-    assert as_set(row for row in train if row['template'] == 'c_where') == {
+    assert as_set(pair for pair in train if pair['template'] == 'c_where') == {
         ('c_where', 'choice', f'Where is {i}?', f'{place} {i}', float(k == i % 3))
         for i in range(5)
         for k, place in enumerate(PLACES[:3])
     }
-    assert {row['template'] for row in train} == {'a_choice', 'c_where'}
+    assert {pair['template'] for pair in train} == {'a_choice', 'c_where'}
     assert len(by_instruction(held_out)) == 5
     assert {name: count['kind'] for name, count in counts['templates'].items()} == {
         'a_choice': 'given',
@@ -441,8 +441,8 @@ def test_templates_of_the_hub_are_streamed_and_their_choices_taken_as_given(tmp_
 
 
 def test_a_hub_record_with_other_fields_than_those_of_P3_is_named(tmp_path):
-    rows = [{'idx': [0], 'inputs_pretokenized': 'a', 'targets_pretokenized': 'b', 'is_correct': True, 'weight': 1.0}]
-    hub = write_hub(tmp_path / 'hub', {'x_score_eval': ('train', rows), 'y': ('train', hub_rows(yes_no()))})
+    records = [{'idx': [0], 'inputs_pretokenized': 'a', 'targets_pretokenized': 'b', 'is_correct': True, 'weight': 1.0}]
+    hub = write_hub(tmp_path / 'hub', {'x_score_eval': ('train', records), 'y': ('train', hub_records(yes_no()))})
     with pytest.raises(InputError, match=r'x_score_eval: record 0: idx: expected \[question, choice\], found \[0\]$'):
         script.main(hub=str(hub), output_dir=str(tmp_path / 'data'), heldout=('y',))
     assert list(tmp_path.iterdir()) == [hub]
@@ -553,7 +553,7 @@ def test_data_that_exists_is_replaced_only_when_asked_and_other_files_never(tmp_
     with pytest.raises(InputError, match='data: exists; --overwrite replaces it, another --output_dir keeps both$'):
         make(tmp_path, texts())
     train, _, _ = make(tmp_path, texts(), overwrite=True, n_shards=1)
-    assert {row['template'] for row in train} == {'tell_a'}
+    assert {pair['template'] for pair in train} == {'tell_a'}
     assert len(find_shards(tmp_path / 'data')) == 1
     (tmp_path / 'data' / 'thesis.txt').write_text('mine')
     with pytest.raises(InputError, match='data: holds thesis.txt too, which is no pretraining data; move it'):

@@ -90,8 +90,8 @@ def write(folder, name, text):
 
 
 def test_a_line_is_written_for_each_choice_and_the_right_one_has_label_1(workplace):
-    rows = workplace(tasks=('cb',), local=('cb=' + write(workplace.folder, 'cb.csv', CB),))
-    assert rows[:3] == [
+    lines = workplace(tasks=('cb',), local=('cb=' + write(workplace.folder, 'cb.csv', CB),))
+    assert lines[:3] == [
         {
             'dataset_name': 'cb',
             'template_name': 'follows',
@@ -102,17 +102,17 @@ def test_a_line_is_written_for_each_choice_and_the_right_one_has_label_1(workpla
         }
         for response, label in [('Yes', 1), ('No', 0), ('Maybe', 0)]
     ]
-    assert [row['response'] for row in rows if row['label']] == ['Yes', 'Maybe', 'No']
-    assert [row['example_idx'] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert rows[3]['instruction'] == 'Two\nlines, é So: No, none?'
+    assert [line['response'] for line in lines if line['label']] == ['Yes', 'Maybe', 'No']
+    assert [line['example_idx'] for line in lines] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert lines[3]['instruction'] == 'Two\nlines, é So: No, none?'
 
 
 def test_all_takes_every_template_with_choices_and_original_those_of_the_original_task(workplace):
     local = ('cb=' + write(workplace.folder, 'cb.csv', CB),)
-    names = [row['template_name'] for row in workplace(tasks=('cb',), local=local, templates='all')]
+    names = [line['template_name'] for line in workplace(tasks=('cb',), local=local, templates='all')]
     assert Counter(names) == {'follows': 9, 'first word': 9}
     assert names[:6] == ['follows'] * 3 + ['first word'] * 3  # the questions of an example follow each other
-    assert Counter(row['template_name'] for row in workplace(tasks=('cb',), local=local)) == {'follows': 9}
+    assert Counter(line['template_name'] for line in workplace(tasks=('cb',), local=local)) == {'follows': 9}
 
 
 def test_every_format_of_a_file_gives_the_same_lines(workplace):
@@ -134,17 +134,17 @@ def test_every_format_of_a_file_gives_the_same_lines(workplace):
     }
     for suffix, text in files.items():
         write(workplace.folder, f'cb.{suffix}', text)
-    rows = [workplace(tasks=('cb',), local=(f'cb={workplace.folder}/cb.{suffix}',)) for suffix in (*files, 'parquet')]
-    assert len(rows[0]) == 9
-    assert all(each == rows[0] for each in rows)
+    lines = [workplace(tasks=('cb',), local=(f'cb={workplace.folder}/cb.{suffix}',)) for suffix in (*files, 'parquet')]
+    assert len(lines[0]) == 9
+    assert all(each == lines[0] for each in lines)
 
 
 def test_story_cloze_is_read_from_the_csv_of_its_authors(workplace):
     header = 'InputStoryid,InputSentence1,RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding\n'
     path = write(workplace.folder, 'cloze 2016.csv', header + 'a,Once.,Good.,Bad ||| odd.,2\n')
-    rows = workplace(tasks=('story_cloze',), local=(f'story_cloze={path}',))
-    assert [(row['response'], row['label']) for row in rows] == [('Good.', 0), ('Bad ||| odd.', 1)]
-    assert rows[0]['instruction'] == 'Once.\n- Good.\n- Bad ||| odd.'
+    lines = workplace(tasks=('story_cloze',), local=(f'story_cloze={path}',))
+    assert [(line['response'], line['label']) for line in lines] == [('Good.', 0), ('Bad ||| odd.', 1)]
+    assert lines[0]['instruction'] == 'Once.\n- Good.\n- Bad ||| odd.'
 
 
 def test_the_same_input_gives_the_same_bytes(workplace):
@@ -157,8 +157,8 @@ def test_the_same_input_gives_the_same_bytes(workplace):
 
 def test_examples_without_a_label_are_left_out_and_counted(workplace, caplog):
     path = write(workplace.folder, 'cb.csv', CB.replace('entailment', '-1'))
-    rows = workplace(tasks=('cb',), local=(f'cb={path}',))
-    assert {row['example_idx'] for row in rows} == {1, 2}
+    lines = workplace(tasks=('cb',), local=(f'cb={path}',))
+    assert {line['example_idx'] for line in lines} == {1, 2}
     assert "cb: left out, for an empty prompt or no label: 'follows' 1" in caplog.text
 
 
@@ -168,8 +168,8 @@ def test_a_failed_task_is_named_and_has_no_line_while_the_others_are_written(wor
     with pytest.raises(InputError, match=r'1 of 2 tasks failed \(story_cloze\).*has the 9 lines of the others'):
         workplace(tasks=('story_cloze', 'cb'), local=local)
     assert 's.csv:3: answer_right_ending: expected 1 or 2, found "3"' in caplog.text
-    rows = [json.loads(line) for line in (workplace.folder / 'out.jsonl').read_text(encoding='utf-8').splitlines()]
-    assert [row['dataset_name'] for row in rows] == ['cb'] * 9
+    lines = [json.loads(line) for line in (workplace.folder / 'out.jsonl').read_text(encoding='utf-8').splitlines()]
+    assert [line['dataset_name'] for line in lines] == ['cb'] * 9
 
 
 def test_a_file_that_exists_is_replaced_only_when_no_task_fails(workplace):
@@ -194,7 +194,7 @@ def test_a_file_that_exists_is_replaced_only_when_no_task_fails(workplace):
             CB.replace('entailment', 'perhaps'),
             'cb.csv:2: label: expected 0 to 2 or one of entailment, contra',
         ),
-        ('cb.csv', CB.replace(',1\n', ',3\n'), 'cb.csv:5: label: expected 0 to 2 or'),  # the row above has two lines
+        ('cb.csv', CB.replace(',1\n', ',3\n'), 'cb.csv:5: label: expected 0 to 2 or'),  # the record above has two lines
         ('cb.csv', CB + 'a,b\n', 'cb.csv:6: expected 3 columns, found 2'),
         ('cb.csv', CB + '"a,b\n', 'cb.csv:6: unexpected end of data'),
         ('cb.csv', '', 'cb.csv:1: expected a header'),
@@ -243,8 +243,8 @@ def test_a_task_is_fetched_from_its_source_and_a_failure_there_has_the_next_step
         return [{'premise': 'a', 'hypothesis': 'b', 'label': 1, 'idx': 7}]
 
     monkeypatch.setitem(sys.modules, 'datasets', SimpleNamespace(load_dataset=load_dataset))
-    rows = workplace(tasks=('cb',))
-    assert [(row['response'], row['label']) for row in rows] == [('Yes', 0), ('No', 1), ('Maybe', 0)]
+    lines = workplace(tasks=('cb',))
+    assert [(line['response'], line['label']) for line in lines] == [('Yes', 0), ('No', 1), ('Maybe', 0)]
     assert 'cb: 1 examples, where 56 were published' in caplog.text
     with pytest.raises(InputError, match='1 of 1 tasks failed'):
         workplace(tasks=('cb',), splits=('cb=away',))
@@ -292,12 +292,12 @@ def test_promptsources_own_templates_find_the_right_choice_of_every_task(tmp_pat
     local = [f'{name}={write(tmp_path, f"{name}.json", json.dumps([example]))}' for name, example in examples.items()]
     out = tmp_path / 'all.jsonl'
     script.main(output=str(out), templates_dir=str(REAL / 'templates'), local=local)
-    rows = [json.loads(line) for line in out.read_text(encoding='utf-8').splitlines()]
-    assert Counter(row['dataset_name'] for row in rows if row['label']) == {  # a right choice under every template
+    lines = [json.loads(line) for line in out.read_text(encoding='utf-8').splitlines()]
+    assert Counter(line['dataset_name'] for line in lines if line['label']) == {  # a right choice under every template
         **{'anli_r1': 15, 'anli_r2': 15, 'anli_r3': 15, 'cb': 15, 'rte': 10, 'story_cloze': 5},
         **{'wsc': 10, 'wic': 10, 'winogrande': 5, 'winogender': 10, 'crows_pairs': 6},
     }
-    assert {(row['dataset_name'], row['response']) for row in rows if row['label']} == {
+    assert {(line['dataset_name'], line['response']) for line in lines if line['label']} == {
         *((name, yes) for name in ('anli_r1', 'anli_r2', 'anli_r3', 'cb') for yes in YES),
         *((name, yes) for name in ('rte', 'winogender') for yes in ('Yes', 'True')),
         *(('wsc', yes) for yes in ('Yes', 'True')),
@@ -305,7 +305,7 @@ def test_promptsources_own_templates_find_the_right_choice_of_every_task(tmp_pat
         *(('story_cloze', 'Bad.'), ('winogrande', 'Ann')),
         *(('crows_pairs', answer) for answer in ('Yes', 'No', 'Sentence A demonstrates a stereotype', 'Age')),
     }
-    assert Counter(row['dataset_name'] for row in rows) == {
+    assert Counter(line['dataset_name'] for line in lines) == {
         **dict.fromkeys(('anli_r1', 'anli_r2', 'anli_r3', 'cb'), 15 * 3),
         **dict.fromkeys(('rte', 'wsc', 'wic', 'winogender'), 10 * 2),
         **{'story_cloze': 5 * 2, 'winogrande': 5 * 2, 'crows_pairs': 5 * 2 + 9},
@@ -339,13 +339,13 @@ def test_crows_pairs_is_1508_pairs_under_six_templates_and_ten_lines_are_as_reco
         local=(f'crows_pairs={REAL}/crows_pairs/crows_pairs_anonymized.csv',),
     )
     lines = out.read_bytes().splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert Counter(row['template_name'] for row in rows) == {
+    records = [json.loads(line) for line in lines]
+    assert Counter(record['template_name'] for record in records) == {
         **dict.fromkeys(('stereotype', 'demontraste_or_violate', 'stereotype_confirm'), 1508 * 2),
         **dict.fromkeys(('anti_stereotype', 'anti_stereotype_confirm'), 1508 * 2),
         'which_bias': 1508 * 9,
     }
-    gold = Counter((row['template_name'], row['response']) for row in rows if row['label'])
+    gold = Counter((record['template_name'], record['response']) for record in records if record['label'])
     assert (gold['stereotype', 'Yes'], gold['stereotype', 'No']) == (1290, 218)  # stereo and antistereo in the csv
     assert (gold['which_bias', 'Race and color'], gold['which_bias', 'Age']) == (516, 87)
     assert sum(gold.values()) == 1508 * 6

@@ -6,8 +6,6 @@ tried once; where it does not answer, `datasets` takes what is in its cache, or 
 
 import functools
 import logging
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from cappy.errors import InputError
@@ -64,14 +62,12 @@ def _import_datasets(name):
 @functools.cache
 def _connection_error() -> str | None:
     """Why the hub does not answer; None where it does, or is not to be asked."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return None
     try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method='HEAD'), timeout=_TIMEOUT)
-    except urllib.error.HTTPError:
-        return None  # an answer, too
-    except OSError as error:
-        return str(getattr(error, 'reason', error))
+        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT)  # its proxies and certificates; it does not retry
+    except Exception as error:  # of the HTTP library, which differs between versions
+        return ' '.join(str(error).split())[:_MAX_CHARACTERS] or type(error).__name__
     return None

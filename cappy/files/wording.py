@@ -29,7 +29,7 @@ def not_found(path, kind='file', remedy='') -> str:
 
 
 def near_names(name, names, place) -> str:
-    """The end of a message about a missing name: those of the names in a place that resemble it, else some of them."""
+    """The end of a message about a missing name: the names in a place that resemble it, or the first ones."""
     names = sorted(names)
     near = _near(name, names)
     return f'; near names in {place}: {", ".join(near)}' if near else f'; {place} has {listed(names)}'

@@ -46,7 +46,7 @@ class PairMaker:
         ]
 
     def text_pairs(self, instances: Sequence[Instance], i) -> list[LabelledPair]:
-        """The pairs of the i-th of some instances of a template, a generative one.
+        """The pairs of instances[i], a generative instance; the others are of its template.
 
         They are its references and samples or, without samples, its references, responses of the other instances and
         altered references. The first of the others' responses comes from an instance near by, which in most data sets
