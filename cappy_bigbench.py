@@ -239,16 +239,19 @@ def comparison_table(rows, style='table'):
             'pick': row['name'],
             'rougeL': row['rougeL'],
             '95% interval': f'{100 * row["low"]:.1f} to {100 * row["high"]:.1f}',
-            'gap closed': '' if row['gap_closed'] is None else f'{100 * row["gap_closed"]:.0f}%',
-            'its interval': ''
-            if row['gap_closed'] is None
-            else f'{100 * row["gap_low"]:.0f} to {100 * row["gap_high"]:.0f}%',
+            'gap closed': gap_closed(row),
         }
         for row in rows
     ]
-    return tables.format_table(
-        shown, ['pick', tables.percent('rougeL'), '95% interval', 'gap closed', 'its interval'], style
-    )
+    return tables.format_table(shown, ['pick', tables.percent('rougeL'), '95% interval', 'gap closed'], style)
+
+
+def gap_closed(row):
+    """A pick's share of the way from random to oracle with its interval; nothing for these two, which define it."""
+    if row['gap_closed'] is None or row['name'] in ('random candidate', 'oracle'):
+        return ''
+    share, low, high = (round(100 * row[key]) for key in ('gap_closed', 'gap_low', 'gap_high'))
+    return f'{share}% ({low} to {high}%)'
 
 
 def report(result):

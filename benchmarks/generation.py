@@ -44,7 +44,6 @@ from cappy.generate.generator import Generator
 from cappy.generate.sampling import sample_key
 from cappy.generate.t5 import T5, T5Config, params_shapes, tensor_names
 from cappy.model.model_files import write_model
-from cappy.generate.t5 import T5, T5Config, params_shapes
 from cappy.model.tensors import tensor_names
 from cappy.tasks.candidates import REFERENCE_DECODINGS
 
