@@ -42,7 +42,7 @@ from cappy.errors import InputError
 from cappy.generate.decodings import parse_decoding
 from cappy.generate.generator import Generator
 from cappy.generate.sampling import sample_key
-from cappy.generate.t5 import T5, T5Config, params_shapes, tensor_names
+from cappy.generate.t5 import T5, T5Config, params_shapes
 from cappy.model.model_files import write_model
 from cappy.model.tensors import tensor_names
 from cappy.tasks.candidates import REFERENCE_DECODINGS
