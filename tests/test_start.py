@@ -21,6 +21,10 @@ COMMANDS = sorted(
 )
 # Not linked: what makes an installed checkout importable, and PyTorch, which is no requirement and is slow to import.
 LEFT_OUT = ('cappy', '__editable__', 'torch', 'sentence_transformers')
+# What makes the files that the commands look for.
+GENERATORS = ('scripts/download_bigbench_flan_gens.sh', 'scripts/bigbench_flan_generate.py')
+RESULTS = ('scripts/run_cappy_bigbench.py', 'cappy_bigbench.py')
+QUESTIONS = ('scripts/download_promptsource_test_data.sh', 'scripts/get_promptsource_data.py')
 
 
 @pytest.fixture(scope='module')
@@ -102,6 +106,25 @@ def test_reading_a_tokenizer_does_not_warn_that_pytorch_is_missing(bare_python, 
     assert 'PyTorch was not found' in errors_of('import transformers')
     program = f'import sys; sys.path.insert(0, {str(ROOT)!r}); from cappy.model.tokens import load_tokenizer\n'
     assert errors_of(f'{program}load_tokenizer(sys.argv[1])') == ''
+
+
+@pytest.mark.parametrize(
+    ('command', 'missing', 'remedies'),
+    [
+        ('scripts/present_bigbench_baselines.py', 'bigbench_flan_gens: no such folder of generators', GENERATORS),
+        ('scripts/present_cappy_bigbench_results.py', 'bigbench_cappy_results: no such folder of results', RESULTS),
+        ('scripts/report.py', 'bigbench_cappy_results: no such folder of results', RESULTS),
+        ('cappy_promptsource.py', 'promptsource_test.jsonl: no such file', QUESTIONS),
+    ],
+)
+def test_a_missing_default_folder_is_named_with_what_makes_it(bare_python, tmp_path, command, missing, remedies):
+    ended = subprocess.run(
+        [bare_python, ROOT / command], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    line = ended.stderr.splitlines()[-1].replace('./', '')
+    assert line.startswith(f'error: {missing} (relative to the current folder, {tmp_path}); ')
+    assert [remedy for remedy in remedies if remedy not in line] == []
 
 
 def test_the_quickstart_explains_itself_and_installs_nothing(tmp_path):

@@ -19,13 +19,14 @@ from cappy.errors import InputError
 from cappy.files.wording import near_names, not_found
 from cappy.study import results
 from cappy.study.results import ResultPaths
-from cappy.tasks.candidates import SPLITS
+from cappy.tasks.candidates import GENERATORS_REMEDY, SPLITS
 from cappy.tasks.statistics import Difference, paired_intervals
 
 ADAPTED = 'scorer after adapting'  # the pick whose rougeL is the result of the cell
 ORACLE = 'oracle'
 PUBLISHED = 'published'  # the folder of published figures among the generators, and their name in a comparison
 DATA_DIR = 'bigbench_data'  # the default of the flag that says where subset_names.json is
+RESULTS_REMEDY = 'scripts/run_cappy_bigbench.py and cappy_bigbench.py write results'
 SEED_FOLDER = re.compile(r'seed\d+')  # where a sweep of several seeds puts the results of each
 # Settings that may differ between cells of one table: they name the cell, or do not change the result.
 HARMLESS_SETTINGS = (
@@ -102,9 +103,15 @@ class CellExamples:
 
 
 def choose_folders(names: Sequence[str]) -> list[Path]:
-    """The folders of results, one per seed; a single one that holds only folders seed1, seed2, .. means these."""
+    """The folders of results, one per seed; a single one that holds only folders seed1, seed2, .. means these.
+
+    Raises InputError for a missing one.
+    """
     folders = [Path(name) for name in names]
-    if len(folders) == 1 and folders[0].is_dir():
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(not_found(folder, 'folder of results', RESULTS_REMEDY))
+    if len(folders) == 1:
         inside = [entry for entry in _subfolders(folders[0]) if entry.name != PUBLISHED]
         if inside and all(SEED_FOLDER.fullmatch(entry.name) for entry in inside):
             return sorted(inside, key=lambda entry: int(entry.name.removeprefix('seed')))
@@ -170,7 +177,7 @@ def choose_generators(asked: Sequence[str] | None, folders: Sequence[Path], flag
     """
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(not_found(folder, 'folder'))
+            raise InputError(not_found(folder, 'folder of generators', GENERATORS_REMEDY))
     found = {entry.name for folder in folders for entry in _subfolders(folder)}
     found = {name for name in found if name != PUBLISHED and not SEED_FOLDER.fullmatch(name)}
     if asked is None:
