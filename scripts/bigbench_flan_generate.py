@@ -31,7 +31,7 @@ from cappy.generate.generator import Generator
 from cappy.generate.sample_files import candidate_path, check_existing, read_instructions, sampled_file
 from cappy.generate.sampling import sample_key
 from cappy.model.devices import get_devices, is_first_process
-from cappy.model.model_files import find_model, model_digest
+from cappy.model.model_files import model_digest
 from cappy.study.cells import read_task_names
 from cappy.tasks.candidates import REFERENCE_DECODINGS, SPLITS, Sample
 
@@ -68,7 +68,7 @@ def main(
     sequences_per_device: int | None = None,  # texts decoded at a time: memory; default: what suits the device
     tokens_per_device: int | None = None,  # tokens of whole texts at a time: memory; default: what suits the device
     window=256,  # examples worked on together: the most that a stopped run loses
-    overwrite=False,  # start again where a file, or a part of it, exists
+    overwrite=False,  # begin again where a file, or a part of it, exists
     n_processes: int | None = None,  # hosts, as redco's Deployer takes them; likewise the next four
     host0_address: str | None = None,
     host0_port: int | None = None,
@@ -85,7 +85,6 @@ def main(
     n_samples = {decoding.name: 1 if decoding.n_beams else n_sample_gens for decoding in chosen}
     files = {path: examples for path, examples in files.items() if overwrite or not is_done(path, examples, n_samples)}
     if files:
-        digest = model_digest(find_model(model_name_or_path))
         model = Generator.from_pretrained(
             model_name_or_path,
             devices=devices,
@@ -93,7 +92,10 @@ def main(
             sequences_per_device=sequences_per_device,
             tokens_per_device=tokens_per_device,
         )
-        deciding = {**{name: settings[name] for name in DECIDING}, 'model_digest': digest[:16]}
+        deciding = {
+            **{name: settings[name] for name in DECIDING},
+            'model_digest': model_digest(model_name_or_path) if is_first_process() else None,
+        }
         with Progress(sum(map(len, files.values())), model) as progress:
             for path, examples in files.items():
                 draw_file(path, examples, model, chosen, settings, deciding, progress)
@@ -169,7 +171,7 @@ def is_done(path, examples, n_samples):
     if exists:
         check_existing(path, examples, n_samples)
         print(
-            f'{path} exists and holds all {len(examples)} examples. Skipped; --overwrite starts again.', file=sys.stderr
+            f'{path} exists and holds all {len(examples)} examples. Skipped; --overwrite begins again.', file=sys.stderr
         )
     return bool(from_first_process(exists))
 

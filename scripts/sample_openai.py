@@ -64,7 +64,7 @@ def main(
     max_retries=6,  # times that a failed request is sent again
     timeout=600.0,  # seconds per request
     api_key_variable: str | None = None,  # environment variable of the key; default: OPENAI_API_KEY, where it is set
-    overwrite=False,  # start again where a file, or a part of it, exists
+    overwrite=False,  # begin again where a file, or a part of it, exists
 ):
     """Draw samples from an LLM behind a server."""
     settings = dict(locals())
@@ -155,7 +155,7 @@ def is_done(job, decodings):
     if not job.path.exists():
         return False
     check_existing(job.path, list(job.examples.values()), {decoding.name: n for decoding, n in decodings.items()})
-    print(f'{job.path} exists and holds all {len(job.examples)} examples. Skipped; --overwrite starts again.')
+    print(f'{job.path} exists and holds all {len(job.examples)} examples. Skipped; --overwrite begins again.')
     return True
 
 

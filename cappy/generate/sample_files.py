@@ -144,11 +144,11 @@ def _read_partial(path, examples):
             samples = tuple(Sample(**sample) for sample in record['samples'])
             is_ours = instruction_of.get(record['example_idx']) == record['instruction']
         except (InputError, KeyError, TypeError) as error:
-            raise InputError(f'{path}:{number}: not an example with samples; --overwrite starts again') from error
+            raise InputError(f'{path}:{number}: not an example with samples; --overwrite begins again') from error
         if not is_ours:
             raise InputError(
                 f'{path}:{number}: example_idx {record["example_idx"]!r} with this instruction is no longer in the '
-                'data; --overwrite starts again'
+                'data; --overwrite begins again'
             )
         done[record['example_idx']] = samples
         n_bytes += len(raw)
