@@ -31,9 +31,16 @@ def test_resamples_do_not_depend_on_how_they_are_cut_to_bound_memory(monkeypatch
     values = np.random.default_rng(2).random((2, 37))
     whole = bootstrap_means(values, 100)
     monkeypatch.setattr('cappy.tasks.statistics._DRAWS_AT_ONCE', 37 * 7)
-    np.testing.assert_allclose(bootstrap_means(values, 100), whole, rtol=1e-13)
+    np.testing.assert_array_equal(bootstrap_means(values, 100), whole)
     drawn = np.random.default_rng(0).integers(37, size=(100, 37))
     np.testing.assert_allclose(whole, values[:, drawn].mean(axis=-1), rtol=1e-13)
+
+
+def test_a_row_has_the_same_resampled_means_whatever_is_resampled_with_it():
+    values = np.random.default_rng(7).random((5, 300))
+    together = bootstrap_means(values, 500)
+    for row, means in zip(values, together, strict=True):
+        np.testing.assert_array_equal(bootstrap_means(row, 500)[0], means)
 
 
 def test_a_bootstrap_interval_is_scipys_percentile_interval():
