@@ -68,9 +68,9 @@ def main(
     if paths.result.exists() and not overwrite:
         return show_existing(paths)
     timer = PhaseTimer()
-    held_out = read_held_out(data_dir)
     training = PretrainingSettings.of(settings)
     stream = read_stream(data_dir, training)
+    held_out = read_held_out(data_dir)
     timer.lap('data')
 
     devices = get_devices(

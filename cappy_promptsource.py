@@ -44,7 +44,7 @@ def main(
     per_device_batch_size=128,  # kept for the reference's commands, without effect; scoring fills batches by tokens
     max_length=512,  # tokens per pair; longer ones are truncated
     jax_seed=42,  # of the bootstrap; scoring draws nothing
-    grading: Literal['reference', 'exact'] = 'reference',  # exact: ties, several right rows and names done right
+    grading: Literal['reference', 'exact'] = 'reference',  # exact: ties, several right choices and names done right
     results_dir: str | None = None,  # {model}/{data file}.json and .scores.jsonl go here; None: nowhere
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
     tokens_per_device: int | None = None,  # of a batch; default: what suits the device
@@ -62,7 +62,7 @@ def main(
     if paths and paths.result.exists() and not overwrite:
         return show_existing(paths, settings)
     timer = PhaseTimer()
-    rows = questions.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
+    choices = questions.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
     timer.lap('data')
 
     with contextlib.ExitStack() as stack:
@@ -78,10 +78,10 @@ def main(
             tokens_per_device=tokens_per_device,
         )
         timer.lap('load')
-        scores, counts = score_rows(scorer, rows)
+        scores, counts = score_choices(scorer, choices)
         timer.lap('score')
-        verdicts = questions.grade(rows, scores, grading)
-        accuracies = {name: questions.accuracy(questions.grade(rows, scores, name)) for name in questions.GRADINGS}
+        verdicts = questions.grade(choices, scores, grading)
+        accuracies = {name: questions.accuracy(questions.grade(choices, scores, name)) for name in questions.GRADINGS}
         summary = questions.summarise(verdicts, jax_seed)
         timer.lap('grade')
         result = {
@@ -90,15 +90,17 @@ def main(
             'summary': summary,
             'settings': settings,
             'counts': {
-                'rows': len(rows),
+                'rows': len(choices),
                 'unique_pairs': counts['unique_pairs'],
                 'truncated_pairs': counts['truncated_pairs'],
-                'empty_responses': sum(not row.response for row in rows),
+                'empty_responses': sum(not choice.response for choice in choices),
                 'graded_questions': len(verdicts),
-                'questions': questions.count_faults(rows, scores),
+                'questions': questions.count_faults(choices, scores),
             },
             'datasets_not_graded': [
-                name for name in dict.fromkeys(row.dataset_name for row in rows) if name.split('|||')[0] not in summary
+                name
+                for name in dict.fromkeys(choice.dataset_name for choice in choices)
+                if name.split('|||')[0] not in summary
             ],
             'data_sha256': file_digest(data_file),
             'seconds': timer.seconds | {'waiting_for_tokens': counts['seconds_waiting']},  # a part of score
@@ -106,7 +108,7 @@ def main(
             'device': devices.description,
         }
         if paths and is_first_process():  # the result last: where it exists, the scores do
-            questions.write_choice_scores(paths.candidates, rows, scores)
+            questions.write_choice_scores(paths.candidates, choices, scores)
             write_json(paths.result, result)
     if is_first_process():
         report(result)
@@ -158,10 +160,10 @@ def standard_output_kept():
         os.close(ours)
 
 
-def score_rows(scorer, rows):
-    """(float32 [rows], counts). Identical pairs share one score, so that they tie wherever they stand."""
+def score_choices(scorer, choices):
+    """(float32 [choices], counts). Identical pairs share one score, so that they tie wherever they stand."""
     unique = {}
-    place = [unique.setdefault((row.instruction, row.response), len(unique)) for row in rows]
+    place = [unique.setdefault((choice.instruction, choice.response), len(unique)) for choice in choices]
     scores, counts = scorer.score_with_counts(unique, progress='scoring')
     return scores[place], counts
 
@@ -171,7 +173,7 @@ def report(result):
     counts, grading = result['counts'], result['settings']['grading']
     print(f'\n{accuracy_table(result["summary"])}\n', file=sys.stderr)
     print(
-        f'{counts["graded_questions"]} questions, {counts["rows"]} rows ({counts["unique_pairs"]} different); '
+        f'{counts["graded_questions"]} questions, {counts["rows"]} choices ({counts["unique_pairs"]} different); '
         '95% intervals over examples; published figures from arXiv:2311.06720 and arXiv:2212.12017',
         file=sys.stderr,
     )
@@ -182,12 +184,15 @@ def report(result):
 
 
 def remarks(result, grading):
-    """What a reader should know of the rows, a line each."""
+    """What a reader should know of the choices, one line each."""
     counts = result['counts']
     lines = questions.describe_faults(counts['questions'], grading)
     if result['datasets_not_graded']:
         lines.append(f'not graded, since no row is right: {", ".join(result["datasets_not_graded"])}')
-    for name, what in (('truncated_pairs', 'pairs were truncated'), ('empty_responses', 'rows have an empty response')):
+    for name, what in (
+        ('truncated_pairs', 'pairs were truncated'),
+        ('empty_responses', 'choices have an empty response'),
+    ):
         if counts[name]:
             lines.append(f'{counts[name]} {what}')
     other = 'exact' if grading == 'reference' else 'reference'
