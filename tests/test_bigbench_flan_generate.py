@@ -201,10 +201,10 @@ def test_bad_flags_are_refused_by_name_and_nothing_is_written(data, tmp_path, fl
         ({'instruction': ' '}, 'own_train.jsonl:2: instruction: is empty'),
         ({'references': []}, 'own_train.jsonl:2: references: the list is empty'),
         ({'references': 'one'}, 'own_train.jsonl:2: references: expected a list of texts'),
-        ({'example_idx': 0}, 'own_train.jsonl:2: example_idx 0 stands on line 1 too'),
+        ({'example_idx': 0}, 'own_train.jsonl:2: example_idx 0 is on line 1 too'),
     ],
 )
-def test_a_bad_line_is_named_before_the_model_is_looked_for(data, tmp_path, change, message):
+def test_a_bad_line_is_refused_before_the_model_is_looked_for(data, tmp_path, change, message):
     rows = [json.loads(line) for line in (data / 'tiny_tense_train.jsonl').read_text().splitlines()[:2]]
     rows[1] |= change
     (tmp_path / 'own_train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
