@@ -1,5 +1,7 @@
 """Settings that something was made with, beside those that are asked for now."""
 
+import re
+
 
 def differing(made, asked, ignoring=()):
     """What was made otherwise than it is asked for now, as texts 'learning_rate 1e-05 (asked for: 2e-05)'.
@@ -8,7 +10,7 @@ def differing(made, asked, ignoring=()):
     older version wrote it, do not count.
     """
     return [
-        f'{name} {made[name]!r} (asked for: {asked[name]!r})'
+        f'{name} {_as_text(made[name])} (asked for: {_as_text(asked[name])})'
         for name in asked
         if name in made and name not in ignoring and _as_json(made[name]) != _as_json(asked[name])
     ]
@@ -17,3 +19,10 @@ def differing(made, asked, ignoring=()):
 def _as_json(value):
     """A value as a file of results gives it back, which has lists alone."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def _as_text(value):
+    """A value as an error shows it: of a SHA-256 digest the first twelve digits, which are enough to tell two apart."""
+    if isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value):
+        return value[:12]
+    return repr(value)
