@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -143,7 +142,6 @@ def test_standard_input_goes_to_standard_output(tmp_path, model, scores_of):
             stdin=file,
             stdout=out,
             cwd=ROOT,
-            env={**os.environ, 'PYTHONPATH': str(ROOT)},
         )
     assert process.returncode == 0
     scored = read_rows(tmp_path / f'out.{format}')
