@@ -18,7 +18,7 @@ from cappy.tasks.candidates import read_task
 from cappy.tasks.rouge import RougeL
 
 RECORDED = Path(__file__).parent / 'recorded'
-QUERY = 'roberta.encoder.layer.0.attention.self.query.kernel'
+LAYER = 'roberta.encoder.layer.0'
 
 
 class Interrupted(Exception):
@@ -58,7 +58,7 @@ def job(folder, per_device_batch_size, stop_after=None, **device_settings):
         measured = {
             'devices': devices.description,
             'mesh': [devices.n_data, devices.n_model_shards],
-            'query': list(scorer.params[QUERY].sharding.spec),
+            'query': list(scorer.params[LAYER]['attention.self.query']['kernel'].sharding.spec),
             'begun': begun,
             'updates': trained.updates,
             'scores': scores.tolist(),
