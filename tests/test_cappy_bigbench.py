@@ -230,6 +230,7 @@ def start(*argv):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_that_goes_on_to_the_result_of_an_unbroken_run(tmp_path):
     argv = [*RECORDED_FLAGS, '--train_size', '1024', '--nocompare_before', '--checkpoint_every', '5']
     argv = argv[2:]

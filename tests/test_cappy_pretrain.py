@@ -119,6 +119,7 @@ def test_a_damaged_result_is_told_in_one_line(tmp_path, data, capsys):
     assert f'error: {tmp_path}/result.json: not a result of this script' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n_devices', [4])
 def test_losses_are_the_same_on_several_devices(pretrained, data, tiny_directories, run_python, tmp_path, n_devices):
     argv = ['--data_dir', data, '--model_name_or_path', tiny_directories['roberta-dropout'], '--output_dir', tmp_path]
@@ -129,9 +130,8 @@ def test_losses_are_the_same_on_several_devices(pretrained, data, tiny_directori
     np.testing.assert_allclose(losses(tmp_path), losses(pretrained), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    'kills', [(signal.SIGKILL,), pytest.param((signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('kills', [(signal.SIGKILL,), (signal.SIGKILL, signal.SIGTERM)])
 def test_a_killed_run_is_resumed_with_the_losses_of_an_uninterrupted_one(
     pretrained, data, tiny_directories, run_python, tmp_path, kills
 ):

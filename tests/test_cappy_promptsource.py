@@ -58,6 +58,7 @@ def test_the_recorded_run_gives_its_json_alone_on_standard_output_and_every_scor
     assert '4 questions with several right choices' in err and '2 questions with no right choice: left out' in err
 
 
+@pytest.mark.slow
 def test_two_shards_give_the_same_json_and_scores(tmp_path, run_python):
     process = run_python('cappy_promptsource.py', *job('--n_model_shards', '2', '--results_dir', tmp_path), n_devices=2)
     out, err = process.communicate(timeout=300)

@@ -192,6 +192,7 @@ runpy.run_path('scripts/score.py', run_name='__main__')
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run_python, scores_of):
     generator = np.random.default_rng(0)
     rows = [
