@@ -111,6 +111,7 @@ def test_beam_search_stops_where_pytorchs_continues():
     assert others == [('tiny_tense', 1), ('tiny_tense', 12)]
 
 
+@pytest.mark.slow
 def test_samples_drawn_alone_are_those_of_batches_of_32():
     alone = Generator.from_pretrained(RECORDED / 'flan-t5-tiny', sequences_per_device=4)
     last = instructions()[-8:]  # the empty one among them
