@@ -77,6 +77,11 @@ def test_exact_grading_differs_where_the_reference_errs_and_both_are_told(tmp_pa
     assert result['accuracy_by_grading']['reference'] == ACCURACY
 
 
+def test_a_scorer_that_says_the_same_of_all_choices_is_called_so(constant_scorer, capsys):
+    assert run(*job(model=constant_scorer)) == 0
+    assert 'the scorer gives all choices of a question the same score' in capsys.readouterr().err
+
+
 def test_without_a_results_dir_nothing_is_written(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(*job()) == 0

@@ -243,6 +243,65 @@ def test_of_more_examples_than_are_asked_for_the_largest_differences_stay(sweep,
     assert sorted(kept) == kept and min(differences[kept]) >= max(np.delete(differences, kept))
 
 
+def add_to_result(folder, generator, task, ties=None, **fields):
+    """Change the result of a cell; ties: of the scorer's row."""
+    path = ResultPaths(folder / 'results', generator, task).result
+    result = json.loads(path.read_text())
+    for row in result['comparison']:
+        if ties and row['name'] == cells.ADAPTED:
+            row['ties'] = ties
+    path.write_text(json.dumps(result | fields))
+
+
+TIES = {'n_examples': N_EXAMPLES, 'n_several': N_EXAMPLES, 'n_tied': N_EXAMPLES, 'n_alike': N_EXAMPLES, 'rougeL': 0.125}
+UNREAD = {'examples': N_EXAMPLES, 'letters': 100, 'unread_letters': 70, 'unread': 30}
+
+
+def test_ties_and_texts_that_rougeL_does_not_read_are_said_of_the_cell_and_of_all(tmp_path, capsys):
+    for task in TASKS[:2]:
+        make_cell(tmp_path, 'flan-t5-xl', task)
+    add_to_result(tmp_path, 'flan-t5-xl', 'birds', ties=TIES, counts={'faults': {'validation': UNREAD}})
+    code, _, err = write_page(capsys, tmp_path, tmp_path / 'page.html')
+    summary, _ = read_page(tmp_path / 'page.html')
+    birds, cats = summary['cells']
+    assert code == 0 and summary['remarks'] == err.splitlines() and cats['remarks'] == []
+    assert [line.split(': ', 1)[0] for line in summary['remarks']] == ['birds'] * 3
+    unread, tied = birds['remarks']
+    assert unread.startswith('30 of 45 examples have texts most of whose letters') and '70% of all letters' in unread
+    assert tied.startswith('scorer after adapting: in 45 of 45 examples the highest score is shared')
+    over_ties = {row['name']: row['over_ties'] for row in birds['comparison'] if 'over_ties' in row}
+    assert over_ties == {cells.ADAPTED: 0.125}
+
+
+@pytest.mark.parametrize('value', [None, 7, 'x', [1]])
+def test_results_of_another_shape_have_a_page(value, tmp_path, capsys):
+    for task in TASKS[:2]:
+        make_cell(tmp_path, 'flan-t5-xl', task)
+    fields = ('settings', 'counts', 'seconds', 'comparison')
+    add_to_result(tmp_path, 'flan-t5-xl', 'birds', **dict.fromkeys(fields, value))
+    names = ('rouge_tokenizer', 'bigbench_gen_dir', 'src_key', 'refs_key')
+    add_to_result(tmp_path, 'flan-t5-xl', 'cats', ties=value, settings=dict.fromkeys(names, value))
+    code, _, err = write_page(capsys, tmp_path, tmp_path / 'page.html', '--n_workers', 1)
+    summary, _ = read_page(tmp_path / 'page.html')
+    assert code == 0 and len(summary['cells']) == 2 and all(cell['remarks'] == [] for cell in summary['cells'])
+    tokenizer = f'{tmp_path}/results/flan-t5-xl/cats.json: settings: rouge tokenizer'
+    assert err == '' if value != 'x' else err.startswith(tokenizer)
+
+
+def test_a_cell_of_one_example_has_no_intervals(tmp_path, capsys):
+    make_cell(tmp_path, 'flan-t5-xl', 'birds')
+    paths = ResultPaths(tmp_path / 'results', 'flan-t5-xl', 'birds')
+    line = json.loads(paths.candidates.read_text().splitlines()[0])
+    paths.candidates.write_text(json.dumps(line) + '\n')
+    comparison = picks.compare({name: np.array([value]) for name, value in line['picked'].items()})
+    paths.result.write_text(json.dumps({'rougeL': line['rougeL'], 'comparison': comparison}))
+    code, _, err = write_page(capsys, tmp_path, tmp_path / 'page.html')
+    (cell,) = read_page(tmp_path / 'page.html')[0]['cells']
+    assert (code, err, cell['n'], cell['low'], cell['high']) == (0, '', 1, None, None)
+    assert all(low is None and high is None for _, low, high in cell['gains'].values())
+    assert ' to ' not in ' '.join(cell['verdict'])
+
+
 def test_broken_candidates_are_named_and_the_rest_of_the_cell_is_shown(tmp_path, capsys):
     make_cell(tmp_path, 'flan-t5-xl', 'birds')
     paths = ResultPaths(tmp_path / 'results', 'flan-t5-xl', 'birds')
