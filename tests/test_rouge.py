@@ -7,6 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from cappy.errors import InputError
+from cappy.tasks import rouge
 from cappy.tasks.rouge import RougeL
 
 TEXT = """
@@ -83,6 +84,14 @@ def test_pairwise_takes_each_text_as_reference_of_each(theirs):
     assert pairwise.tolist() == [[theirs.score(row, column)['rougeL'].fmeasure for column in texts] for row in texts]
     assert np.array_equal(pairwise, pairwise.T)
     assert np.diag(pairwise)[:3].tolist() == [0, 0, 1]
+
+
+def test_threads_change_nothing(monkeypatch):
+    generator, ours = random.Random(5), RougeL()
+    texts = [made_up_text(generator, 60) for _ in range(30)]
+    alone = ours.pairwise(texts), ours.scores(texts[:3], texts)
+    monkeypatch.setattr(rouge, '_WORTH_THREADS', -1)
+    assert all(map(np.array_equal, alone, (ours.pairwise(texts), ours.scores(texts[:3], texts))))
 
 
 def test_nothing_to_score_gives_empty_arrays_and_no_references_an_error():

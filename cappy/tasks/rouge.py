@@ -1,5 +1,6 @@
 """ROUGE-L as the rouge_score package computes it, many times as fast."""
 
+import os
 import re
 import sys
 import unicodedata
@@ -28,6 +29,7 @@ _SPACELESS_BLOCKS = (
     (0xF900, 0xFAFF),  # Han compatibility
     (0x20000, 0x3FFFF),  # Han supplements
 )
+_WORTH_THREADS = 1e9  # products of tokens, a tenth of a second
 _ZERO_WIDTH_SPACE = '\u200b'  # of category Cf, but it separates words
 # Marks that writers of Hebrew, Arabic and Syriac may leave out: points, accents and signs for reciting, and the stroke
 # that only stretches a word. Not the hamza and madda, which belong to the spelling, nor the vowel signs and tone marks
@@ -125,8 +127,12 @@ class RougeL:
         encoded_responses = (
             encoded_references if responses is references else [self._encode(text) for text in responses]
         )
+        n_products = sum(map(len, encoded_references)) * sum(map(len, encoded_responses))
+        n_threads = len(os.sched_getaffinity(0)) if n_products > _WORTH_THREADS else 1
         # Length of the longest common subsequence, [n_references, n_responses].
-        common = cdist(encoded_references, encoded_responses, scorer=LCSseq.similarity, dtype=np.int32)
+        common = cdist(
+            encoded_references, encoded_responses, scorer=LCSseq.similarity, dtype=np.int32, workers=n_threads
+        )
         n_reference_tokens = np.array([max(len(text), 1) for text in encoded_references])
         n_response_tokens = np.array([max(len(text), 1) for text in encoded_responses])
         precision = common / n_response_tokens
