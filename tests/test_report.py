@@ -243,13 +243,13 @@ def test_of_more_examples_than_are_asked_for_the_largest_differences_stay(sweep,
     assert sorted(kept) == kept and min(differences[kept]) >= max(np.delete(differences, kept))
 
 
-def add_to_result(folder, generator, task, ties=None, **fields):
-    """Change the result of a cell; ties: of the scorer's row."""
+def add_to_result(folder, generator, task, ties=None, ends=0.9, **fields):
+    """Change the result of a cell; ties: of the scorer's row; ends: the upper ones of its intervals."""
     path = ResultPaths(folder / 'results', generator, task).result
     result = json.loads(path.read_text())
     for row in result['comparison']:
         if ties and row['name'] == cells.ADAPTED:
-            row['ties'] = ties
+            row |= {'ties': ties, 'high': ends, 'gap_high': ends}
     path.write_text(json.dumps(result | fields))
 
 
@@ -280,7 +280,7 @@ def test_results_of_another_shape_have_a_page(value, tmp_path, capsys):
     fields = ('settings', 'counts', 'seconds', 'comparison')
     add_to_result(tmp_path, 'flan-t5-xl', 'birds', **dict.fromkeys(fields, value))
     names = ('rouge_tokenizer', 'bigbench_gen_dir', 'src_key', 'refs_key')
-    add_to_result(tmp_path, 'flan-t5-xl', 'cats', ties=value, settings=dict.fromkeys(names, value))
+    add_to_result(tmp_path, 'flan-t5-xl', 'cats', ends=value, ties=value, settings=dict.fromkeys(names, value))
     code, _, err = write_page(capsys, tmp_path, tmp_path / 'page.html', '--n_workers', 1)
     summary, _ = read_page(tmp_path / 'page.html')
     assert code == 0 and len(summary['cells']) == 2 and all(cell['remarks'] == [] for cell in summary['cells'])

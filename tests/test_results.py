@@ -311,9 +311,10 @@ def test_corrupt_candidates_and_updates_are_named_with_their_line(tmp_path):
         path.write_text(f'{json.dumps(LINE)}\n{line}\n')
         with pytest.raises(InputError, match=message):
             read_candidates(path)
-    path.write_text('update,pairs,learning_rate,loss,grad_norm\n1,2,0.1,0.1\n')
-    with pytest.raises(InputError, match='f:2: not an update'):
-        read_updates(path)
+    for row, message in (('1,2,0.1,0.1', 'f:2: not an update .4 fields, not 5'), ('9' * 200_000, 'f: not a log of')):
+        path.write_text(f'update,pairs,learning_rate,loss,grad_norm\n{row}\n')
+        with pytest.raises(InputError, match=message):
+            read_updates(path)
     path.write_bytes(b'\xff')
     with pytest.raises(InputError, match='f: not UTF-8'):
         read_result(path)

@@ -189,10 +189,11 @@ class _Attempts:
 
 def _comparison(result):
     """The well-formed rows of a result's comparison; the file may have been written by anything."""
-    keys = ('rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high')
+    together = (('rougeL',), ('low', 'high'), ('gap_closed',), ('gap_low', 'gap_high'))
     rows = result.get('comparison')
     return [
-        {'name': row['name'], **{key: row[key] for key in keys if is_finite_number(row.get(key))}}
+        {'name': row['name']}
+        | {key: row[key] for keys in together if all(is_finite_number(row.get(key)) for key in keys) for key in keys}
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, dict) and isinstance(row.get('name'), str) and is_finite_number(row.get('rougeL'))
     ]
