@@ -138,7 +138,7 @@ def shown_result(path):
     """Around what shows the result at `path`: where a field is missing or of another kind, InputError."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
