@@ -789,6 +789,26 @@ def test_on_a_phone_names_break_at_underscores_and_keys_are_not_mentioned(browse
     assert len({letters[0] for letters in tops[:3]}) > 1  # and the name does need several
 
 
+def test_ties_and_faults_of_texts_are_shown_where_they_are(browser, capsys, tmp_path):
+    for task in TASKS[:2]:
+        make_cell(tmp_path, 'flan-t5-xl', task)
+    add_to_result(tmp_path, 'flan-t5-xl', 'birds', ties=TIES, counts={'faults': {'validation': UNREAD}})
+    write_page(capsys, tmp_path, tmp_path / 'page.html')
+    browser.messages.clear()
+    browser.open(tmp_path / 'page.html')
+    assert len(texts(browser, '#overview .faults li')) == 3
+    (place,) = [n for n, name in enumerate(texts(browser, '#cells thead th')) if name.startswith('over ties')]
+    assert texts(browser, f'#cells tbody td:nth-child({place + 1})') == ['12.5', '']
+    for task, said, shown in (('birds', 2, ['12.5']), ('cats', 0, [])):
+        open_cell(browser, f'#/flan-t5-xl/{task}')
+        assert len(texts(browser, '#cell .faults li')) == said
+        has_column = 'over ties' in texts(browser, '#cell .intervals thead th')
+        assert has_column == bool(shown)
+        if has_column:
+            assert texts(browser, '#cell .intervals tr.pick td:nth-child(3)') == shown
+    assert browser.messages == []
+
+
 def test_a_page_that_is_cut_off_says_so_in_place_of_the_cell(sweep, browser, capsys, tmp_path):
     write_page(capsys, sweep[0], tmp_path / 'page.html')
     text = (tmp_path / 'page.html').read_text()
