@@ -69,9 +69,9 @@ def percentiles(means) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_interval(values, n_resamples=N_RESAMPLES, seed=0) -> tuple[float, float]:
-    """Percentile interval of the mean of values [N] over examples drawn with replacement."""
-    return percentiles(bootstrap_means(values, n_resamples, seed)[0])
+def bootstrap_interval(values, n_resamples=N_RESAMPLES, seed=0) -> tuple[float | None, float | None]:
+    """Percentile interval of the mean of values [N] over examples drawn with replacement; (None, None) for N = 1."""
+    return interval_over_examples(bootstrap_means(values, n_resamples, seed)[0], len(values))
 
 
 def paired_bootstrap(ours, others, n_resamples=N_RESAMPLES, seed=0) -> tuple[tuple[float, float], list[Difference]]:
