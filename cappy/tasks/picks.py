@@ -12,7 +12,7 @@ The picks, by the names that files and tables give them:
 - self-score sum, self-score mean: the sample to which the generator itself gives the highest log-likelihood, summed or
   averaged over its tokens (the paper's self-scoring baseline).
 - consensus: the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding); equal
-  samples agree also where they have no word that rougeL reads.
+  samples that are not blank agree also where they have no word that rougeL reads.
 - scorer before adapting, scorer after adapting: the candidate with the highest score.
 - oracle: the best candidate by its own rougeL. It knows the references, so it bounds every method.
 
