@@ -24,6 +24,7 @@ from cappy.files.lock import result_lock
 from cappy.files.settings import differing
 from cappy.model.devices import is_first_process
 from cappy.model.model_files import check_writable
+from cappy.model.tokens import describe_cut
 from cappy.model.training_state import Checkpoint
 from cappy.study.results import ResultPaths, describe_candidates, read_result, shown_result, write_result
 from cappy.tasks import blending, picks
@@ -45,34 +46,34 @@ def main(
     refs_key='references',  # field of the references
     label_key='label',  # kept for the reference's commands, without effect; no file has this field
     model_name_or_path='btan2/cappy-large',  # hub name or folder of the scorer to adapt
-    n_model_shards=1,  # devices over which each parameter is split
-    max_length=512,  # tokens per pair; longer ones are truncated
-    train_size=102400,  # finetuning examples, repeated or cut to this number
-    per_device_batch_size=8,  # pairs; an update has this many times data-parallel devices times accumulate_grad_batches
-    eval_per_device_batch_size=32,  # kept for the reference's commands, without effect; scoring fills batches by tokens
-    accumulate_grad_batches=16,
-    learning_rate=2e-5,
-    warmup_rate=0.1,  # share of the steps
-    weight_decay=0.0,
+    n_model_shards: flags.Count = 1,  # devices over which each parameter is split
+    max_length: flags.Count | None = None,  # tokens per pair; longer ones are truncated; default: the scorer's own, 512
+    train_size: flags.Count = 102400,  # finetuning examples, repeated or cut to this number
+    per_device_batch_size: flags.Count = 8,  # pairs of a micro-batch on each device, as the reference counts updates
+    eval_per_device_batch_size: flags.Count = 32,  # kept for the reference's commands; scoring fills batches by tokens
+    accumulate_grad_batches: flags.Count = 16,  # micro-batches of an update
+    learning_rate: flags.Positive = 2e-5,
+    warmup_rate: flags.Share = 0.1,  # share of the steps
+    weight_decay: flags.NotNegative = 0.0,
     results_dir='bigbench_cappy_results',  # {generator}/{task}.json and its two companions go here
-    seed=11111,
+    seed: flags.Seed = 11111,
     reference_labels: Literal['one', 'leave_one_out', 'skip'] = 'one',  # how references are labelled
     lr_schedule: Literal['reference', 'corrected'] = 'reference',  # corrected: warm-up and decay over the updates
     rouge_tokenizer: Literal['default', 'unicode'] = 'default',  # default knows a-z and 0-9 only, as the paper's
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
-    tokens_per_device: int | None = None,  # of a training micro-batch; default: what suits the device
-    eval_tokens_per_device: int | None = None,  # of a scoring batch; default: what suits the device
+    tokens_per_device: flags.Count | None = None,  # of a training micro-batch; default: what suits the device
+    eval_tokens_per_device: flags.Count | None = None,  # of a scoring batch; default: what suits the device
     gradient_checkpointing=False,  # less memory, more time
-    checkpoint_every=0,  # updates between checkpoints, from which a stopped run continues; 0: none
+    checkpoint_every: flags.CountFrom0 = 0,  # updates between checkpoints, from which a stopped run continues; 0: none
     compare_before=True,  # also score with the scorer as it was before adapting
     combine: flags.Names | None = None,  # consensus, self_score or both: also pick by blends of the scorer with them
     save_dir: str | None = None,  # keep the adapted scorer in this folder
     overwrite=False,  # replace an existing result, checkpoint and save_dir
-    n_processes: int | None = None,  # hosts, as redco's Deployer takes them; so the next four
+    n_processes: flags.Count | None = None,  # hosts, as redco's Deployer takes them; so the next four
     host0_address: str | None = None,
-    host0_port: int | None = None,
-    process_id: int | None = None,
-    n_local_devices: int | None = None,
+    host0_port: flags.Port | None = None,
+    process_id: flags.CountFrom0 | None = None,
+    n_local_devices: flags.Count | None = None,
 ):
     """Adapt a scorer to one task and pick its samples."""
     settings = dict(locals())
@@ -112,6 +113,7 @@ def main(
             tokens_per_device=eval_tokens_per_device,
             seed=seed,
         )
+        settings['max_length'] = scorer.max_length
         timer.lap('load')
         before = score_candidates(scorer, validation, 'scoring (before)')[0] if compare_before else None
         timer.lap('score_before')
@@ -125,6 +127,8 @@ def main(
         )
         timer.lap('adapt')
         scores, counts = score_candidates(scorer, validation, 'scoring')
+        if counts['truncated_pairs'] and is_first_process():
+            logger.warning('%s', describe_cut(counts, scorer.max_length, 'validation pairs'))
         weights = choose_weights(scorer, held_out, held_out_signals, rouge)
         blends = {name: blending.blend(scores, signals, of_signals) for name, of_signals in weights.items()}
         timer.lap('score')
@@ -168,7 +172,7 @@ def show_existing(paths, settings):
     not_deciding = ('overwrite', 'results_dir', 'save_dir')
     made_with = result.get('settings')
     made_with = made_with if isinstance(made_with, dict) else {}
-    if other := differing(made_with, settings, ignoring=not_deciding):
+    if other := differing(made_with, settings, ignoring=not_deciding, found=('max_length',)):
         print(f'It was made with {", ".join(other)}.')
     print('--overwrite replaces it; another --results_dir keeps both.')
 
@@ -220,10 +224,11 @@ def count_validation(validation, before, scores, counts):
 
 
 def count_training(train_size, trained, counts):
-    """Counts of the training, and the truncated pairs of both splits."""
+    """Counts of the training, and of both splits the pairs that were truncated, and that became equal by it."""
     n_trained = sum(update.pairs for update in trained.updates)
     return {
         'truncated_pairs': {'train': trained.n_truncated, 'validation': counts['truncated_pairs']},
+        'made_equal_pairs': {'train': trained.n_made_equal, 'validation': counts['made_equal_pairs']},
         'updates': len(trained.updates),
         'pairs_trained_on': n_trained,
         'pairs_left_out': train_size - n_trained,
@@ -322,7 +327,8 @@ Says how correct a response to an instruction of this task is (about 0 to 1, unb
 {comparison_table(result['comparison'], 'markdown')}
 
 `sentence-transformers`: `CrossEncoder(folder).predict(pairs)` gives these scores as they are; in `transformers` they
-are the logits of `AutoModelForSequenceClassification`.
+are the logits of `AutoModelForSequenceClassification`, of pairs tokenized with `truncation=True`. All truncate pairs to
+{settings['max_length']} tokens, the tokenizer's `model_max_length`.
 """
 
 

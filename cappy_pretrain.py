@@ -38,29 +38,29 @@ def main(
     model_name_or_path='roberta-large',  # hub name or folder of an encoder or a scorer to begin with
     output_dir='pretrained_scorer',  # best/ and last/ (scorers), result.json, train.csv, evaluations.jsonl
     from_scratch=False,  # random parameters; only the model's config and tokenizer are read
-    n_epochs=1,  # passes over the pairs
-    global_batch_size=1024,  # pairs of an update, whatever the devices
-    learning_rate=1e-6,
-    warmup_rate=0.1,  # share of the updates
+    n_epochs: flags.Count = 1,  # passes over the pairs
+    global_batch_size: flags.Count = 1024,  # pairs of an update, whatever the devices
+    learning_rate: flags.Positive = 1e-6,
+    warmup_rate: flags.Share = 0.1,  # share of the updates
     lr_schedule: Literal['linear', 'cosine'] = 'linear',  # how the rate falls to 0 after the warm-up
-    weight_decay=0.01,  # of matrices and embeddings; biases and norms have none
-    clip_norm=1.0,  # longer gradients are scaled to this; 0: none are
-    max_length=512,  # tokens per pair; longer ones are truncated
-    seed=11111,
-    eval_every=500,  # updates between evaluations on held-out templates; 0: only before and after
+    weight_decay: flags.NotNegative = 0.01,  # of matrices and embeddings; biases and norms have none
+    clip_norm: flags.NotNegative = 1.0,  # longer gradients are scaled to this; 0: none are
+    max_length: flags.Count | None = None,  # tokens per pair; longer ones are truncated; default: the model's own, 512
+    seed: flags.Seed = 11111,
+    eval_every: flags.CountFrom0 = 500,  # updates between evaluations on held-out templates; 0: only before and after
     best_by: Literal['squared_error', 'accuracy', 'rank_correlation'] = 'squared_error',  # of best/
-    checkpoint_every=500,  # updates between checkpoints, from the last of which a stopped run continues
-    n_model_shards=1,  # devices over which each parameter is split
+    checkpoint_every: flags.CountFrom0 = 500,  # updates between checkpoints, from which a stopped run continues
+    n_model_shards: flags.Count = 1,  # devices over which each parameter is split
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
-    tokens_per_device: int | None = None,  # of a training micro-batch; default: what suits the device
+    tokens_per_device: flags.Count | None = None,  # of a training micro-batch; default: what suits the device
     gradient_checkpointing=False,  # less memory, more time
     tensorboard_dir: str | None = None,  # also write losses and evaluations there, by redco's Deployer
     overwrite=False,  # replace an existing result and checkpoint
-    n_processes: int | None = None,  # hosts, as redco's Deployer takes them; so the next four
+    n_processes: flags.Count | None = None,  # hosts, as redco's Deployer takes them; so the next four
     host0_address: str | None = None,
-    host0_port: int | None = None,
-    process_id: int | None = None,
-    n_local_devices: int | None = None,
+    host0_port: flags.Port | None = None,
+    process_id: flags.CountFrom0 | None = None,
+    n_local_devices: flags.Count | None = None,
 ):
     """Pretrain a scorer."""
     settings = dict(locals())
@@ -92,6 +92,7 @@ def main(
             seed=seed,
             from_scratch=from_scratch,
         )
+        settings['max_length'] = scorer.max_length
         timer.lap('load')
         n_updates = training.n_updates(stream.n_pairs)
         evaluations = Evaluations(scorer, held_out, paths, settings, n_updates, checkpoint.updates())
@@ -286,6 +287,8 @@ def report(result, paths):
     """What the user reads at the end."""
     counts = result['counts']
     print(f'{counts["pairs_trained_on"]} pairs in {counts["updates"]} updates, {counts["pairs_left_out"]} left out.\n')
+    if counts.get('truncated_share'):
+        print(f'{counts["truncated_share"]:.1%} of them were truncated to {result["settings"]["max_length"]} tokens.\n')
     if result['comparison']:
         print(comparison_table(result['comparison']))
         best = result['best']
@@ -331,7 +334,8 @@ Says how correct a response to an instruction is (about 0 to 1, unbounded). Made
   ({settings['lr_schedule']} after a warm-up), seed {settings['seed']}, at most {settings['max_length']} tokens per pair
 {measured}
 `sentence-transformers`: `CrossEncoder(folder).predict(pairs)` gives these scores as they are; in `transformers` they
-are the logits of `AutoModelForSequenceClassification`.
+are the logits of `AutoModelForSequenceClassification`, of pairs tokenized with `truncation=True`. All truncate pairs to
+{settings['max_length']} tokens, the tokenizer's `model_max_length`.
 """
 
 

@@ -28,6 +28,7 @@ from cappy.files.environment import environment
 from cappy.files.lock import result_lock
 from cappy.files.settings import differing
 from cappy.model.devices import is_first_process
+from cappy.model.tokens import describe_cut
 from cappy.study.results import ResultPaths, shown_result
 from cappy.tasks import questions
 
@@ -40,20 +41,20 @@ def main(
     sent0_key='instruction',  # field of the instruction
     sent1_key='response',  # field of the choice
     model_name_or_path='btan2/cappy-large',  # hub name or folder of the scorer
-    n_model_shards=1,  # devices over which each parameter is split
-    per_device_batch_size=128,  # kept for the reference's commands, without effect; scoring fills batches by tokens
-    max_length=512,  # tokens per pair; longer ones are truncated
-    jax_seed=42,  # of the bootstrap; scoring draws nothing
+    n_model_shards: flags.Count = 1,  # devices over which each parameter is split
+    per_device_batch_size: flags.Count = 128,  # kept for the reference's commands; scoring fills batches by tokens
+    max_length: flags.Count | None = None,  # tokens per pair; longer ones are truncated; default: the scorer's own, 512
+    jax_seed: flags.Seed = 42,  # of the bootstrap; scoring draws nothing
     grading: Literal['reference', 'exact'] = 'reference',  # exact: ties, several right choices and names done right
     results_dir: str | None = None,  # {model}/{data file}.json and .scores.jsonl go here; None: nowhere
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
-    tokens_per_device: int | None = None,  # of a batch; default: what suits the device
+    tokens_per_device: flags.Count | None = None,  # of a batch; default: what suits the device
     overwrite=False,  # replace an existing result
-    n_processes: int | None = None,  # hosts, as redco's Deployer takes them; so the next four
+    n_processes: flags.Count | None = None,  # hosts, as redco's Deployer takes them; so the next four
     host0_address: str | None = None,
-    host0_port: int | None = None,
-    process_id: int | None = None,
-    n_local_devices: int | None = None,
+    host0_port: flags.Port | None = None,
+    process_id: flags.CountFrom0 | None = None,
+    n_local_devices: flags.Count | None = None,
 ):
     """Zero-shot accuracy on classification tasks."""
     settings = dict(locals())
@@ -77,6 +78,7 @@ def main(
             max_length=max_length,
             tokens_per_device=tokens_per_device,
         )
+        settings['max_length'] = scorer.max_length
         timer.lap('load')
         scores, counts = score_choices(scorer, choices)
         timer.lap('score')
@@ -93,6 +95,7 @@ def main(
                 'rows': len(choices),
                 'unique_pairs': counts['unique_pairs'],
                 'truncated_pairs': counts['truncated_pairs'],
+                'made_equal_pairs': counts['made_equal_pairs'],
                 'empty_responses': sum(not choice.response for choice in choices),
                 'graded_questions': len(verdicts),
                 'questions': questions.count_faults(choices, scores),
@@ -130,7 +133,7 @@ def show_existing(paths, settings):
         made = result['settings'] | {'data_sha256': result['data_sha256']}
     asked = settings | {'data_sha256': file_digest(settings['data_file'])}
     not_deciding = ('overwrite', 'results_dir', 'per_device_batch_size')
-    if other := differing(made, asked, ignoring=not_deciding):
+    if other := differing(made, asked, ignoring=not_deciding, found=('max_length',)):
         raise InputError(
             f'{paths.result}: exists, made with {", ".join(other)}; '
             '--overwrite replaces it, another --results_dir keeps both'
@@ -192,12 +195,11 @@ def remarks(result, grading):
         lines.append('the scorer gives all choices of a question the same score, so the accuracies say nothing of it')
     if result['datasets_not_graded']:
         lines.append(f'not graded, since no row is right: {", ".join(result["datasets_not_graded"])}')
-    for name, what in (
-        ('truncated_pairs', 'pairs were truncated'),
-        ('empty_responses', 'choices have an empty response'),
-    ):
-        if counts[name]:
-            lines.append(f'{counts[name]} {what}')
+    if counts['truncated_pairs']:
+        # Results of an older version have no count of pairs that became equal.
+        lines.append(describe_cut({'made_equal_pairs': 0, **counts}, result['settings']['max_length']))
+    if counts['empty_responses']:
+        lines.append(f'{counts["empty_responses"]} choices have an empty response')
     other = 'exact' if grading == 'reference' else 'reference'
     ours, theirs = (result['accuracy_by_grading'][name] for name in (grading, other))
     if ours != theirs:

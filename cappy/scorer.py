@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import numbers
 
 import jax
@@ -12,18 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.model import model_files
+from cappy.files.settings import check_at_least
+from cappy.model import model_files, vocabulary
 from cappy.model.config import EncoderConfig
 from cappy.model.devices import get_devices, is_first_process
-from cappy.model.packing import check_max_length
+from cappy.model.packing import check_max_length, default_max_length
 from cappy.model.pretraining import Feed, pretrain
-from cappy.model.scoring import score_pairs
+from cappy.model.scoring import check_text, score_pairs
 from cappy.model.tensors import config_to_save, fresh_params, read_params, tensors_from_params
-from cappy.model.tokens import check_vocabulary, encode_pairs, load_tokenizer
+from cappy.model.tokens import describe_cut, encode_pairs, load_tokenizer
 from cappy.model.training import TrainingSettings, train
 from cappy.model.training_state import Saving
 
-SUMMED_COUNTS = ('pairs', 'unique_pairs', 'truncated_pairs', 'seconds_waiting')
+SUMMED_COUNTS = ('pairs', 'unique_pairs', 'truncated_pairs', 'made_equal_pairs', 'seconds_waiting')
+
+logger = logging.getLogger(__name__)
 
 
 class Cappy:
@@ -46,6 +50,7 @@ class Cappy:
         self.source = source  # the model directory or hub name it was read from
         self.source_digest = None  # of that model's files, as `model_files.model_digest` gives it
         self._published_config = published_config
+        self._has_told_of_cut = False
         # Shapes that scoring was compiled for. A later call prefers them, so its scores may differ in the last bit
         # from those of a process that has scored nothing before.
         self._compiled = set()
@@ -67,20 +72,23 @@ class Cappy:
 
         devices: as `get_devices` gives them, None: all of this process's; compute_dtype: 'float32' or 'bfloat16', None:
         what suits the device (parameters stay float32); max_length: tokens per pair, longer ones are truncated, None:
-        512 or what the model has positions for; tokens_per_device: of a scoring batch, None: what suits the device;
-        seed: of random parameters; from_scratch: take config and tokenizer alone, and make all parameters random;
-        needs_head: refuse an encoder without a head, whose scores would be random.
+        what the scorer was adapted with (see `packing.default_max_length`); tokens_per_device: of a scoring batch,
+        None: what suits the device; seed: of random parameters; from_scratch: take config and tokenizer alone, and make
+        all parameters random; needs_head: refuse an encoder without a head, whose scores would be random.
         Raises InputError naming what is missing or does not fit.
         """
+        check_at_least(1, tokens_per_device=tokens_per_device)
+        check_at_least(0, seed=seed)
         path = model_files.find_model(name_or_dir)
         published = model_files.read_config(path)
         config = EncoderConfig.from_published(published, path / 'config.json')
-        max_length = min(512, config.max_length) if max_length is None else max_length
-        check_max_length(max_length, config, name_or_dir)
+        if max_length is not None:
+            check_max_length(max_length, config, name_or_dir)
         devices = devices or get_devices()
         dtype = devices.compute_dtype(compute_dtype)
         tokenizer = load_tokenizer(path)
-        check_vocabulary(tokenizer, config.vocab_size, path)
+        vocabulary.check_size(tokenizer, config.vocab_size, path)
+        max_length = default_max_length(tokenizer, config) if max_length is None else max_length
         params = fresh_params(config, seed) if from_scratch else read_params(path, config, seed, needs_head)
         params = devices.put_params(params)
         scorer = cls(
@@ -94,14 +102,22 @@ class Cappy:
 
         pairs: any iterable of two texts each; or, with `responses`, the instructions, as many as those. It is read
         once, one window after the other, and identical pairs of a window are scored once. progress: words for a
-        progress bar. Raises InputError naming the first pair that is not two texts.
+        progress bar. Warns the first time that pairs are truncated. Raises InputError naming the first pair that is
+        not two texts.
         """
-        return self.score_with_counts(pairs, responses, progress=progress)[0]
+        scores, counts = self.score_with_counts(pairs, responses, progress=progress)
+        if counts['truncated_pairs'] and not self._has_told_of_cut and is_first_process():
+            self._has_told_of_cut = True
+            logger.warning('%s (said once)', describe_cut(counts, self.max_length))
+        return scores
 
     predict = score  # as sentence-transformers' CrossEncoder names it
 
     def score_with_counts(self, pairs, responses=None, *, progress=None):
-        """Scores as `score` gives them, and SUMMED_COUNTS over all windows (see `scoring.score_pairs`)."""
+        """Scores as `score` gives them, and SUMMED_COUNTS over all windows (see `scoring.score_pairs`).
+
+        Of truncated pairs it says nothing: whoever has the counts may.
+        """
         scores, total = [np.empty(0, np.float32)], dict.fromkeys(SUMMED_COUNTS, 0)
         for window_scores, counts in self.score_stream(pairs, responses, progress=progress):
             scores.append(window_scores)
@@ -167,23 +183,28 @@ class Cappy:
         """Finetune on labelled examples, in place (section 3.3).
 
         examples: a sequence of finetuning.FinetuningExample or (instruction, response, label), labels in [0, 1].
-        settings: TrainingSettings, None: the paper's. tokens_per_device: of a micro-batch, None: what suits the device.
+        settings: TrainingSettings, None: the paper's; from then on the scorer has its max_length.
+        tokens_per_device: of a micro-batch, None: what suits the device.
         gradient_checkpointing: less memory, more time. checkpoint: training_state.Checkpoint that a stopped training
         left; checkpoint_every: updates between two writings of it, 0: none. on_update: called with (Update, params)
         after each update. progress: words for a progress bar, None for no bar.
         Returns training.Trained: a row for each update, and how full the packed rows were.
         Raises InputError naming the first example that is none, or a setting that is out of range.
         """
-        settings = TrainingSettings(max_length=self.max_length) if settings is None else settings
+        settings = TrainingSettings() if settings is None else settings
         if not isinstance(settings, TrainingSettings):
             raise InputError(f'settings: expected TrainingSettings, found {type(settings).__name__} {settings!r:.60}')
+        settings = self._with_max_length(settings)
+        check_at_least(1, tokens_per_device=tokens_per_device)
+        check_at_least(0, checkpoint_every=checkpoint_every)
         triples = [_triple(example, number) for number, example in enumerate(examples)]
         settings.check(len(triples), self.devices.n_data)
-        check_max_length(settings.max_length, self.config, self.source)
         unique = {}
         pair_index = np.array([unique.setdefault(triple[:2], len(unique)) for triple in triples])
         labels = np.array([triple[2] for triple in triples], np.float32)
         encoded = encode_pairs(self.tokenizer, *zip(*unique, strict=True), settings.max_length)
+        if encoded.truncated.any() and is_first_process():
+            logger.warning('%s', describe_cut(encoded.counts, settings.max_length, 'training pairs'))
         fingerprint = _fingerprint(settings, triples, self)
         with self._lend_params() as params:
             trained = train(
@@ -201,8 +222,15 @@ class Cappy:
                 on_update=on_update,
                 progress=progress,
             )
-        self.params = trained.params
+        self.params, self.max_length = trained.params, settings.max_length
         return trained
+
+    def _with_max_length(self, settings):
+        """Settings of a training whose max_length is a number: the scorer's, where they have none."""
+        if settings.max_length is None:
+            return dataclasses.replace(settings, max_length=self.max_length)
+        check_max_length(settings.max_length, self.config, self.source)
+        return settings
 
     def pretrain(
         self,
@@ -224,8 +252,11 @@ class Cappy:
         called with each Update while the scorer can score with the parameters after it; the rest as `adapt` takes it.
         Returns (list of Update, the Feed, which knows how full the packed rows were).
         """
+        settings = self._with_max_length(settings)
         settings.check(stream.n_pairs)
-        check_max_length(settings.max_length, self.config, self.source)
+        check_at_least(1, tokens_per_device=tokens_per_device)
+        check_at_least(0, checkpoint_every=checkpoint_every)
+        self.max_length = settings.max_length  # evaluations are at the length of the training
         platform, n_data = self.devices.platform, self.devices.n_data
         feed = Feed(stream, self.tokenizer, settings, self.config, platform, n_data, tokens_per_device)
         fingerprint = {**_shared_fingerprint(settings, self), **(fingerprint or {})}
@@ -264,9 +295,11 @@ class Cappy:
     def save_pretrained(self, directory, *, model_card=None, overwrite=False):
         """Write a directory that PyTorch transformers, sentence-transformers' CrossEncoder and `from_pretrained` load.
 
-        model_card: Markdown for its README.md. Its config has CrossEncoder leave the scores as they are, where it would
-        put them through a sigmoid. Raises InputError where it cannot be written.
+        model_card: Markdown for its README.md. All three truncate pairs to this scorer's max_length, the tokenizer's
+        model_max_length, and CrossEncoder leaves the scores as they are, where it would put them through a sigmoid.
+        Raises InputError where it cannot be written.
         """
+        self.tokenizer.model_max_length = self.max_length
         # By a program, since other hosts' shards cannot be fetched.
         whole = jax.jit(lambda params: params, out_shardings=self.devices.replicated)(self.params)
         params = jax.tree.map(np.asarray, whole)
@@ -303,6 +336,8 @@ def _triple(example, number):
     fields = dataclasses.astuple(example) if dataclasses.is_dataclass(example) else tuple(example)
     if len(fields) != 3 or not all(isinstance(text, str) for text in fields[:2]):
         raise InputError(f'example {number}: expected (instruction, response, label); found {str(example)[:80]!r}')
+    for name, text in zip(('instruction', 'response'), fields[:2], strict=True):
+        check_text(text, f'example {number}: {name}')
     if not isinstance(fields[2], numbers.Real) or not 0 <= fields[2] <= 1:
         raise InputError(f'example {number}: label: found {fields[2]!r}; give a number from 0 to 1')
     return fields

@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from cappy.errors import InputError
 from cappy.files.wording import listed, not_found
 from cappy.generate.decodings import DEFAULT_TOP_K, parse_decoding
 from cappy.generate.generator import Generator
+from cappy.generate.lost_characters import count_lost, describe_lost
 from cappy.generate.sample_files import candidate_path, check_existing, read_instructions, sampled_file
 from cappy.generate.sampling import sample_key
 from cappy.model.devices import get_devices, is_first_process
@@ -49,13 +50,13 @@ def main(
     src_key='instruction',  # field of the instruction
     tgt_key='response',  # field for a sample's text
     model_name_or_path='google/flan-t5-small',  # hub name or folder of a T5
-    n_model_shards=1,  # devices over which each weight is split
-    n_sample_gens=4,  # samples per example and decoding; a beam search gives one
-    per_device_batch_size=8,  # not used: --sequences_per_device bounds memory, and samples do not depend on batches
-    max_src_len=512,  # tokens per instruction; longer ones are truncated
-    max_tgt_len=64,  # tokens per sample, the start token included
+    n_model_shards: flags.Count = 1,  # devices over which each weight is split
+    n_sample_gens: flags.Count = 4,  # samples per example and decoding; a beam search gives one
+    per_device_batch_size: flags.Count = 8,  # not used: samples do not depend on batches; see --sequences_per_device
+    max_src_len: flags.Count = 512,  # tokens per instruction; longer ones are truncated
+    max_tgt_len: Annotated[int, flags.Range(least=2)] = 64,  # tokens per sample, the start token included
     output_dir='bigbench_flan_gens',  # folder that gets {generator}/{task}_{split}.jsonl
-    jax_seed=42,  # of the samples
+    jax_seed: flags.Seed = 42,  # of the samples
     tasks: flags.Names | None = None,  # a,b,c; default: those with data, BIG-bench's in the order of subset_names.json
     splits: flags.Names = SPLITS,
     decodings: flags.Names = REFERENCE_DECODINGS,  # beamN, sampling, tempX, topkN, toppX
@@ -65,19 +66,18 @@ def main(
     ] = 'retokenized',  # of validation samples: of text, or drawn tokens
     generator: str | None = None,  # name of the folder; default: the last part of the model's name
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
-    sequences_per_device: int | None = None,  # texts decoded at a time: memory; default: what suits the device
-    tokens_per_device: int | None = None,  # tokens of whole texts at a time: memory; default: what suits the device
-    window=256,  # examples worked on together: the most that a stopped run loses
+    sequences_per_device: flags.Count | None = None,  # texts decoded at a time: memory; default: by device
+    tokens_per_device: flags.Count | None = None,  # tokens of whole texts at a time: memory; default: by device
+    window: flags.Count = 256,  # examples worked on together: the most that a stopped run loses
     overwrite=False,  # begin again where a file, or a part of it, exists
-    n_processes: int | None = None,  # hosts, as redco's Deployer takes them; likewise the next four
+    n_processes: flags.Count | None = None,  # hosts, as redco's Deployer takes them; likewise the next four
     host0_address: str | None = None,
-    host0_port: int | None = None,
-    process_id: int | None = None,
-    n_local_devices: int | None = None,
+    host0_port: flags.Port | None = None,
+    process_id: flags.CountFrom0 | None = None,
+    n_local_devices: flags.Count | None = None,
 ):
     """Draw the samples of every task and split."""
     settings = dict(locals())
-    check_numbers(settings)
     chosen = [parse_decoding(name, DEFAULT_TOP_K if default_top_k else 0) for name in decodings]
     generator = generator or Path(model_name_or_path).resolve().name
     files = read_files(settings, generator)
@@ -104,18 +104,6 @@ def main(
             print(f'{Path(output_dir) / generator}: wrote {listed(path.name for path in files)}')
         for remark in [] if tasks else missing_data(data_dir, splits):
             logger.warning(remark)
-
-
-def check_numbers(settings):
-    """Raise InputError for a number that is too small."""
-    minima = {'n_sample_gens': 1, 'max_src_len': 1, 'window': 1, 'sequences_per_device': 1, 'tokens_per_device': 1}
-    for name, minimum in minima.items():
-        if settings[name] is not None and settings[name] < minimum:
-            raise InputError(f'--{name}: expected {minimum} or more, found {settings[name]}')
-    if settings['max_tgt_len'] < 2:
-        raise InputError(
-            f'--max_tgt_len {settings["max_tgt_len"]}: leaves no token after the start token; give 2 or more'
-        )
 
 
 def read_files(settings, generator):
@@ -210,6 +198,8 @@ class Progress:
 def draw_file(path, examples, model, decodings, settings, deciding, progress):
     """Draw the samples of one candidate file, which appears when it is whole."""
     task, _, split = path.stem.rpartition('_')
+    tell_lost_characters(path.stem, examples, model.tokenizer)
+    n_samples, n_with_unknown = 0, model.n_with_unknown
     with open_file(path, examples, settings, deciding) as (to_do, add):
         if len(to_do) < len(examples):
             progress.update(path.stem, len(examples) - len(to_do))
@@ -230,8 +220,31 @@ def draw_file(path, examples, model, decodings, settings, deciding, progress):
             on_drawn=lambda: progress.update(path.stem),
         )
         for index, responses in drawn:
-            add(to_do[index], as_samples(responses))
+            samples = as_samples(responses)
+            n_samples += len(samples)
+            add(to_do[index], samples)
             progress.update(path.stem, 1)
+    n_with_unknown = model.n_with_unknown - n_with_unknown
+    if n_with_unknown and is_first_process():
+        logger.warning(
+            '%s: %d of %d samples hold an unknown token, which their text leaves out',
+            path.stem,
+            n_with_unknown,
+            n_samples,
+        )
+
+
+def tell_lost_characters(name, examples, tokenizer):
+    """Say which characters of the instructions and the references of a file the model does not know."""
+    lost = [
+        count_lost(tokenizer, texts)
+        for texts in (
+            [example.instruction for example in examples],
+            [reference for example in examples for reference in example.references],
+        )
+    ]
+    for remark in describe_lost(*lost) if is_first_process() else ():
+        logger.warning('%s: %s', name, remark)
 
 
 def as_samples(by_decoding):

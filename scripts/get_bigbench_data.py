@@ -44,7 +44,7 @@ def main(
     bigbench_dir: str | None = None,  # a checkout of BIG-bench, or the folder its package was installed into
     hub_name='tasksource/bigbench',  # or a copy of it, a folder of parquet files, for a machine without the hub
     tasks: flags.Names | None = None,  # default: all 45
-    seed=SPLIT_SEED,  # of the split of task.json files; the default is BIG-bench's own, which the hub's splits have
+    seed: flags.SeedOf32Bits = SPLIT_SEED,  # of the split of task.json files; the default is that of the hub's splits
     multiple_choice=False,  # keep the multiple-choice examples of task.json files, as the hub's files do
 ):
     """Write the generative tasks of BIG-bench, one file per task and split."""

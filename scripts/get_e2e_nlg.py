@@ -46,7 +46,7 @@ def main(
     dataset_dir: str | None = None,  # a checkout of e2e-dataset; fetched if not given
     evaluation_dir: str | None = None,  # a checkout of e2e-eval; fetched if not given
     cache_dir='.cache/e2e_nlg',  # where fetched repositories are kept
-    n_validation=N_VALIDATION,  # inputs
+    n_validation: flags.Count = N_VALIDATION,  # inputs
 ):
     """Build the candidate files of the E2E NLG Challenge."""
     logging.basicConfig(level=logging.INFO, format='%(message)s')

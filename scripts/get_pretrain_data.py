@@ -16,7 +16,7 @@ import logging
 import sys
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Annotated, Literal
 
 import tqdm
 
@@ -47,15 +47,16 @@ def main(
     output_dir='pretrain_data',
     templates: flags.Names = ('*',),  # those to read, shell patterns
     heldout: flags.Names = HELD_OUT_TEMPLATES,  # templates to keep for evaluation, shell patterns; none: no template
-    instances_per_template: int | None = None,  # how many lines of a template are read, the first ones; default: all
-    heldout_instances=40,  # per held-out template
-    max_characters: int | None = None,  # leave out instances whose instruction and reference are longer together
-    max_wrong_choices=3,  # per choice instance to train on; held-out instances keep all
-    n_others=3,  # responses of other instances, per generative instance without samples
-    n_altered=3,  # altered references per such instance, no two altered in the same way
-    max_samples=8,  # per instance with samples
-    n_shards=8,  # files; memory holds one of them while it is shuffled, so use more for hundreds of millions of pairs
-    seed=0,
+    instances_per_template: flags.Count | None = None,  # lines of a template to read, the first ones; default: all
+    heldout_instances: flags.Count = 40,  # per held-out template
+    max_characters: flags.Count | None = None,  # leave out instances with a longer instruction and reference
+    max_wrong_choices: flags.Count = 3,  # per choice instance to train on; held-out instances keep all
+    n_others: flags.CountFrom0 = 3,  # responses of other instances, per generative instance without samples
+    n_altered: flags.CountFrom0 = 3,  # altered references per such instance, no two altered in the same way
+    max_samples: flags.CountFrom0 = 8,  # per instance with samples
+    n_shards: Annotated[int, flags.Range(least=1, most=99999)] = 8,  # files; memory holds one of them while it is
+    #                                                                  shuffled: more for hundreds of millions of pairs
+    seed: flags.Seed = 0,
     rouge_tokenizer: Literal['default', 'unicode'] = 'default',  # unicode: words of every script
     overwrite=False,  # replace the data in output_dir
 ):
@@ -82,14 +83,9 @@ def main(
 
 
 def check_flags(settings):
-    """Raise InputError where no source is given, a number is too small, or the output cannot be replaced."""
+    """Raise InputError where no source is given, or the output cannot be replaced."""
     if not any(settings[name] for name in ('sources', 'hub', 'samples')):
         raise InputError('--sources, --hub, --samples: none is given; name at least one')
-    at_least_1 = ('heldout_instances', 'max_wrong_choices', 'n_shards', 'instances_per_template', 'max_characters')
-    for lowest, names in ((1, at_least_1), (0, ('n_others', 'n_altered', 'max_samples'))):
-        for name in names:
-            if settings[name] is not None and settings[name] < lowest:
-                raise InputError(f'--{name}: expected {lowest} or more, found {settings[name]}')
     check_output(settings['output_dir'], settings['overwrite'])
 
 

@@ -37,8 +37,8 @@ def main(
     generator: str | None = None,  # name of the LLM that drew the samples; default: samples are not read
     output_dir: str | None = None,  # default: bigbench_flan_gens; bigbench_data without a generator
     split: Literal['train', 'validation'] | None = None,  # write all examples as this split
-    validation_share: float | None = None,  # write both splits; share of the examples in validation, 0 to 1
-    seed=11111,  # of the random division into splits
+    validation_share: flags.InnerShare | None = None,  # write both splits; share of the examples in validation
+    seed: flags.Seed = 11111,  # of the random division into splits
     instruction_key: str | None = None,  # field of the instruction; default: instruction; in a log, the prompt
     response_key: str | None = None,  # field of a text or a list of texts; default: response; in a log, resps
     references_key: str | None = None,  # field of a text or a list of texts; default: references; in a log, target
@@ -69,9 +69,6 @@ def check_flags(settings):
     """Raise InputError for flags that exclude each other, and for files that would be replaced."""
     if (settings['split'] is None) == (settings['validation_share'] is None):
         raise InputError('give either --split, for one split, or --validation_share, for both')
-    share = settings['validation_share']
-    if share is not None and not 0 < share < 1:
-        raise InputError(f'--validation_share: expected more than 0 and less than 1, found {share:g}')
     for name in ('task', 'generator'):
         if settings[name] is not None and (not settings[name] or '/' in settings[name]):
             raise InputError(f'--{name} {settings[name]!r}: files are named after it; give a name without a slash')

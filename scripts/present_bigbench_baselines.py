@@ -45,7 +45,7 @@ def main(
     by_task=False,  # one row per task and generator, instead of means over tasks
     columns: Literal['main', 'all'] = 'main',  # picks in a table by task; csv and json have all
     rouge_tokenizer: Literal['default', 'unicode'] = 'default',  # default reads a-z and 0-9 only, as the paper's
-    n_workers: int | None = None,  # processes; default: one per core
+    n_workers: flags.Count | None = None,  # processes; default: one per core
 ):
     """Print what each way to pick a sample gives without a scorer."""
     gens_dir = Path(bigbench_gen_dir)

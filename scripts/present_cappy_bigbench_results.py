@@ -53,7 +53,7 @@ def main(
     against: flags.Names | None = None,  # picks to compare with, a,b,c, or all; default: published and the usual ones
     published_dir: str | None = None,  # folder of the figures called published; default: those of this checkout
     intervals=True,  # read the candidates of each cell, for the intervals of gains over examples
-    n_workers: int | None = None,  # processes; default: one per core
+    n_workers: flags.Count | None = None,  # processes; default: one per core
     plot: str | None = None,  # also draw this file, .png, .svg or .pdf; needs matplotlib
     picture: Literal['gain', 'heatmap', 'samples', 'scores', 'training'] = 'gain',  # what the plot shows
     bigbench_gen_dir: str | None = None,  # folder of samples, for that picture; default: where each result's were read

@@ -35,12 +35,10 @@ def main(
     tasks: flags.Names | None = None,  # default: all with results; all: those of subset_names.json without, too
     bigbench_gen_dir: str | None = None,  # the generators' files; default: where each result read them
     published_dir: str | None = None,  # the published numbers; default: those of this checkout
-    max_examples=1000,  # examples per cell, those of the largest differences
-    n_workers: int | None = None,  # processes; default: one per core
+    max_examples: flags.Count = 1000,  # examples per cell, those of the largest differences
+    n_workers: flags.Count | None = None,  # processes; default: one per core
 ):
     """Write one HTML page of the results of a sweep."""
-    if max_examples < 1:
-        raise InputError(f'--max_examples {max_examples}: expected 1 or more')
     folders = cells.choose_folders(results_dir)
     generators = cells.choose_generators(gen_models, folders, '--gen_models')
     names = cells.choose_tasks(tasks, data_dir, cells.found_tasks(folders, generators))

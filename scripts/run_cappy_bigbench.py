@@ -19,7 +19,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import tqdm
 
@@ -47,23 +47,23 @@ MAX_SHOWN = 8  # running cells whose progress is shown
 
 def main(
     data_dir='bigbench_data',  # folder of subset_names.json, the list of tasks
-    cuda_idx=0,  # the device, unless --gpus names several
+    cuda_idx: flags.CountFrom0 = 0,  # the device, unless --gpus names several
     gpus: flags.Names | None = None,  # devices, e.g. 0,1,2: one cell on each (on N each with --n_model_shards N)
-    workers: int | None = None,  # cells at a time on the CPU, each on its share of the cores
+    workers: flags.Count | None = None,  # cells at a time on the CPU, each on its share of the cores
     gen_models: flags.Names | None = None,  # a,b,c; default: all in bigbench_gen_dir, the largest FLAN-T5 first
     tasks: flags.Names | None = None,  # a,b,c; default: those with samples; all: every task of subset_names.json
     seeds: flags.Names | None = None,  # e.g. 1,2,3, with results in {results_dir}/seed1, ..; a single one is as --seed
     status=False,  # print the state of each cell and end
     cluster: Literal['local', 'slurm'] = 'local',  # where the cells run
     slurm_partition: str | None = None,  # default: Slurm's own
-    slurm_minutes=240,  # time limit of a job; a cell that needs more is resumed from its checkpoint
-    slurm_gpus=1,  # GPUs per cell
-    slurm_cpus=4,  # cores per cell
-    slurm_mem_gb=32,  # GB of memory per cell
-    slurm_at_once=256,  # cells that may run at the same time
+    slurm_minutes: flags.Count = 240,  # time limit of a job; a cell that needs more is resumed from its checkpoint
+    slurm_gpus: flags.CountFrom0 = 1,  # GPUs per cell
+    slurm_cpus: flags.Count = 4,  # cores per cell
+    slurm_mem_gb: flags.Count = 32,  # GB of memory per cell
+    slurm_at_once: flags.Count = 256,  # cells that may run at the same time
     slurm_setup: str | None = None,  # shell commands before each cell, e.g. 'module load cuda'
     slurm_options: flags.Names | None = None,  # more options of sbatch, e.g. account=a,qos=b
-    poll_seconds=10.0,  # seconds between two looks at Slurm's queue
+    poll_seconds: Annotated[float, flags.Range(above=0, most=86400)] = 10.0,  # between looks at Slurm's queue
     **cell_flags,
 ):
     """Adapt a scorer to each task with each generator's samples."""
@@ -153,10 +153,7 @@ def read_seeds(seeds, settings):
     if seeds is not None and settings['seed'] != CELL_DEFAULTS['seed']:
         raise InputError('--seed and --seeds: give one')
     names = [str(settings['seed'])] if seeds is None else seeds
-    for name in names:
-        if not name.isdecimal():
-            raise InputError(f'--seeds: expected integers of 0 or more such as 1,2,3; found {name!r}')
-    numbers = list(dict.fromkeys(map(int, names)))
+    numbers = list(dict.fromkeys(flags.convert(name, flags.Seed, '--seeds') for name in names))
     if len(numbers) == 1:
         return [Seed(numbers[0], root)]
     return [Seed(number, root / f'seed{number}', number) for number in numbers]
@@ -219,13 +216,8 @@ def choose_workers(gpus, workers, cuda_idx, n_shards):
 def slurm_options_of(values):
     """slurm.SlurmOptions of the flags that begin with slurm_. values: all flags, and settings."""
     slurm.check_available()
-    for name in ('slurm_minutes', 'slurm_cpus', 'slurm_mem_gb', 'slurm_at_once'):
-        if values[name] < 1:
-            raise InputError(f'--{name} {values[name]}: expected 1 or more')
-    if values['slurm_gpus'] < 0 or max(1, values['slurm_gpus']) % values['settings']['n_model_shards']:
+    if max(1, values['slurm_gpus']) % values['settings']['n_model_shards']:
         raise InputError(f'--slurm_gpus {values["slurm_gpus"]}: expected a multiple of --n_model_shards, or 0')
-    if values['poll_seconds'] <= 0:
-        raise InputError(f'--poll_seconds {values["poll_seconds"]}: expected more than 0')
     more = [option.partition('=') for option in values['slurm_options'] or ()]
     chosen = {name.removeprefix('slurm_'): value for name, value in values.items() if name.startswith('slurm_')}
     # An option without a value is a switch of sbatch.
@@ -267,7 +259,8 @@ def describe_kept(jobs, settings):
     for job, result in made.items():
         asked = settings | ({} if job.seed is None else {'seed': job.seed})
         made_with = result.get('settings')
-        differences = differing(made_with if isinstance(made_with, dict) else {}, asked, cells.HARMLESS_SETTINGS)
+        made_with = made_with if isinstance(made_with, dict) else {}
+        differences = differing(made_with, asked, cells.HARMLESS_SETTINGS, found=('max_length',))
         if digest and result.get('model_digest') not in (None, digest):
             name = settings['model_name_or_path']
             differences.append(f'weights {result["model_digest"][:12]} ({name} now has {digest[:12]})')

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -53,16 +53,16 @@ def main(
     system: str | None = None,  # text of the system message; chat only
     prompt: str | None = None,  # file with what is asked, {instruction} in it; default: the instruction as it is
     stop: str | None = None,  # text that ends a response; \n is a new line
-    max_tokens=256,  # tokens per response
+    max_tokens: flags.Count = 256,  # tokens per response
     greedy=True,  # one sample at temperature 0
     temperatures: flags.Names | None = ('1.0',),  # of the other decodings, 0.7,1.0; None: no others
-    top_p=1.0,  # of the decodings of --temperatures, above 0 and at most 1
-    n_samples=8,  # samples per instruction and temperature
+    top_p: Annotated[float, flags.Range(above=0, most=1)] = 1.0,  # of the decodings of --temperatures
+    n_samples: flags.Count = 8,  # samples per instruction and temperature
     logprobs=True,  # ask for log-probabilities, which the self-score baseline needs
-    concurrency=8,  # requests at a time
-    requests_per_minute: float | None = None,  # default: no limit
-    max_retries=6,  # times that a failed request is sent again
-    timeout=600.0,  # seconds per request
+    concurrency: flags.Count = 8,  # requests at a time
+    requests_per_minute: flags.Positive | None = None,  # default: no limit
+    max_retries: flags.CountFrom0 = 6,  # times that a failed request is sent again
+    timeout: flags.Positive = 600.0,  # seconds per request
     api_key_variable: str | None = None,  # environment variable of the key; default: OPENAI_API_KEY, where it is set
     overwrite=False,  # begin again where a file, or a part of it, exists
 ):
@@ -78,14 +78,10 @@ def main(
 
 def choose_decodings(greedy, temperatures, top_p, n_samples) -> dict[Decoding, int]:
     """{decoding: number of samples}, the greedy one first; temperatures: texts."""
-    if not 0 < top_p <= 1:
-        raise InputError(f'--top_p: expected more than 0 and at most 1, found {top_p:g}')
-    if n_samples < 1:
-        raise InputError(f'--n_samples: expected 1 or more, found {n_samples}')
     decodings = {Decoding('greedy', temperature=0.0): 1} if greedy else {}
     for text in temperatures:
         temperature = flags.convert(text, float, '--temperatures')
-        if not 0 < temperature < float('inf'):
+        if not temperature > 0:
             raise InputError(f'--temperatures: expected numbers above 0, found {text}; --greedy is temperature 0')
         name = f'temp{temperature}' + (f'_topp{top_p}' if top_p < 1 else '')
         decoding = Decoding(name, temperature=temperature, top_p=top_p)
@@ -114,12 +110,6 @@ def check_server(settings):
     """The ServerSettings of the flags and of the key in the environment."""
     if settings['system'] and settings['endpoint'] == 'completions':
         raise InputError('--system: the completions endpoint has no system message; write it into a --prompt file')
-    for name, minimum in (('max_tokens', 1), ('concurrency', 1), ('max_retries', 0)):
-        if settings[name] < minimum:
-            raise InputError(f'--{name}: expected {minimum} or more, found {settings[name]}')
-    for name in ('timeout', 'requests_per_minute'):
-        if settings[name] is not None and not settings[name] > 0:
-            raise InputError(f'--{name}: expected more than 0, found {settings[name]:g}')
     variable = settings['api_key_variable']
     key = os.environ.get(variable or KEY_VARIABLE, '').strip()
     if variable and not key:

@@ -27,6 +27,7 @@ from cappy.files.partial import OutputPaths, PartialOutput
 from cappy.files.scored_pairs import STANDARD, PairFile, Runs, TopTies, best_first
 from cappy.model.devices import from_first_process, is_first_process
 from cappy.model.model_files import model_digest
+from cappy.model.tokens import describe_cut
 
 logger = logging.getLogger('score')
 
@@ -44,16 +45,16 @@ def main(
     score_key='score',  # field or column for the score
     rank=False,  # sort the pairs of one instruction that follow each other, best first; each such run fits in memory
     model_name_or_path='btan2/cappy-large',  # hub name or folder of the scorer
-    n_model_shards=1,  # devices over which each parameter is split
-    max_length: int | None = None,  # tokens per pair, longer ones are truncated; default: 512, or all the model has
+    n_model_shards: flags.Count = 1,  # devices over which each parameter is split
+    max_length: flags.Count | None = None,  # tokens per pair; longer ones are truncated; default: the scorer's own
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
-    tokens_per_device: int | None = None,  # of a batch; default: what suits the device
+    tokens_per_device: flags.Count | None = None,  # of a batch; default: what suits the device
     overwrite=False,  # begin again where the output, or a part of it, exists
-    n_processes: int | None = None,  # hosts, as redco's Deployer takes them; so the next four
+    n_processes: flags.Count | None = None,  # hosts, as redco's Deployer takes them; so the next four
     host0_address: str | None = None,
-    host0_port: int | None = None,
-    process_id: int | None = None,
-    n_local_devices: int | None = None,
+    host0_port: flags.Port | None = None,
+    process_id: flags.CountFrom0 | None = None,
+    n_local_devices: flags.Count | None = None,
 ):
     """Score a file of pairs."""
     settings = dict(locals())
@@ -154,13 +155,13 @@ def score_pairs(scorer, pairs, n_pairs):
         def __len__(self):
             return n_pairs
 
-    n_scored = n_truncated = 0
+    total = collections.Counter()
     for scores, counts in scorer.score_stream((Texts if n_pairs is None else CountedTexts)(), progress='scoring'):
-        n_scored, n_truncated = n_scored + len(scores), n_truncated + counts['truncated_pairs']
+        total.update({name: counts[name] for name in ('unique_pairs', 'truncated_pairs', 'made_equal_pairs')})
         for score in scores:
             yield waiting.popleft(), score
-    if n_truncated:
-        logger.warning('%d of %d pairs were truncated to %d tokens', n_truncated, n_scored, scorer.max_length)
+    if total['truncated_pairs'] and is_first_process():
+        logger.warning('%s', describe_cut(total, scorer.max_length))
 
 
 @contextlib.contextmanager

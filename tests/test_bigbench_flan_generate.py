@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file, save_file
@@ -178,10 +179,8 @@ def test_the_default_top_k_is_the_references_and_can_be_switched_off(data, tmp_p
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        ({'max_tgt_len': 1}, '--max_tgt_len 1: leaves no token after the start token; give 2 or more'),
         ({'decodings': 'beam4,greedy'}, "decodings: 'greedy' is unknown; use sampling, or beam4, "),
         ({'splits': 'test'}, "--splits: expected train or validation, found 'test'"),
-        ({'n_sample_gens': 0}, '--n_sample_gens: expected 1 or more, found 0'),
         ({'tasks': 'tiny_tens'}, 'tiny_tens_train.jsonl: no such file; near names'),
         ({'model_name_or_path': str(RECORDED / 'tiny-cappy')}, "model_type: found 'roberta'; a generator is a t5"),
         ({'model_name_or_path': './none'}, 'model none: no such directory'),
@@ -255,3 +254,37 @@ def test_by_default_tasks_with_data_are_drawn_and_missing_ones_named_at_the_end(
         generate(tmp_path / 'gens', tmp_path / 'other')
     with pytest.raises(InputError, match='none: no such folder'):
         generate(tmp_path / 'none', tmp_path / 'other')
+
+
+def test_characters_that_the_model_does_not_know_are_counted_and_said_for_each_file(tmp_path, caplog):
+    data = tmp_path / 'data'
+    data.mkdir()
+    instructions = ['x ~ {y} \\', 'say "hi" 猫', 'one\n  two', ' plain\n']
+    for task, n in (('odd', 4), ('even', 0)):
+        rows = [
+            {'dataset': task, 'example_idx': i, 'instruction': text, 'references': ['{', 'x y'] if not i else ['x']}
+            for i, text in enumerate(instructions[:n] or ['plain'])
+        ]
+        (data / f'{task}_train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    generate(data, tmp_path / 'gens', decodings='topk2', n_sample_gens=1, max_tgt_len=4)
+    assert [message for message in caplog.messages if 'hold' in message or 'lose' in message] == [
+        'odd_train: 2 of 4 instructions hold characters that the model reads as unknown (\\ { } ~ 猫)',
+        'odd_train: 1 of 4 instructions lose line breaks, tabs or repeated spaces, as in the reference',
+        'odd_train: 1 of 5 references hold characters that the model lacks ({)',
+    ]
+
+
+def test_samples_with_unknown_tokens_are_counted_and_said(tmp_path, data, caplog, monkeypatch):
+    from cappy.generate import generator
+
+    draw = Generator.draw
+
+    def draw_unknown(*inputs):
+        drawn = draw(*inputs)
+        first = next(iter(drawn.values()))['topk2'][0]
+        drawn[next(iter(drawn))]['topk2'][0] = generator.TokenSequence(np.array([2, *first.tokens]), 0.0)
+        return drawn
+
+    monkeypatch.setattr(Generator, 'draw', draw_unknown)
+    generate(data, tmp_path, tasks='tiny_tense', splits='train', decodings='topk2', n_sample_gens=2, max_tgt_len=4)
+    assert 'tiny_tense_train: 1 of 12 samples hold an unknown token, which their text leaves out' in caplog.messages

@@ -319,3 +319,41 @@ def test_a_saved_scorer_scores_as_it_did_and_tells_where_it_comes_from(tmp_path)
     np.testing.assert_allclose(Cappy.from_pretrained(saved).score(pairs), scores, atol=2e-6)
     card = (saved / 'README.md').read_text()
     assert 'tiny_tense' in card and 'flan-t5-tiny' in card and '512 pairs in 32 updates' in card
+
+
+def test_truncated_pairs_are_said_for_both_splits_with_those_that_became_equal(tmp_path, caplog, capsys):
+    long = 'the colour of the sky at night ' * 12
+    samples = {'beam4': [{'response': f'{long}{end}'} for end in ('red', 'blue')], 'sampling': [{'response': 'red'}]}
+    gens = written(tmp_path / 'gens', validation=[example(0), example(1, flan_samples=samples)])
+    argv = [*job(tmp_path / 'out', 'colours', gens), '--train_size', '4', '--per_device_batch_size', '4']
+    argv += ['--accumulate_grad_batches', '1', '--max_length', '32', '--save_dir', tmp_path / 'saved']
+    assert run(*argv) == 0
+    said = [message for message in caplog.messages if 'truncated' in message]
+    assert said == [
+        '2 of 6 different validation pairs were truncated to 32 tokens, and 2 became equal to another, with the same '
+        'score'
+    ]
+    paths = results.ResultPaths(tmp_path / 'out', 'flan-t5-tiny', 'colours')
+    counts = results.read_result(paths.result)['counts']
+    assert counts['truncated_pairs'] == {'train': 0, 'validation': 2}
+    assert counts['made_equal_pairs'] == {'train': 0, 'validation': 2}
+    assert 'at most 32 tokens a pair' in (tmp_path / 'saved' / 'README.md').read_text()
+    assert 'All truncate pairs to\n32 tokens' in (tmp_path / 'saved' / 'README.md').read_text()
+
+    # The length that the scorer was adapted with is the next run's, and a result made with it is not another.
+    again = [*job(tmp_path / 'again', 'colours', gens, tmp_path / 'saved'), *argv[10:14], '--nocompare_before']
+    again += ['--accumulate_grad_batches', '1']
+    assert run(*again) == 0
+    result = results.read_result(results.ResultPaths(tmp_path / 'again', 'flan-t5-tiny', 'colours').result)
+    assert result['settings']['max_length'] == 32
+    capsys.readouterr()
+    assert run(*again) == 0
+    assert 'It was made with' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('flag', 'number'),
+    [('seed', '99999999999999999999'), ('seed', '-1'), ('n_model_shards', '0'), ('tokens_per_device', '-5')],
+)
+def test_a_number_out_of_range_is_named_before_any_file_is_looked_for(tmp_path, capsys, flag, number):
+    assert_refused(capsys, tmp_path, [f'--{flag}: expected ', number], *job(tmp_path, gens='none'), f'--{flag}', number)

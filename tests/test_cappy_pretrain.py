@@ -217,9 +217,9 @@ def test_weights_from_scratch_need_a_config_and_a_tokenizer_alone(data, tiny_dir
     ('flags', 'told'),
     [
         (('--global_batch_size', 500), '--global_batch_size 500: more than the 107 pairs of all epochs; lower it'),
-        (('--global_batch_size', 0), '--global_batch_size: found 0; give 1 or more'),
+        (('--global_batch_size', 0), '--global_batch_size: expected 1 or more, found 0'),
         (('--max_length', 4), '--max_length 4: special tokens alone fill it'),
-        (('--clip_norm', -1), '--clip_norm: found -1.0; give 0 or more'),
+        (('--clip_norm', -1), '--clip_norm: expected 0 or more, found -1'),
         (('--tensorboard_dir', 'logs'), 'pip install tensorflow tensorboard'),
         (('--data_dir', 'nowhere'), 'nowhere: no such folder'),
     ],

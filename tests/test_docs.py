@@ -163,6 +163,20 @@ def test_every_flag_of_a_script_is_in_its_section(script):
     assert sorted(expected - named) == []
 
 
+def test_every_number_that_a_script_takes_has_a_range_that_its_default_is_in():
+    open_numbers, n_numbers = [], 0
+    for script in scripts():
+        if script.startswith(('benchmarks', 'examples')):
+            continue
+        for flag in flags.flags_of(*main_of(script)):
+            if {int, float} & set(flag.kinds):
+                n_numbers += 1
+                is_named = flag.range is not None and (flag.default is None or flag.default in flag.range)
+                open_numbers += [] if is_named else [f'{script} --{flag.name}']
+    assert open_numbers == []
+    assert n_numbers > 100
+
+
 def test_commands_that_this_page_has_a_section_for_are_in_it():
     assert {'cappy_bigbench.py', 'cappy_promptsource.py', 'scripts/score.py', 'scripts/report.py'} <= set(sections())
     assert len(sections()) >= 10

@@ -1,11 +1,14 @@
 import dataclasses
 import functools
+import importlib
+import pkgutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cappy.model
 from cappy.errors import InputError
 from cappy.model import cpu
 from cappy.model.config import EncoderConfig
@@ -14,6 +17,7 @@ from cappy.model.encoder import Scorer
 from cappy.model.layers import Dropout, attend, drop, mix_bits
 from cappy.model.model_files import read_config, read_tensors
 from cappy.model.packing import Batch, RowCost, fill_rows, plan_batches
+from cappy.model.scoring import score_program
 from cappy.model.tensors import expected_tensors, params_from_tensors, tensors_from_params
 from cappy.model.tokens import EncodedPairs, encode_pairs, load_tokenizer
 from cappy.model.training import TrainingSettings, training_programs
@@ -340,16 +344,97 @@ def test_attention_without_the_largest_logit_equals_the_plain_one(spread, is_bou
     np.testing.assert_allclose(bounded, expected, rtol=2e-5, atol=1e-6 * spread)
 
 
-@pytest.mark.parametrize('attention', [attend, cpu.attend_bounded])
+# Every way to compute attention, also one that is written later, since each has the signature of `layers.attend`.
+ATTENTIONS = [
+    function
+    for module in pkgutil.iter_modules(cappy.model.__path__, 'cappy.model.')
+    for name, function in vars(importlib.import_module(module.name)).items()
+    if name.startswith('attend') and getattr(function, '__module__', None) == module.name
+]
+
+
+def test_all_attentions_are_found():
+    assert {attend, cpu.attend_bounded} <= set(ATTENTIONS)
+
+
+@pytest.mark.parametrize('attention', ATTENTIONS)
 @pytest.mark.parametrize('spread', [0.5, 20.0])
-def test_no_bit_of_a_pair_depends_on_its_neighbours_in_the_row(attention, spread):
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('rate', [0.0, 0.3])
+def test_no_bit_of_a_pair_and_of_its_gradients_depends_on_its_neighbours_in_the_row(attention, spread, dtype, rate):
+    if attention is cpu.attend_bounded and (rate or dtype != jnp.float32):
+        pytest.skip('is for scoring in float32, where nothing is dropped')
     query, key, value, segments = attention_inputs(spread)
-    dropout = Dropout(None, segments, 0, 0.0, 0.0)
-    before = np.asarray(attention(query, key, value, segments, segments, dropout))
+    query, key, value = (x.astype(dtype) for x in (query, key, value))
+    positions = jnp.tile(jnp.arange(12, dtype=jnp.uint32), (2, 1))
+    dropout = Dropout(mix_bits(positions) if rate else None, positions, 0, rate, rate)
+
+    def first_pair(query, key, value):
+        context = attention(query, key, value, segments, segments, dropout)
+        return jnp.square(context[:, :, :4].astype(jnp.float32)).sum(), context
+
+    run = jax.value_and_grad(first_pair, argnums=(0, 1, 2), has_aux=True)
     # The neighbours' keys keep their norms, on which the bound of one way of computing depends.
-    others = attention(query, key.at[:, :, 4:].multiply(-1), value.at[:, :, 4:].add(9.0), segments, segments, dropout)
-    np.testing.assert_array_equal(np.asarray(others)[:, :, :4], before[:, :, :4])
-    assert (np.asarray(others)[:, :, 4:8] != before[:, :, 4:8]).all()
+    others = (query.at[:, :, 4:].multiply(-1), key.at[:, :, 4:].multiply(-1), value.at[:, :, 4:].add(9.0))
+    (_, before), grads = run(query, key, value)
+    (_, after), other_grads = run(*others)
+    before, after = np.asarray(before, np.float32), np.asarray(after, np.float32)
+    np.testing.assert_array_equal(after[:, :, :4], before[:, :, :4])
+    assert (after[:, :, 4:8] != before[:, :, 4:8]).any(axis=(2, 3)).all()
+    for grad, other in zip(grads, other_grads, strict=True):
+        grad, other = np.asarray(grad, np.float32), np.asarray(other, np.float32)
+        np.testing.assert_array_equal(other[:, :, :4], grad[:, :, :4])
+        assert not grad[:, :, 4:].any() and grad[:, :, :4].any()
+
+
+def test_a_neighbour_beyond_the_bound_moves_a_pair_by_rounding_alone():
+    query, key, value, segments = attention_inputs(0.5)
+    dropout = Dropout(None, segments, 0, 0.0, 0.0)
+    before = cpu.attend_bounded(query, key, value, segments, segments, dropout)
+    after = cpu.attend_bounded(query, key.at[:, :, 4:].multiply(1e3), value, segments, segments, dropout)
+    np.testing.assert_allclose(after[:, :, :4], before[:, :, :4], rtol=1e-5, atol=1e-6)
+
+
+def neighbours_changed(rows, config):
+    """A batch of rows, and the same with other tokens in all pairs of each row but the first."""
+    others = np.random.default_rng(7).integers(5, config.vocab_size, rows['tokens'].shape).astype(np.int32)
+    is_other = rows['segments'] > 1
+    return rows, rows | {'tokens': np.where(is_other, others, rows['tokens'])}
+
+
+@pytest.mark.parametrize('name', ['roberta', 'bert'])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_no_bit_of_a_score_depends_on_the_neighbours_in_the_row(tiny_directories, name, dtype):
+    config, params = load(tiny_directories[name])
+    encoded = random_pairs(config, n=9)
+    [batch] = plan_batches(encoded.lengths, (64,), COST, 10_000, slots={64: 9})
+    program = score_program(config, dtype, get_devices())  # which chooses the attention
+    rows = neighbours_changed(fill_rows(batch, encoded, np.arange(9), config), config)
+    before, after = (np.asarray(program(params, of)) for of in rows)
+    filled = batch.pair >= 0
+    assert filled[:, 1].any()
+    np.testing.assert_array_equal(after[:, 0], before[:, 0])
+    assert (after != before)[filled & (np.arange(9) > 0)].all()
+
+
+@pytest.mark.parametrize('name', ['roberta-dropout', 'bert-dropout'])
+def test_no_bit_of_a_pairs_gradient_depends_on_the_neighbours_in_the_row(tiny_directories, name):
+    config, params = load(tiny_directories[name])
+    encoded = random_pairs(config, n=9)
+    [batch] = plan_batches(encoded.lengths, (64,), COST, 10_000, slots={64: 9})
+    weights = np.where(np.arange(9) == 0, 0.25, 0.0).astype(np.float32) * (batch.pair >= 0)  # the first of each row
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    rows = neighbours_changed(fill_rows(batch, encoded, np.arange(9), config), config)
+    (grads, loss), (other_grads, other_loss) = (
+        accumulation(config)(zeros, jnp.float32(0), params, of, np.zeros_like(weights), weights, np.uint32(3))
+        for of in rows
+    )
+    assert float(loss) == float(other_loss) > 0
+    words = f'{config.prefix}.embeddings.word_embeddings'
+    of_others = np.unique(np.concatenate([of['tokens'][of['segments'] > 1] for of in rows]))
+    own = rows[0]['tokens'][rows[0]['segments'] == 1]
+    assert not np.asarray(grads[words]['embedding'])[np.setdiff1d(of_others, own)].any()
+    jax.tree.map(np.testing.assert_array_equal, other_grads, grads)
 
 
 def test_bounded_attention_refuses_dropout():

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
+from cappy.cli import flags
 from cappy.cli.flags import Names, help_text, parse_flags, run
 from cappy.errors import InputError
 
@@ -203,6 +204,54 @@ def test_help_has_an_example_of_the_scripts_docstring_and_comments_of_several_fu
         *('usage: x.py [--flag value ..]', 'example: x.py --n 3', ''),
         *('Takes the flags of two functions.', '', 'flags:'),
         *('  --n=1', '        how many', '  --m=2', '        of the other, too'),
+    ]
+
+
+def numbers(
+    count: flags.Count = 1,  # how many
+    maybe: flags.Count | None = None,
+    seed: flags.Seed = 0,
+    share: flags.Share = 0.5,
+    inner: flags.InnerShare = 0.5,
+    rate: flags.Positive = 1.0,
+    top_p: Annotated[float, flags.Range(above=0, most=1)] = 1.0,
+    any_number=1.5,
+):
+    """Numbers."""
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ('--count 0', '--count: expected 1 or more, found 0'),
+        ('--count -1e3', '--count: expected 1 or more, found -1e3'),
+        ('--maybe 0', '--maybe: expected 1 or more, found 0'),
+        ('--seed -1', '--seed: expected 0 or more, found -1'),
+        ('--seed 9223372036854775808', '--seed: expected an integer below 2^63, found 9223372036854775808'),
+        ('--seed 1e300', '--seed: expected an integer below 2^63, found 1e300'),
+        ('--share 1.1', '--share: expected 0 to 1, found 1.1'),
+        ('--inner 1', '--inner: expected more than 0 and less than 1, found 1'),
+        ('--rate 0', '--rate: expected more than 0, found 0'),
+        ('--top_p 1.5', '--top_p: expected more than 0 and at most 1, found 1.5'),
+        ('--any_number inf', "--any_number: expected a number, found 'inf'"),
+        ('--rate 1e999', "--rate: expected a number, found '1e999'"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_main_runs(capsys, words, message):
+    assert outcome(capsys, numbers, words.split()) == (1, f'error: {message}\n')
+
+
+def test_the_ends_of_a_range_are_taken_and_shown_by_help():
+    words = '--count=1 --maybe=None --seed=9223372036854775807 --share=1 --inner=0.01 --rate=1e-9 --top_p=1'
+    assert parse_flags(numbers, [*words.split(), '--any_number', '-2']) == {
+        **{'count': 1, 'maybe': None, 'seed': 2**63 - 1, 'share': 1.0, 'inner': 0.01, 'rate': 1e-9, 'top_p': 1.0},
+        'any_number': -2.0,
+    }
+    lines = help_text(numbers, 'x').splitlines()
+    assert lines[lines.index('flags:') + 1 :] == [
+        *('  --count=1 (1 or more)', '        how many', '  --maybe=None (1 or more)', '  --seed=0 (0 or more)'),
+        *('  --share=0.5 (0 to 1)', '  --inner=0.5 (more than 0 and less than 1)', '  --rate=1.0 (more than 0)'),
+        *('  --top_p=1.0 (more than 0 and at most 1)', '  --any_number=1.5'),
     ]
 
 

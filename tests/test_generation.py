@@ -212,6 +212,17 @@ def test_lengths_are_kept(max_length, min_length):
     assert not any((tokens == 1).any() for tokens in texts)
 
 
+def test_half_a_surrogate_pair_in_an_instruction_is_refused_with_its_place():
+    with pytest.raises(InputError, match='^instruction 1: holds half of a surrogate pair'):
+        next(tiny().generate(['fine', 'half \ud83d'], DECODINGS[:1], 1, key_of))
+
+
+def test_numbers_below_one_are_refused():
+    for name in ('sequences_per_device', 'tokens_per_device'):
+        with pytest.raises(InputError, match=f'^{name}: expected 1 or more, found 0'):
+            Generator.from_pretrained(RECORDED / 'flan-t5-tiny', **{name: 0})
+
+
 def test_a_length_without_room_for_a_token_is_refused():
     with pytest.raises(InputError, match='^max_length 1: leaves no token after the start token; give 2 or more'):
         Lengths(max_length=1)

@@ -523,8 +523,6 @@ def test_a_gzip_file_that_is_cut_off_or_not_gzip_is_named(tmp_path):
             {'heldout': script.HELD_OUT_TEMPLATES},
             'no template matches the default, app_.*; name templates, or none$',
         ),
-        ({'n_shards': 0}, '--n_shards: expected 1 or more, found 0$'),
-        ({'n_others': -1}, '--n_others: expected 0 or more, found -1$'),
         ({'max_characters': 3}, r'nothing is left to train on \(longer than --max_characters: 110\)$'),
         ({'sources': None}, '--sources, --hub, --samples: none is given; name at least one$'),
         ({'samples': 'no'}, 'no: no such folder'),

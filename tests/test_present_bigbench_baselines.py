@@ -190,7 +190,7 @@ def test_tasks_and_generators_are_chosen_and_near_names_offered(made, capsys, tm
         (['--data_dir', tmp_path / 'dat'], 'no such file'),
         (['--bigbench_gen_dir', tmp_path / 'gen'], 'near names in'),
         (['--format', 'html'], '--format: expected'),
-        (['--n_workers', '0'], 'n_workers 0: expected 1 or more'),
+        (['--n_workers', '0'], '--n_workers: expected 1 or more, found 0'),
     ):
         kept = [word for word in zip(made[::2], made[1::2], strict=True) if word[0] != argv[0]]
         code, out, err = present(capsys, *(word for pair in kept for word in pair), *argv)

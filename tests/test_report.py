@@ -333,7 +333,7 @@ def test_a_folder_of_bare_results_has_a_page_without_blocks(tmp_path, capsys):
 def test_what_is_wrong_with_the_flags_is_one_line(sweep, capsys, tmp_path):
     folder, _ = sweep
     for more, words in (
-        (['--max_examples', '0'], '--max_examples 0: expected 1 or more'),
+        (['--max_examples', '0'], '--max_examples: expected 1 or more, found 0'),
         (['--tasks', 'cat'], '--tasks cat: no such task; near names in the list of tasks: cats'),
         (['--gen_models', 'flan-t5-xxl'], '--gen_models flan-t5-xxl: no such generator; near names in'),
     ):

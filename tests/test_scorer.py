@@ -1,13 +1,16 @@
+import dataclasses
 import json
 import logging
 import shutil
+import types
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cappy import Cappy
+from cappy import Cappy, get_devices
 from cappy.errors import InputError
+from cappy.model.packing import default_max_length
 from cappy.model.training import TrainingSettings
 from cappy.model.training_state import Checkpoint
 from cappy.tasks.finetuning import FinetuningExample
@@ -54,8 +57,9 @@ def test_an_encoder_without_a_head_gets_a_seeded_one_and_a_warning(make_model, t
     with caplog.at_level(logging.WARNING):
         scores = [Cappy.from_pretrained(directory, max_length=24, seed=seed).score(pairs) for seed in (1, 1, 2)]
     fresh = 'classifier.bias, classifier.weight' if base == 'bert' else 'classifier.dense.bias'
-    assert len(caplog.records) == 3
-    message = caplog.records[0].getMessage()
+    records = [record for record in caplog.records if record.name == 'cappy.model.tensors']
+    assert len(records) == 3
+    message = records[0].getMessage()
     assert message.startswith(f'{directory} has no head: ') and fresh in message and '(seed 1)' in message
     assert 'pooler' not in message  # BERT's is there
     np.testing.assert_array_equal(scores[0], scores[1])
@@ -116,6 +120,132 @@ def test_what_is_saved_scores_alike_in_pytorch_and_in_cross_encoder_and_back(tin
     for back in ('saved', 'pytorch', 'cross_encoder'):
         again = Cappy.from_pretrained(tmp_path / back, max_length=24).score(pairs)
         np.testing.assert_allclose(again, scores, rtol=0, atol=1e-5, err_msg=back)
+
+
+LONG = [('tell me what it is ' * 6, 'two red birds'), ('tell me', 'the cat sat on a mat ' * 6), ('tell me', 'yes')]
+
+
+@pytest.mark.parametrize('name', ['roberta', 'bert'])
+def test_the_length_that_a_scorer_was_adapted_with_is_kept_by_all_readers(tiny_directories, tmp_path, name, caplog):
+    scorer = Cappy.from_pretrained(tiny_directories[name])
+    at_first = scorer.score(LONG)
+    settings = dataclasses.replace(SETTINGS, max_length=16, learning_rate=1e-9)
+    scorer.adapt([(*pair, 0.5) for pair in LONG * 8], settings, progress=False)
+    assert '2 of 3 different training pairs were truncated to 16 tokens' in caplog.text
+    assert scorer.max_length == 16
+    scores = scorer.score(LONG)
+    assert (np.abs(scores - at_first)[:2] > 1e-3).all()  # the length matters
+    scorer.save_pretrained(tmp_path / 'saved')
+    again = Cappy.from_pretrained(tmp_path / 'saved')
+    assert again.max_length == 16
+    np.testing.assert_allclose(again.score(LONG), scores, rtol=0, atol=1e-6)
+    longer = Cappy.from_pretrained(tmp_path / 'saved', max_length=90)  # unless somebody says otherwise
+    assert longer.max_length == 90
+    np.testing.assert_allclose(longer.score(LONG), at_first, rtol=0, atol=1e-4)
+
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    sentence_transformers = pytest.importorskip('sentence_transformers')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'saved')
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'saved').eval()
+    inputs = tokenizer(*map(list, zip(*LONG, strict=True)), truncation=True, padding=True, return_tensors='pt')
+    with torch.no_grad():
+        np.testing.assert_allclose(model(**inputs).logits[:, 0].numpy(), scores, rtol=0, atol=1e-4)
+    cross_encoder = sentence_transformers.CrossEncoder(str(tmp_path / 'saved'), device='cpu')
+    np.testing.assert_allclose(cross_encoder.predict(LONG, show_progress_bar=False), scores, rtol=0, atol=1e-4)
+
+
+def test_settings_without_a_length_train_at_the_scorers(tiny_directories):
+    scorer = Cappy.from_pretrained(tiny_directories['roberta'], max_length=20)
+    trained = scorer.adapt(
+        [(*pair, 0.5) for pair in LONG * 8], dataclasses.replace(SETTINGS, max_length=None), progress=False
+    )
+    assert (scorer.max_length, trained.n_truncated) == (20, 2)
+
+
+@pytest.mark.parametrize(('kept', 'default'), [(16, 16), (98, 98), (99, 98), (7, 98), (10**30, 98)])
+def test_the_default_length_is_the_tokenizers_where_the_model_has_positions_for_it(scorer, kept, default):
+    assert default_max_length(types.SimpleNamespace(model_max_length=kept), scorer.config) == default
+
+
+def test_scoring_says_once_that_pairs_were_truncated_and_how_many_became_equal(tiny_directories, caplog):
+    scorer = Cappy.from_pretrained(tiny_directories['roberta'], max_length=16)
+    scorer.score([('tell me', 'yes')])
+    assert caplog.messages == []
+    responses = ['two red birds ' * 5 + end for end in ('yes', 'no', 'it')]
+    ranked = scorer.rank('tell me', [*responses, 'yes'])
+    assert len({row['score'] for row in ranked}) == 2
+    scorer.score(LONG)
+    assert caplog.messages == [
+        '3 of 4 different pairs were truncated to 16 tokens, and 3 became equal to another, with the same score (said '
+        'once)'
+    ]
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_place(scorer):
+    half = 'half \ud83d'
+    assert error_line(scorer.score, [('q', 'fine'), ('q', half)]).startswith(
+        'pair 1: response: holds half of a surrogate pair, which is no character, at 5; '
+    )
+    assert error_line(scorer.score, ['q', half], ['a', 'b']).startswith('pair 1: instruction: holds half')
+    assert error_line(scorer.rank, 'q', ['fine', half]).startswith('pair 1: response: holds half')
+    examples = [('q', 'fine', 1.0), ('q', half, 0.5)] * 8
+    assert error_line(scorer.adapt, examples, SETTINGS).startswith('example 1: response: holds half')
+    mended = [text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') for text in (half, '\ud83d\ude00')]
+    assert mended == ['half \ufffd', '\U0001f600']
+    assert np.isfinite(scorer.score(['q'] * 2, mended)).all()
+
+
+def test_numbers_out_of_range_are_named(tiny_directories, scorer):
+    path = tiny_directories['roberta']
+    examples = [('a', 'b', 0.5)] * 8
+    for call, told in (
+        (lambda: Cappy.from_pretrained(path, tokens_per_device=-5), 'tokens_per_device: expected 1 or more, found -5'),
+        (lambda: Cappy.from_pretrained(path, seed=-1), 'seed: expected 0 or more, found -1'),
+        (lambda: scorer.adapt(examples, SETTINGS, tokens_per_device=0), 'tokens_per_device: expected 1 or more, found'),
+        (lambda: scorer.adapt(examples, SETTINGS, checkpoint_every=-3), 'checkpoint_every: expected 0 or more, found'),
+        (lambda: get_devices(0), 'n_model_shards: expected 1 or more, found 0'),
+        (lambda: get_devices(-1), 'n_model_shards: expected 1 or more, found -1'),
+        (lambda: get_devices(n_processes=2, process_id=2), 'process_id: expected 0 to 1 of 2 processes, found 2'),
+    ):
+        assert error_line(call).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ('base', 'wrapped'),
+    [
+        ('bert', lambda name: f'model.{name}'),
+        ('roberta', lambda name: f'0.auto_model.{name}'),
+        ('roberta', lambda name: f'module.{name}'),
+        ('bert', lambda name: f'0.auto_model.{name.removeprefix("bert.")}'),
+    ],
+)
+def test_tensors_inside_a_wrapper_are_read(tiny_directories, make_model, caplog, base, wrapped):
+    whole = weights(tiny_directories[base])
+    path = make_model(base=base, tensors={wrapped(name): tensor for name, tensor in whole.items()})
+    expected = Cappy.from_pretrained(tiny_directories[base]).score(LONG)
+    np.testing.assert_array_equal(Cappy.from_pretrained(path).score(LONG), expected)
+    assert 'no head' not in caplog.text
+
+
+def test_tensors_of_another_model_are_missing_before_a_head_is_made(tiny_directories, make_model, caplog):
+    whole = weights(tiny_directories['bert'])
+    path = make_model(base='bert', tensors={name.replace('bert.', 'electra.'): whole[name] for name in whole})
+    line = error_line(Cappy.from_pretrained, path)
+    assert 'missing bert.embeddings.' in line and 'there are electra.embeddings.' in line
+    assert 'no head' not in caplog.text
+
+
+@pytest.mark.parametrize(('base', 'n_labels'), [('bert', 3), ('roberta', 2)])
+def test_a_classifier_of_several_labels_is_told_from_a_scorer(tiny_directories, make_model, base, n_labels):
+    tensors = weights(tiny_directories[base])
+    name = 'classifier' if base == 'bert' else 'classifier.out_proj'
+    tensors |= {f'{name}.weight': np.ones((n_labels, 32), np.float32), f'{name}.bias': np.ones(n_labels, np.float32)}
+    labels = {str(number): label for number, label in enumerate(('no', 'maybe', 'yes')[:n_labels])}
+    path = make_model({'id2label': labels}, base=base, tensors=tensors)
+    line = error_line(Cappy.from_pretrained, path)
+    assert line.startswith(f'{path}: a classifier of {n_labels} labels ({", ".join(labels.values())}): ')
+    assert 'a scorer has one output' in line and 'published with' not in line
 
 
 def test_a_ranking_is_cross_encoders(scorer, tmp_path):

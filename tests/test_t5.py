@@ -118,6 +118,19 @@ def test_texts_packed_into_a_row_have_the_same_hidden_states_as_alone(tmp_path):
         for part in parts
     ]
     np.testing.assert_allclose(packed[:24], np.concatenate(alone), rtol=0, atol=1e-5)
+    # No bit of the second text depends on what the others are.
+    others = np.where(segments == 2, tokens, 95 - tokens)
+    changed = model.apply({'params': params}, others, segments, hidden, visible[:1], method='decode')
+    np.testing.assert_array_equal(changed[9:13], packed[9:13])
+    assert (np.abs(changed - packed)[[0, 8, 13, 23]].max(axis=1) > 1e-3).all()
+
+
+def test_tensors_inside_a_wrapper_are_read(tmp_path):
+    whole = make_t5(tmp_path / 'whole')
+    tensors = load_file(whole / 'model.safetensors')
+    wrapped = make_t5(tmp_path / 'wrapped', tensors={f'model.{name}': tensor for name, tensor in tensors.items()})
+    (params, _), (expected, _) = (load_params(folder, get_devices(), jnp.float32) for folder in (wrapped, whole))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 def test_a_step_with_a_cache_has_the_logits_of_the_whole_text(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cappy.errors import InputError
-from cappy.model.tokens import encode_pairs, load_tokenizer
+from cappy.model.tokens import describe_cut, encode_pairs, load_tokenizer
 
 PAIRS = [
     ('the cat sat on a mat and saw two red birds', 'yes'),
@@ -89,6 +89,28 @@ def test_padding_and_a_limit_of_the_tokenizers_own_are_overridden(directory, tmp
     assert not encoded.truncated.any()
 
 
+def test_pairs_that_become_equal_by_the_cut_are_counted_and_no_others(directory):
+    long = 'the cat sat on a mat and saw two red birds'
+    pairs = [
+        *(('tell me', f'{long} {end}') for end in ('yes', 'no', 'it')),
+        ('tell me', 'yes'),
+        ('what is it', f'{long} yes'),
+        ('what is it', f'two {long} no'),
+    ]
+    tokenizer = load_tokenizer(directory)
+    counts = encode_pairs(tokenizer, *zip(*pairs, strict=True), 12).counts
+    assert counts == {'unique_pairs': 6, 'truncated_pairs': 5, 'made_equal_pairs': 3}
+    assert describe_cut(counts, 12) == (
+        '5 of 6 different pairs were truncated to 12 tokens, and 3 became equal to another, with the same score'
+    )
+    whole = encode_pairs(tokenizer, *zip(*pairs, strict=True), 64).counts
+    assert whole == {'unique_pairs': 6, 'truncated_pairs': 0, 'made_equal_pairs': 0}
+    # One that is whole may have the tokens of one that was cut.
+    first = encode_pairs(tokenizer, ['tell me'], [long], 64)
+    n = int(first.lengths[0])
+    assert encode_pairs(tokenizer, ['tell me'] * 2, [long, f'{long} yes'], n).counts['made_equal_pairs'] == 2
+
+
 def test_one_tokenizer_serves_limits_in_any_order(directory):
     tokenizer = load_tokenizer(directory)
     lengths = [encode_pairs(tokenizer, *zip(*PAIRS, strict=True), limit).lengths.max() for limit in (8, 64, 8)]
@@ -102,7 +124,7 @@ def test_arrays_have_the_told_types(directory):
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(InputError, match='no tokenizer could be read') as caught:
+    with pytest.raises(InputError, match='no vocabulary; looked for tokenizer.json or vocab.txt') as caught:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert '\n' not in str(caught.value)

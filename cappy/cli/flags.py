@@ -8,6 +8,7 @@ complains of a misspelt flag after the job has run. argparse would need a rule o
 import ast
 import inspect
 import io
+import math
 import os
 import re
 import sys
@@ -30,10 +31,15 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 WIDTH = 100  # of the help's text
+LARGEST_INTEGER = 2**63 - 1  # beyond it numpy and jax overflow
 _TRUE, _FALSE = ('true', '1', 'yes'), ('false', '0', 'no')
 _FLAG = re.compile('--|-[a-zA-Z]')  # and not -5, which is a value
 _OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'
 _DEVICE_STATUS = re.compile(rf'\b({_OUT_OF_MEMORY}|INTERNAL|ABORTED|UNAVAILABLE|UNKNOWN)\b')
+
+
+class TooLarge(ValueError):
+    """An integer that no array holds."""
 
 
 class Names(tuple):
@@ -59,11 +65,50 @@ class Names(tuple):
 
 
 @dataclass(frozen=True)
+class Range:
+    """The numbers that a flag takes: `Annotated[int, flags.Range(least=2)]`, or one of the names below.
+
+    least and most are among them, above and below are not; None: no such end.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, number):
+        return (
+            (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self):
+        if self.least is not None:
+            return f'{self.least} or more' if self.most is None else f'{self.least} to {self.most}'
+        ends = (('more than', self.above), ('less than', self.below), ('at most', self.most))
+        return ' and '.join(f'{words} {end}' for words, end in ends if end is not None)
+
+
+# Numbers as most flags take them.
+Count = typing.Annotated[int, Range(least=1)]
+CountFrom0 = typing.Annotated[int, Range(least=0)]
+Seed = CountFrom0
+SeedOf32Bits = typing.Annotated[int, Range(least=0, most=2**32 - 1)]  # as numpy's old generator takes it
+Share = typing.Annotated[float, Range(least=0, most=1)]
+InnerShare = typing.Annotated[float, Range(above=0, below=1)]
+Positive = typing.Annotated[float, Range(above=0)]
+NotNegative = typing.Annotated[float, Range(least=0)]
+Port = typing.Annotated[int, Range(least=1, most=65535)]
+
+
+@dataclass(frozen=True)
 class Flag:
     """One argument of main.
 
     kinds: its types, and the texts of a Literal, in the order in which a text is tried. is_optional: whether None is a
-    value. old_names: further names, which the command line takes for this one.
+    value. range: of a number, None: any. old_names: further names, which the command line takes for this one.
     """
 
     name: str
@@ -71,6 +116,7 @@ class Flag:
     is_optional: bool
     default: typing.Any
     old_names: tuple = ()
+    range: Range | None = None
 
     @property
     def is_required(self):
@@ -92,10 +138,16 @@ class Flag:
                     return text
                 continue
             try:
-                return _CONVERTERS[kind](text)
+                value = _CONVERTERS[kind](text)
+            except TooLarge as error:
+                raise InputError(f'--{self.name}: expected an integer below 2^63, found {text[:40]}') from error
             except ValueError as error:
                 if kind is Names:
                     raise InputError(f'--{self.name}: {error}') from error
+                continue
+            if kind in (int, float) and self.range is not None and value not in self.range:
+                raise InputError(f'--{self.name}: expected {self.range}, found {text}')
+            return value
         expected = [_TYPE_NAMES[kind] if isinstance(kind, type) else repr(kind) for kind in self.kinds]
         expected += ['None'] if self.is_optional else []
         raise InputError(f'--{self.name}: expected {" or ".join(expected)}, found {text!r}')
@@ -105,7 +157,8 @@ def run(main, argv=None, aliases=None):
     """Call main with the flags of the command line; end the process where they, or what they name, are wrong.
 
     main: its arguments are the flags, each with a default or an annotation that says the type: int, float, bool, str,
-    Names, one of these or None, or a Literal of texts. Those without a default may be given by position.
+    Names, one of these or None, a Literal of texts, or a number of a Range. Those without a default may be given by
+    position.
     argv: the words after the script's name; those of sys.argv if None. aliases: {old name: name of a flag}.
     Exit codes: 0; 1 for an InputError, with one line `error: ..` on standard error; 75 where memory ran out, in one
     line too, or a device failed; 130 for Ctrl-C; 141 where the reader of the output is gone. Any other error is a bug
@@ -244,22 +297,24 @@ def _missing_dashes(word, named):
 def convert(text, flag_type, flag):
     """The value of type flag_type that a text means; raises InputError that begins with `flag` where it is none."""
     kinds, is_optional = _kinds(flag_type)
-    return Flag(flag.removeprefix('--'), kinds, is_optional, None).convert(text)
+    return Flag(flag.removeprefix('--'), kinds, is_optional, None, range=_range(flag_type)).convert(text)
 
 
 def flags_of(main, aliases=None) -> list[Flag]:
     """The flags of main, in its order. Raises TypeError where its signature leaves a type open."""
-    hints, old_names = typing.get_type_hints(main), {}
+    hints, old_names = typing.get_type_hints(main, include_extras=True), {}
     for old, name in (aliases or {}).items():
         old_names.setdefault(name, []).append(old)
     flags = []
     for name, parameter in inspect.signature(main).parameters.items():
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD and parameter.kind is not parameter.KEYWORD_ONLY:
             raise TypeError(f'{main.__qualname__}: *{name} cannot be a flag')
-        kinds, is_optional = _kinds(hints.get(name, type(parameter.default)))
+        flag_type = hints.get(name, type(parameter.default))
+        kinds, is_optional = _kinds(flag_type)
         if not kinds or not all(isinstance(kind, str) or kind in _CONVERTERS for kind in kinds):
             raise TypeError(f'{main.__qualname__}: annotate {name} with the type of its flag')
-        flags.append(Flag(name, kinds, is_optional, parameter.default, tuple(old_names.pop(name, ()))))
+        olds = tuple(old_names.pop(name, ()))
+        flags.append(Flag(name, kinds, is_optional, parameter.default, olds, _range(flag_type)))
     if old_names:
         raise TypeError(f'{main.__qualname__}: aliases of {", ".join(old_names)}, which it has not')
     return flags
@@ -269,6 +324,8 @@ def _kinds(flag_type):
     """(types and texts of Literals in the order in which to try them, whether None is a value)."""
     if flag_type is types.NoneType or flag_type is None:
         return (), True
+    if typing.get_origin(flag_type) is typing.Annotated:
+        return _kinds(typing.get_args(flag_type)[0])
     if typing.get_origin(flag_type) is typing.Literal:
         return typing.get_args(flag_type), False
     if typing.get_origin(flag_type) not in (typing.Union, types.UnionType):
@@ -279,19 +336,29 @@ def _kinds(flag_type):
     return tuple(sorted(kinds, key=lambda kind: kind is str)), any(is_optional for _, is_optional in parts)
 
 
+def _range(flag_type):
+    """The Range in a type's annotation; None where there is none."""
+    parts = typing.get_args(flag_type)
+    ranges = [part if isinstance(part, Range) else _range(part) for part in parts]
+    return next((found for found in ranges if found is not None), None)
+
+
 def _to_int(text):
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         if not float(text).is_integer():  # 1e5 is an integer, too
             raise
-        return int(float(text))
+        number = int(float(text))
+    if abs(number) > LARGEST_INTEGER:
+        raise TooLarge
+    return number
 
 
 def _to_float(text):
     number = float(text)
-    if number != number:
-        raise ValueError('nan is no setting')
+    if not math.isfinite(number):
+        raise ValueError('nan and inf are no settings')
     return number
 
 
@@ -334,11 +401,12 @@ def _default_text(flag):
     """What follows a flag's name in the help."""
     choices = f' {{{",".join(flag.kinds)}}}' if all(isinstance(kind, str) for kind in flag.kinds) else ''
     if flag.is_required:
-        return f'{choices} (required)'
+        return f'{choices} (required)' if flag.range is None else f' (required, {flag.range})'
     default = ','.join(flag.default) if isinstance(flag.default, tuple) else flag.default
     if flag.is_switch:
         return f', --no{flag.name} (default: {default})'
-    return f'{choices} (default: {default})' if choices else f'={default}'
+    numbers = '' if flag.range is None else f' ({flag.range})'
+    return f'{choices} (default: {default})' if choices else f'={default}{numbers}'
 
 
 def _comments(main):

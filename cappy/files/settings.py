@@ -1,18 +1,31 @@
-"""Settings that something was made with, beside those that are asked for now."""
+"""Settings: numbers that are in range, and what something was made with beside what is asked for now."""
 
+import numbers
 import re
 
+from cappy.errors import InputError
 
-def differing(made, asked, ignoring=()):
+
+def check_at_least(least, **settings):
+    """Raise InputError for the first setting that is a number below `least`, or none; None is left to a default."""
+    for name, value in settings.items():
+        if value is not None and not (isinstance(value, numbers.Real) and value >= least):
+            raise InputError(f'{name}: expected {least} or more, found {value!r}')
+
+
+def differing(made, asked, ignoring=(), found=()):
     """What was made otherwise than it is asked for now, as texts 'learning_rate 1e-05 (asked for: 2e-05)'.
 
-    made, asked: {setting: value}; ignoring: settings that change nothing. Settings that `made` does not have, since an
-    older version wrote it, do not count.
+    made, asked: {setting: value}; ignoring: settings that change nothing; found: settings that `made` has as they were
+    found where None was asked for. Settings that `made` does not have, since an older version wrote it, do not count.
     """
     return [
         f'{name} {_as_text(made[name])} (asked for: {_as_text(asked[name])})'
         for name in asked
-        if name in made and name not in ignoring and _as_json(made[name]) != _as_json(asked[name])
+        if name in made
+        and name not in ignoring
+        and _as_json(made[name]) != _as_json(asked[name])
+        and not (name in found and asked[name] is None)
     ]
 
 

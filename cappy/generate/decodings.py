@@ -7,6 +7,9 @@ from cappy.errors import InputError
 
 DEFAULT_TOP_K = 50  # transformers' GenerationConfig, where a decoding does not set its own
 MAX_BEAMS = 64
+# A temperature divides float32 logits: much smaller ones overflow.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+MAX_TOP_K = 2**31 - 1  # int32 on the devices
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,16 @@ def parse_decoding(name, default_top_k=DEFAULT_TOP_K):
             return Decoding(name, top_k=default_top_k)
         if kind == 'beam' and 1 <= int(number) <= MAX_BEAMS:
             return Decoding(name, n_beams=int(number))
-        if kind == 'topk' and int(number) >= 1:
+        if kind == 'topk' and 1 <= int(number) <= MAX_TOP_K:
             return Decoding(name, top_k=int(number))
-        if kind == 'temp' and float(number) > 0:
+        if kind == 'temp' and MIN_TEMPERATURE <= float(number) <= MAX_TEMPERATURE:
             return Decoding(name, temperature=float(number), top_k=default_top_k)
         if kind == 'topp' and 0 < float(number) <= 1:
             return Decoding(name, top_p=float(number), top_k=default_top_k)
     except ValueError:
         pass
     raise InputError(
-        f'decodings: {name!r} is unknown; use sampling, or beam4, temp0.9, topk40 and topp0.95 with any numbers'
+        f'decodings: {name!r} is unknown; use sampling, or beam4, temp0.9, topk40 and topp0.95 or such with another '
+        f'number: up to {MAX_BEAMS} beams, temperatures of {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, top-k of 1 or '
+        'more, top-p up to 1'
     )

@@ -17,12 +17,13 @@ import time
 import jax
 import numpy as np
 
+from cappy.files.settings import check_at_least
 from cappy.generate.decoding_loop import BeamLoop, Engine, Lengths, SampleLoop
 from cappy.generate.t5 import T5, load_params
-from cappy.model import model_files
+from cappy.model import model_files, vocabulary
 from cappy.model.devices import get_devices
-from cappy.model.scoring import TOKENS_PER_DEVICE
-from cappy.model.tokens import check_vocabulary, load_tokenizer
+from cappy.model.scoring import TOKENS_PER_DEVICE, check_text
+from cappy.model.tokens import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class WaitingInstruction:
 class Generator:
     """instruction -> responses, as a T5 samples them.
 
-    n_tokens: drawn so far. seconds: spent so far, by phase.
+    n_tokens: drawn so far. n_with_unknown: responses so far that hold an unknown token, which their text leaves out.
+    seconds: spent so far, by phase.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Generator:
         self.sequences_per_device = sequences_per_device or SEQUENCES_PER_DEVICE.get(devices.platform, 128)
         self.tokens_per_device = tokens_per_device or TOKENS_PER_DEVICE.get(devices.platform, 16384)
         self.model = T5(config, dtype)
-        self.n_tokens = 0
+        self.n_tokens = self.n_with_unknown = 0
         self.seconds = collections.Counter()
         self._engines = {}
 
@@ -107,13 +109,14 @@ class Generator:
         at a time; tokens_per_device: tokens of whole texts at a time; both bound memory, None: what suits the device.
         Raises InputError naming what is missing or does not fit.
         """
+        check_at_least(1, sequences_per_device=sequences_per_device, tokens_per_device=tokens_per_device)
         path = model_files.find_model(name_or_dir)
         devices = devices or get_devices()
         dtype = devices.compute_dtype(compute_dtype)
         tokenizer = load_tokenizer(path)
         vocab_size = model_files.read_config(path).get('vocab_size')
         if isinstance(vocab_size, int):  # else load_params says what is wrong
-            check_vocabulary(tokenizer, vocab_size, path)  # before weights are read
+            vocabulary.check_size(tokenizer, vocab_size, path)  # before weights are read
         params, config = load_params(path, devices, dtype)
         return cls(params, config, tokenizer, devices, dtype, str(name_or_dir), sequences_per_device, tokens_per_device)
 
@@ -139,9 +142,13 @@ class Generator:
         drawn; or 'retokenized', of the text tokenized again, cut at max_length tokens, with an end token that the
         sample may not have had (what the reference records). window: instructions worked on together. on_drawn: called
         without arguments each time that the beam search, or all samples, of an instruction are done.
-        Yields (index, {name of the decoding: [Response, ..]}), a window at a time, longest instructions first.
+        Yields (index, {name of the decoding: [Response, ..]}), a window at a time, longest instructions first. Raises
+        InputError naming the first instruction that is no text.
         """
         lengths = Lengths(max_length, min_length)
+        instructions = list(instructions)
+        for index, instruction in enumerate(instructions):
+            check_text(instruction, f'instruction {index}')
         encoded, n_truncated = self._tokenize(instructions, max_source_length)
         if n_truncated:
             logger.warning(
@@ -174,6 +181,8 @@ class Generator:
 
     def _decode(self, by_decoding):
         """{name of the decoding: [TokenSequence, ..]} -> {name of the decoding: [text, ..]}."""
+        unknown = self.tokenizer.unk_token_id
+        self.n_with_unknown += sum(unknown in text.tokens for texts in by_decoding.values() for text in texts)
         return {
             name: self.tokenizer.batch_decode([sequence.tokens for sequence in sequences], skip_special_tokens=True)
             for name, sequences in by_decoding.items()

@@ -368,7 +368,7 @@ def load_params(path, devices, dtype):
     Tensors are read one at a time and put on the devices at once, so that the host holds no more than one of them.
     Raises InputError naming the tensors that are missing or have another shape, before any is read.
     """
-    lazy = model_files.open_tensors(path)
+    lazy = model_files.unwrap_names(model_files.open_tensors(path))
     source = path / 'config.json'
     config = T5Config.from_published(model_files.read_config(path), source, 'lm_head.weight' in lazy)
     other = next((name for name in OTHER_NAMES if name in lazy), None)

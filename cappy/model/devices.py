@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cappy.errors import InputError
+from cappy.files.settings import check_at_least
 
 # Megatron's split: the first product of a block by columns, the second by rows, so that a block needs one sum between
 # shards. Keys are regular expressions over the last parts of a parameter's path, first match wins; T5's are the last.
@@ -142,8 +143,12 @@ def get_devices(
 
     n_processes, host0_address, host0_port, process_id, n_local_devices: as redco's Deployer takes them;
     tensorboard_dir: where its log_metrics writes, None: nowhere.
-    Raises InputError where n_model_shards does not divide the devices, or TensorBoard's writer is not installed.
+    Raises InputError for a number that is out of range, where n_model_shards does not divide the devices, or
+    TensorBoard's writer is not installed.
     """
+    check_at_least(1, n_model_shards=n_model_shards, n_processes=n_processes, n_local_devices=n_local_devices)
+    if n_processes is not None and process_id is not None and not 0 <= process_id < n_processes:
+        raise InputError(f'process_id: expected 0 to {n_processes - 1} of {n_processes} processes, found {process_id}')
     if tensorboard_dir is not None and not all(map(importlib.util.find_spec, ('tensorflow', 'tensorboard'))):
         raise InputError('--tensorboard_dir: flax writes its files by tensorflow; pip install tensorflow tensorboard')
     from redco import Deployer  # two seconds of imports that reading files need not wait for

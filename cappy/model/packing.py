@@ -308,6 +308,16 @@ def describe_packing(plans, lengths):
     }
 
 
+def default_max_length(tokenizer, config):
+    """Tokens per pair where nobody says how many: what the tokenizer was saved with, if the model has positions for it.
+
+    Else 512, or as many as there are positions. A scorer is saved with the length it was adapted with; the tokenizers
+    of RoBERTa and BERT have 512, and some have none, which transformers makes a number of 30 digits.
+    """
+    kept = tokenizer.model_max_length
+    return kept if MIN_LENGTH <= kept <= config.max_length else min(512, config.max_length)
+
+
 def check_max_length(max_length, config, source):
     """Raise InputError where max_length tokens hold no text, or the model has no position for the last of them."""
     if max_length < MIN_LENGTH:

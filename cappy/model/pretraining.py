@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import logging
 
+import jax
 import numpy as np
 
 from cappy.errors import InputError
@@ -32,7 +33,7 @@ class PretrainingSettings(SettingsOfFlags):
     clip_norm: float = 1.0
     global_batch_size: int = 1024  # pairs of an update, whatever the devices
     n_epochs: int = 1
-    max_length: int = 512  # tokens
+    max_length: int | None = None  # tokens; None: the scorer's
     seed: int = 11111
 
     @property
@@ -98,7 +99,15 @@ class Feed:
         self.compile_cost = compile_cost(config, platform, COMPILE_SECONDS) / 3  # as training._plan_updates has it
         self.n_truncated = self.n_pairs = 0  # of the windows given so far
         self.row_lengths = self.slots = self.packing = None
-        self._plan_shapes(*next(self._encoded(0)))
+        encoded, labels = next(self._encoded(0))
+        self._plan_shapes(encoded, labels)
+        if encoded.truncated.any() and jax.process_index() == 0:
+            logger.warning(
+                '%d of the first %d pairs are truncated to %d tokens',
+                encoded.truncated.sum(),
+                len(labels),
+                settings.max_length,
+            )
 
     def __call__(self, first):
         """Yields, for update number `first` and each after it, its micro-batches (see training.micro_batches)."""

@@ -102,8 +102,8 @@ def score_pairs(
     The next window is tokenized while one is scored. max_length: tokens per pair, longer ones are truncated;
     tokens_per_device, compiled: as `score_encoded` takes them; progress: words for a progress bar on standard error,
     None for no bar; window_size: pairs that are planned together, None: WINDOW.
-    Yields for each window (float32 [n] scores in input order, counts): counts is a dict of {pairs, unique_pairs,
-    truncated_pairs (unique ones), seconds_waiting (in which there were no tokens to score yet)} and what
+    Yields for each window (float32 [n] scores in input order, counts): counts is a dict of {pairs, seconds_waiting (in
+    which there were no tokens to score yet)}, what `tokens.EncodedPairs.counts` has of the unique pairs, and what
     `packing.describe_packing` gives.
     Raises InputError for a pair that is not two texts, or whose score is not finite.
     """
@@ -133,8 +133,7 @@ def score_pairs(
                 raise InputError(f'pair {n_before + bad} has the score {scores[place][bad]}: the weights are not sound')
             counts = {
                 'pairs': len(place),
-                'unique_pairs': len(scores),
-                'truncated_pairs': int(encoded.truncated.sum()),
+                **encoded.counts,
                 'seconds_waiting': waiting,
                 **describe_packing([plan], [encoded.lengths]),
             }
@@ -160,6 +159,19 @@ def _checked(pair, number):
     if isinstance(pair, str) or not hasattr(pair, '__len__') or len(pair) != 2:
         raise InputError(f'pair {number}: expected (instruction, response), two texts; found {str(pair)[:60]!r}')
     for name, text in zip(('instruction', 'response'), pair, strict=True):
-        if not isinstance(text, str):
-            raise InputError(f'pair {number}: {name}: expected text; found {type(text).__name__} {str(text)[:40]!r}')
+        check_text(text, f'pair {number}: {name}')
     return tuple(pair)
+
+
+def check_text(text, place):
+    """Raise InputError, which begins with the place, for what is no text that a tokenizer can take."""
+    if not isinstance(text, str):
+        raise InputError(f'{place}: expected text; found {type(text).__name__} {str(text)[:40]!r}')
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f'{place}: holds half of a surrogate pair, which is no character, at {error.start}; '
+                "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') mends it"
+            ) from error

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files.wording import listed
 from cappy.model import model_files
 from cappy.model.encoder import Scorer
 
@@ -70,23 +71,37 @@ def read_params(path, config, seed, needs_head=False):
     Raises InputError naming what is missing, misshapen or damaged.
     """
     tensors = model_files.normalise_names(model_files.read_tensors(path), config.prefix)
+    if 'classifier.weight' in tensors and config.prefix == 'roberta':
+        raise InputError(f'{path}: classifier.weight: a BERT head under a RoBERTa config')
+    check_one_output(path, tensors, config)
     expected = expected_tensors(config)
     head = head_tensors(config, expected)
     fresh = [name for name in head if name not in tensors]
     # A classifier that is there in part is a damaged file, not an encoder without a head.
     if any(name.startswith('classifier') for name in set(head) - set(fresh)):
         fresh = []
+    unused = model_files.expected_name_report(tensors, {n: expected[n] for n in expected if n not in fresh}, path)
     if fresh and needs_head:
         raise InputError(f'{path}: has no head ({", ".join(fresh)}), so its scores would be random; adapt it first')
     if fresh:
         logger.warning('%s has no head: %s are random (seed %d); adapt it before use', path, ', '.join(fresh), seed)
     tensors |= _fresh_tensors({name: expected[name] for name in fresh}, config, seed)
-    if 'classifier.weight' in tensors and 'classifier.dense.weight' in expected:
-        raise InputError(f'{path}: classifier.weight: a BERT head under a RoBERTa config')
-    unused = model_files.expected_name_report(tensors, expected, path)
     if unused:
         logger.info("%s: %d tensors are not the scorer's: %s", path, len(unused), ', '.join(unused[:5]))
     return params_from_tensors(tensors, config)
+
+
+def check_one_output(path, tensors, config):
+    """Raise InputError where named tensors have the head of a classifier of several labels."""
+    name = f'{config.head_names[1]}.weight'
+    shape = tensors[name].shape if name in tensors else (1,)
+    if len(shape) == 2 and shape[0] != 1 and shape[1] == config.hidden_size:
+        labels = model_files.read_config(path).get('id2label')
+        named = f' ({listed(map(str, labels.values()))})' if isinstance(labels, dict) else ''
+        raise InputError(
+            f'{path}: a classifier of {shape[0]} labels{named}: {name} has shape {list(shape)}, not [1, {shape[1]}]; a '
+            'scorer has one output, so take a model of one label, or the encoder that this was made from'
+        )
 
 
 def fresh_params(config, seed):

@@ -1,6 +1,8 @@
 """Pairs of texts as tokens, with their special tokens, truncated as the reference truncates them."""
 
+import collections
 import dataclasses
+import functools
 import itertools
 import logging
 from typing import NamedTuple
@@ -8,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.model import vocabulary
 
 # transformers warns at its import that PyTorch is missing. Only its tokenizers are used here, which do without.
 logging.getLogger('transformers').addFilter(lambda record: "Models won't be available" not in record.getMessage())
@@ -27,9 +30,38 @@ class EncodedPairs:
         """Tokens of each pair, int64 [n]."""
         return np.diff(self.offsets)
 
+    @functools.cached_property
+    def counts(self):
+        """{unique_pairs: n, truncated_pairs, made_equal_pairs: those that have the tokens of another one, since one of
+        the two was truncated}, where all n pairs differ.
+        """
+        alike = collections.defaultdict(list)
+        if self.truncated.any():
+            # Truncated pairs are of one length.
+            for i in np.flatnonzero(self.lengths == self.lengths[self.truncated].max()):
+                own = slice(self.offsets[i], self.offsets[i + 1])
+                alike[self.tokens[own].tobytes(), self.types[own].tobytes()].append(i)
+        made_equal = sum(len(group) for group in alike.values() if len(group) > 1 and self.truncated[group].any())
+        return {
+            'unique_pairs': len(self.truncated),
+            'truncated_pairs': int(self.truncated.sum()),
+            'made_equal_pairs': made_equal,
+        }
+
+
+def describe_cut(counts, max_length, pairs='pairs'):
+    """What to say of pairs that were truncated; counts: as `EncodedPairs.counts` has them, or sums of such."""
+    n, n_truncated, n_equal = (counts[name] for name in ('unique_pairs', 'truncated_pairs', 'made_equal_pairs'))
+    equal = f', and {n_equal} became equal to another, with the same score' if n_equal else ''
+    return f'{n_truncated} of {n} different {pairs} were truncated to {max_length} tokens{equal}'
+
 
 def load_tokenizer(path):
-    """The fast tokenizer of a model directory; raises InputError where there is none."""
+    """The fast tokenizer of a model directory.
+
+    Raises InputError where there is none, or one without a vocabulary, naming the files that were looked for.
+    """
+    vocabulary.check_files(path)
     from transformers import AutoTokenizer  # half a second that reading files need not wait for
 
     try:
@@ -39,6 +71,7 @@ def load_tokenizer(path):
         raise InputError(f'{path}: no tokenizer could be read ({reason[0]}); needs tokenizer.json') from error
     if not tokenizer.is_fast:
         raise InputError(f'{path}: its tokenizer has no fast form; save one as tokenizer.json')
+    vocabulary.check_tokenizer(path, tokenizer)
     return tokenizer
 
 
@@ -130,12 +163,3 @@ def _lay_special(tokens, types, place, special):
         tokens[place], types[place] = token, of_type
         place = place + 1
     return place
-
-
-def check_vocabulary(tokenizer, vocab_size, path):
-    """Raise InputError where the tokenizer of a model directory has tokens beyond the model's vocab_size."""
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
-        raise InputError(
-            f'{path}: vocab_size: {vocab_size} in config.json, but its tokenizer has tokens up to {largest}'
-        )

@@ -45,7 +45,7 @@ class TrainingSettings(SettingsOfFlags):
     lr_schedule: str = 'reference'
     per_device_batch_size: int = 8  # pairs of a micro-batch, on each data-parallel device
     accumulate_grad_batches: int = 16  # micro-batches of an update
-    max_length: int = 512  # tokens
+    max_length: int | None = None  # tokens; None: the scorer's
     seed: int = 11111
 
     def pairs_per_update(self, n_data):
@@ -131,6 +131,7 @@ class Trained:
     updates: list
     packing: dict
     n_truncated: int = 0  # different pairs that were cut at max_length
+    n_made_equal: int = 0  # those that became equal to another by it
 
 
 def train(
@@ -169,7 +170,8 @@ def train(
     optimizer = settings.optimizer(len(pair_index), n_data)
     state = TrainingRun(params, config, devices, dtype, optimizer, settings.seed, gradient_checkpointing)
     updates = run_updates(state, batches_from, n_updates, n_pairs, saving, on_update, progress)
-    return Trained(state.params, updates, packing, int(encoded.truncated.sum()))
+    counts = encoded.counts
+    return Trained(state.params, updates, packing, counts['truncated_pairs'], counts['made_equal_pairs'])
 
 
 def micro_batches(plan, encoded, pair_index, labels, config):
