@@ -62,7 +62,7 @@ def main(
     concurrency: flags.Count = 8,  # requests at a time
     requests_per_minute: flags.Positive | None = None,  # default: no limit
     max_retries: flags.CountFrom0 = 6,  # times that a failed request is sent again
-    timeout: flags.Positive = 600.0,  # seconds per request
+    timeout: Annotated[float, flags.Range(above=0, most=86400)] = 600.0,  # seconds per request
     api_key_variable: str | None = None,  # environment variable of the key; default: OPENAI_API_KEY, where it is set
     overwrite=False,  # begin again where a file, or a part of it, exists
 ):

@@ -218,6 +218,7 @@ def test_weights_from_scratch_need_a_config_and_a_tokenizer_alone(data, tiny_dir
     [
         (('--global_batch_size', 500), '--global_batch_size 500: more than the 107 pairs of all epochs; lower it'),
         (('--global_batch_size', 0), '--global_batch_size: expected 1 or more, found 0'),
+        (('--n_epochs', 10**12), '--n_epochs 1000000000000: makes 13375000000000 updates; lower it'),
         (('--max_length', 4), '--max_length 4: special tokens alone fill it'),
         (('--clip_norm', -1), '--clip_norm: expected 0 or more, found -1'),
         (('--tensorboard_dir', 'logs'), 'pip install tensorflow tensorboard'),

@@ -112,7 +112,7 @@ def test_vocabularies_of_older_libraries_are_read(tmp_path, tiny_cappy, tiny_dir
 
 def sentencepiece_file(path):
     """A vocabulary of sentencepiece: three special pieces and some words."""
-    from transformers.utils import sentencepiece_model_pb2_new as protocol
+    from sentencepiece import sentencepiece_model_pb2 as protocol
 
     model = protocol.ModelProto()
     model.trainer_spec.model_type, model.trainer_spec.unk_id = 1, 2

@@ -19,6 +19,7 @@ from cappy.model.training import COMPILE_SECONDS, TOKENS_PER_DEVICE, TrainingRun
 
 logger = logging.getLogger(__name__)
 
+MAX_UPDATES = 2**31 - 1  # the optimizer counts in int32
 WINDOW = 16384  # pairs that are read, shuffled and tokenized together, at most, but one update at least
 
 
@@ -70,6 +71,8 @@ class PretrainingSettings(SettingsOfFlags):
             raise InputError(
                 f'global_batch_size {self.global_batch_size}: more than the {n_pairs} pairs of all epochs; lower it'
             )
+        if self.n_updates(n_rows) > MAX_UPDATES:
+            raise InputError(f'n_epochs {self.n_epochs}: makes {self.n_updates(n_rows)} updates; lower it')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ PUBLISHED = {
 def check_files(path):
     """Raise InputError where a model directory holds no vocabulary of any kind, or one that cannot be read here."""
     path = Path(path)
-    if _has_fast_file(path):
+    if _has_fast_file(path) or not path.is_dir():  # transformers fetches the tokenizer of a hub name
         return
     found = [files for files in dict.fromkeys(SLOW_FILES.values()) if _has_all(path, files)]
     if not found:
@@ -54,7 +54,7 @@ def check_tokenizer(path, tokenizer):
     path = Path(path)
     # A class may want other files than those that are there: RoBERTa's does not read a vocab.txt.
     wanted = tuple(name for key, name in tokenizer.vocab_files_names.items() if key != 'tokenizer_file')
-    if not _has_fast_file(path) and not _has_all(path, wanted):
+    if path.is_dir() and not _has_fast_file(path) and not _has_all(path, wanted):
         raise _no_vocabulary(path, wanted)
     words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     if len(words) < 2:  # T5's has a space
