@@ -256,35 +256,30 @@ def test_by_default_tasks_with_data_are_drawn_and_missing_ones_named_at_the_end(
         generate(tmp_path / 'none', tmp_path / 'other')
 
 
-def test_characters_that_the_model_does_not_know_are_counted_and_said_for_each_file(tmp_path, caplog):
-    data = tmp_path / 'data'
-    data.mkdir()
-    instructions = ['x ~ {y} \\', 'say "hi" 猫', 'one\n  two', ' plain\n']
-    for task, n in (('odd', 4), ('even', 0)):
-        rows = [
-            {'dataset': task, 'example_idx': i, 'instruction': text, 'references': ['{', 'x y'] if not i else ['x']}
-            for i, text in enumerate(instructions[:n] or ['plain'])
-        ]
-        (data / f'{task}_train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    generate(data, tmp_path / 'gens', decodings='topk2', n_sample_gens=1, max_tgt_len=4)
-    assert [message for message in caplog.messages if 'hold' in message or 'lose' in message] == [
-        'odd_train: 2 of 4 instructions hold characters that the model reads as unknown (\\ { } ~ 猫)',
-        'odd_train: 1 of 4 instructions lose line breaks, tabs or repeated spaces, as in the reference',
-        'odd_train: 1 of 5 references hold characters that the model lacks ({)',
-    ]
-
-
-def test_samples_with_unknown_tokens_are_counted_and_said(tmp_path, data, caplog, monkeypatch):
+def test_what_the_model_loses_of_texts_and_samples_is_counted_and_said_for_each_file(tmp_path, caplog, monkeypatch):
     from cappy.generate import generator
 
     draw = Generator.draw
 
     def draw_unknown(*inputs):
         drawn = draw(*inputs)
-        first = next(iter(drawn.values()))['topk2'][0]
-        drawn[next(iter(drawn))]['topk2'][0] = generator.TokenSequence(np.array([2, *first.tokens]), 0.0)
+        samples = next(iter(drawn.values()))['topk2']
+        samples[0] = generator.TokenSequence(np.array([2, *samples[0].tokens]), 0.0)
         return drawn
 
     monkeypatch.setattr(Generator, 'draw', draw_unknown)
-    generate(data, tmp_path, tasks='tiny_tense', splits='train', decodings='topk2', n_sample_gens=2, max_tgt_len=4)
-    assert 'tiny_tense_train: 1 of 12 samples hold an unknown token, which their text leaves out' in caplog.messages
+    texts = ('x ~ y \\', 'say "hi" 猫', 'one\n  two', ' plain\n')
+    rows = [{'dataset': 'odd', 'example_idx': i, 'instruction': texts[i], 'references': ['x']} for i in range(4)]
+    rows[0]['references'].append('~')
+    (tmp_path / 'odd_train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    generate(tmp_path, tmp_path / 'gens', decodings='topk2', n_sample_gens=2, max_tgt_len=4)
+    assert caplog.messages == [
+        'odd_train: 2 of 4 instructions hold characters that the model reads as unknown (\\ ~ 猫)',
+        'odd_train: 1 of 4 instructions lose line breaks, tabs or repeated spaces, as in the reference',
+        'odd_train: 1 of 5 references hold characters that the model lacks (~)',
+        'odd_train: 1 of 8 samples hold an unknown token, which their text leaves out',
+    ]
+    caplog.clear()
+    plain = [example for example in read_examples(tmp_path / 'odd_train.jsonl', samples_needed=False)][3:]
+    script.tell_lost_characters('even_train', plain, Generator.from_pretrained(MODEL).tokenizer)
+    assert caplog.messages == []
