@@ -4,6 +4,7 @@ import logging
 import shutil
 import types
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -125,9 +126,8 @@ def test_what_is_saved_scores_alike_in_pytorch_and_in_cross_encoder_and_back(tin
 LONG = [('tell me what it is ' * 6, 'two red birds'), ('tell me', 'the cat sat on a mat ' * 6), ('tell me', 'yes')]
 
 
-@pytest.mark.parametrize('name', ['roberta', 'bert'])
-def test_the_length_that_a_scorer_was_adapted_with_is_kept_by_all_readers(tiny_directories, tmp_path, name, caplog):
-    scorer = Cappy.from_pretrained(tiny_directories[name])
+def test_the_length_that_a_scorer_was_adapted_with_is_kept_by_all_readers(tiny_directories, tmp_path, caplog):
+    scorer = Cappy.from_pretrained(tiny_directories['roberta'])
     at_first = scorer.score(LONG)
     settings = dataclasses.replace(SETTINGS, max_length=16, learning_rate=1e-9)
     scorer.adapt([(*pair, 0.5) for pair in LONG * 8], settings, progress=False)
@@ -155,12 +155,11 @@ def test_the_length_that_a_scorer_was_adapted_with_is_kept_by_all_readers(tiny_d
     np.testing.assert_allclose(cross_encoder.predict(LONG, show_progress_bar=False), scores, rtol=0, atol=1e-4)
 
 
-def test_settings_without_a_length_train_at_the_scorers(tiny_directories):
-    scorer = Cappy.from_pretrained(tiny_directories['roberta'], max_length=20)
-    trained = scorer.adapt(
-        [(*pair, 0.5) for pair in LONG * 8], dataclasses.replace(SETTINGS, max_length=None), progress=False
-    )
-    assert (scorer.max_length, trained.n_truncated) == (20, 2)
+def test_settings_without_a_length_train_at_the_scorers(scorer):
+    settings = dataclasses.replace(SETTINGS, max_length=None)
+    settings.check(100, 1)
+    assert scorer._with_max_length(settings) == dataclasses.replace(SETTINGS, max_length=scorer.max_length)
+    assert scorer._with_max_length(SETTINGS) is SETTINGS
 
 
 @pytest.mark.parametrize(('kept', 'default'), [(16, 16), (98, 98), (99, 98), (7, 98), (10**30, 98)])
@@ -223,8 +222,8 @@ def test_numbers_out_of_range_are_named(tiny_directories, scorer):
 def test_tensors_inside_a_wrapper_are_read(tiny_directories, make_model, caplog, base, wrapped):
     whole = weights(tiny_directories[base])
     path = make_model(base=base, tensors={wrapped(name): tensor for name, tensor in whole.items()})
-    expected = Cappy.from_pretrained(tiny_directories[base]).score(LONG)
-    np.testing.assert_array_equal(Cappy.from_pretrained(path).score(LONG), expected)
+    scorers = [Cappy.from_pretrained(folder) for folder in (path, tiny_directories[base])]
+    jax.tree.map(np.testing.assert_array_equal, *(scorer.params for scorer in scorers))
     assert 'no head' not in caplog.text
 
 
