@@ -71,8 +71,8 @@ class PretrainingSettings(SettingsOfFlags):
             raise InputError(
                 f'global_batch_size {self.global_batch_size}: more than the {n_pairs} pairs of all epochs; lower it'
             )
-        if self.n_updates(n_rows) > MAX_UPDATES:
-            raise InputError(f'n_epochs {self.n_epochs}: makes {self.n_updates(n_rows)} updates; lower it')
+        if self.n_updates(n_pairs) > MAX_UPDATES:
+            raise InputError(f'n_epochs {self.n_epochs}: makes {self.n_updates(n_pairs)} updates; lower it')
 
 
 @dataclasses.dataclass(frozen=True)
