@@ -105,11 +105,11 @@ def read_result(path) -> dict:
     """The result at `path`. Raises InputError where it is missing, not JSON, or without a rougeL."""
     text = read_text(path)
     try:
-        result = json.loads(text)
-    except ValueError as error:
+        result, _ = jsonl.without_halves(json.loads(text))
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not a result ({error}), found {text[:40].strip()!r}') from error
     rougeL = result.get('rougeL') if isinstance(result, dict) else None
-    if isinstance(rougeL, bool) or not isinstance(rougeL, int | float) or not math.isfinite(rougeL):
+    if not jsonl.is_number(rougeL):
         raise InputError(f'{path}: not a result; expected an object with a number rougeL')
     return result
 
