@@ -208,7 +208,8 @@ def look_up(fields, key, flag):
 
 def logged_arguments(arguments):
     """(prompt, settings) of the first request; newer logs have objects with numbered keys instead of lists."""
-    first = arguments.get('gen_args_0') if isinstance(arguments, dict) else arguments[:1] and arguments[0]
+    first = arguments.get('gen_args_0') if isinstance(arguments, dict) else arguments
+    first = first[0] if isinstance(arguments, list) and arguments else first
     if isinstance(first, dict):
         return first.get('arg_0'), first.get('arg_1')
     return (*first, None)[:2] if isinstance(first, list) and first else (None, None)
@@ -250,6 +251,9 @@ def logged_decoding(arguments):
         raise InputError(
             f'arguments: expected those of a generation, found {shown(arguments)}; only texts can be ranked'
         )
+    for name in ('temperature', 'top_p', 'num_beams'):
+        if settings.get(name) is not None and not jsonl.is_number(settings[name]):
+            raise InputError(f'arguments: {name}: expected a number, found {shown(settings[name])}')
     temperature, top_p, do_sample = (settings.get(name) for name in ('temperature', 'top_p', 'do_sample'))
     if (settings.get('num_beams') or 1) > 1:
         return f'beam{settings["num_beams"]}'

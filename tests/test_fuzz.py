@@ -1,13 +1,14 @@
 """Readers of files and answers, fed with what is cut, repeated, reordered, mistyped or garbled.
 
 Whatever they get, they end with an InputError in one line, or with a result that holds every line: never with another
-error, never in silence. They are called as main calls them, with the model replaced. A hundred inputs each are tried by
-default, ten thousand by the slow tests; both are the same in every run.
+error, never in silence. They are called as main calls them, with the model replaced. Some dozen inputs each are tried
+by default, ten thousand by the slow tests; both are the same in every run, and a failure shows its input.
 """
 
 import json
 import re
 import shutil
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,18 +26,7 @@ from cappy.study.results import ResultPaths
 from cappy.tasks import questions
 from cappy.tasks.candidates import read_examples
 
-hypothesis = pytest.importorskip('hypothesis', reason='needs hypothesis, which makes the inputs')
-st = hypothesis.strategies
-
-FEW, MANY = 100, 10_000
-SETTINGS = {
-    'deadline': None,
-    'database': None,
-    'derandomize': True,
-    'report_multiple_bugs': False,
-    'phases': (hypothesis.Phase.generate, hypothesis.Phase.shrink),
-    'suppress_health_check': list(hypothesis.HealthCheck),
-}
+FEW, MANY = 60, 10_000
 
 
 def nested(depth):
@@ -97,22 +87,21 @@ def places(value, place=()):
             yield from places(value[key], (*place, key))
 
 
-def change(draw, rows):
+def change(random, rows):
     """Change one thing in a list of JSON values."""
-    number = draw(st.integers(0, len(rows) - 1))
-    kind = draw(st.sampled_from(('set', 'set', 'set', 'delete', 'rename', 'reverse', 'wrap', 'copy', 'repeat', 'drop')))
+    number = random.randrange(len(rows))
+    kind = random.choice(('set', 'set', 'set', 'delete', 'rename', 'reverse', 'wrap', 'copy', 'repeat', 'drop'))
     if kind == 'repeat':
-        rows.insert(draw(st.integers(0, len(rows))), fresh(rows[number]))
+        rows.insert(random.randint(0, len(rows)), fresh(rows[number]))
     elif kind == 'drop':
         del rows[number]
     else:
-        change_field(draw, rows, number, kind)
+        change_field(random, rows, number, kind)
 
 
-def change_field(draw, rows, number, kind):
+def change_field(random, rows, number, kind):
     """Change a value in the row of a number: set, delete, rename, reverse or wrap it, or put a row in its place."""
-    found = list(places(rows[number], (number,)))
-    *way, last = draw(st.sampled_from(found))
+    *way, last = random.choice(list(places(rows[number], (number,))))
     inside = rows
     for key in way:
         inside = inside[key]
@@ -120,26 +109,24 @@ def change_field(draw, rows, number, kind):
     if kind == 'delete' and way:
         del inside[last]
     elif kind == 'rename' and isinstance(inside, dict):
-        inside[draw(st.sampled_from(('x', '', 'samples', 'score', '\ud83d')))] = inside.pop(last)
+        inside[random.choice(('x', '', 'samples', 'score', '\ud83d'))] = inside.pop(last)
     elif kind == 'reverse' and isinstance(value, dict):
         inside[last] = dict(reversed(value.items()))
     elif kind == 'reverse' and isinstance(value, list | str):
         inside[last] = value[::-1]
     elif kind == 'wrap':
-        inside[last] = draw(st.sampled_from(([value], {'a': value}, f'{type(value)}')))
+        inside[last] = random.choice(([value], {'a': value}, f'{type(value)}'))
     elif kind == 'copy':
-        inside[last] = fresh(draw(st.sampled_from(rows)))
+        inside[last] = fresh(random.choice(rows))
     else:
-        inside[last] = fresh(draw(st.sampled_from(ODD)))
+        inside[last] = fresh(random.choice(ODD))
 
 
-@st.composite
-def garbled(draw, content):
+def garbled(random, content):
     """Bytes, cut or with others between them."""
-    for _ in range(draw(st.integers(0, 2))):
-        at = draw(st.integers(0, len(content)))
-        kind = draw(st.sampled_from(('cut', 'insert', 'replace')))
-        junk = draw(st.sampled_from(JUNK))
+    for _ in range(random.randint(0, 2)):
+        at, junk = random.randint(0, len(content)), random.choice(JUNK)
+        kind = random.choice(('cut', 'insert', 'replace'))
         content = {
             'cut': content[:at],
             'insert': content[:at] + junk + content[at:],
@@ -148,44 +135,68 @@ def garbled(draw, content):
     return content
 
 
-@st.composite
-def spoilt(draw, rows, end=b'\n'):
-    """JSON values as the lines of a file: some changed, repeated or dropped, and a few bytes garbled."""
-    rows = fresh(list(rows))
-    for _ in range(draw(st.integers(0, 3))):
-        if rows:
-            change(draw, rows)
-    is_ascii = draw(st.booleans())
-    lines = [json.dumps(row, ensure_ascii=is_ascii).encode('utf-8', 'surrogatepass') for row in rows]
-    content = b''.join(line + end for line in lines)
-    return draw(garbled(content)) if draw(st.integers(0, 3)) == 0 else content
+def lines_of(rows):
+    """A file of JSON lines."""
+    return b''.join(json.dumps(row).encode() + b'\n' for row in rows)
 
 
-@st.composite
-def spoilt_table(draw, header, rows, delimiter):
-    """A csv or tsv file of fields that need no quotes, some lines changed and a few bytes garbled."""
-    lines = [header, *rows]
-    for _ in range(draw(st.integers(0, 2))):
-        at = draw(st.integers(0, len(lines) - 1))
-        field = draw(st.sampled_from(('', 'x', '"', '"a', 'a"b', '"a"', 'é', '\n', '\x00', 'score')))
-        lines = [*lines[:at], [*lines[at][:1], field, *lines[at][1 + draw(st.integers(0, 2)) :]], *lines[at:]]
-    content = ''.join(delimiter.join(fields) + '\n' for fields in lines).encode()
-    return draw(garbled(content)) if draw(st.booleans()) else content
+# A maker takes a Random and makes an input.
 
 
-def fuzz(n, check, **strategies):
+def spoilt(rows):
+    """The maker of files of JSON lines: some changed, repeated or dropped, and in a few some bytes garbled."""
+
+    def make(random):
+        made = fresh(list(rows))
+        for _ in range(random.choice((0, 1, 1, 2, 3))):
+            if made:
+                change(random, made)
+        is_ascii = random.random() < 0.5
+        lines = [json.dumps(row, ensure_ascii=is_ascii).encode('utf-8', 'surrogatepass') for row in made]
+        content = b''.join(line + b'\n' for line in lines)
+        return garbled(random, content) if random.random() < 0.25 else content
+
+    return make
+
+
+def spoilt_table(header, rows, delimiter):
+    """The maker of csv or tsv files of fields that need no quotes: some changed, in some a few bytes garbled."""
+
+    def make(random):
+        lines = [header, *rows]
+        for _ in range(random.randint(0, 2)):
+            at = random.randrange(len(lines))
+            field = random.choice(('', 'x', '"', '"a', 'a"b', '"a"', 'é', '\n', '\x00', 'score', '1e999', '-1'))
+            lines[at] = [*lines[at][:1], field, *lines[at][1 + random.randint(0, 2) :]]
+        content = ''.join(delimiter.join(fields) + '\n' for fields in lines).encode()
+        return garbled(random, content) if random.random() < 0.5 else content
+
+    return make
+
+
+def either(*makers):
+    """One of the makers; a value stands for itself."""
+
+    def make(random):
+        chosen = random.choice(makers)
+        return chosen(random) if callable(chosen) else chosen
+
+    return make
+
+
+def fuzz(n, check, **makers):
     """Call `check` with n inputs. Of an InputError it looks whether the message is one that a user can read."""
-
-    @hypothesis.settings(max_examples=n, **SETTINGS)
-    @hypothesis.given(**strategies)
-    def attempt(**case):
+    for number in range(n):
+        random = Random(f'{check.__qualname__} {number}')
+        case = {name: make(random) for name, make in makers.items()}
         try:
             check(**case)
         except InputError as error:
             message = ' '.join(str(error).split())
-            assert message and len(message) < 2500, message
-
-    attempt()
+            assert message and len(message) < 2500, (number, case, message)
+        except BaseException as error:
+            error.add_note(f'input {number}: {case}')
+            raise
 
 
 @pytest.fixture(params=[FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=['few', 'many'])
@@ -276,7 +287,7 @@ def test_import_samples(n, tmp_path):
         {'generator': 'g', 'decoding_key': 'how', 'validation_share': 0.4},
         {'generator': 'g', 'strip_thinking': True, 'max_empty_share': 1.0, 'filter': 'none'},
     ]
-    fuzz(n, check, content=spoilt(LOG) | spoilt(FLAT), more=st.sampled_from(flags_of_runs))
+    fuzz(n, check, content=either(spoilt(LOG), spoilt(FLAT)), more=either(*flags_of_runs))
 
 
 def answer(texts, endpoint):
@@ -330,16 +341,15 @@ def test_sample_openai(n, tmp_path, monkeypatch):
         assert {len(example.samples) for example in examples} == {3}
 
     plain = [{key: value for key, value in example.items() if key != 'flan_samples'} for example in EXAMPLES[:2]]
-    content = b''.join(json.dumps(example).encode() + b'\n' for example in plain)
-    of_server = [
+    answered = [
         spoilt([answer(texts, endpoint)]) for texts in (('a', 'b'), ('a',)) for endpoint in ('chat', 'completions')
     ]
     fuzz(
         n,
         check,
-        content=st.just(content) | st.just(content) | spoilt(plain),
-        of_server=st.lists(st.one_of(of_server), min_size=1, max_size=2),
-        more=st.sampled_from([{}, {'strip_thinking': True}, {'max_empty_share': 1.0}, {'endpoint': 'completions'}]),
+        content=either(lines_of(plain), lines_of(plain), spoilt(plain)),
+        of_server=lambda random: [either(*answered)(random) for _ in range(random.randint(1, 2))],
+        more=either({}, {'strip_thinking': True}, {'max_empty_share': 1.0}, {'endpoint': 'completions'}),
     )
 
 
@@ -371,12 +381,10 @@ def test_score(n, tmp_path, monkeypatch):
             assert len(scored) == n_lines(content)
             assert all(line['score'] == np.float32(len(line['response']) / 7) for line in scored)
 
-    formats = st.one_of(
-        st.tuples(st.just('jsonl'), spoilt(PAIRS)),
-        st.tuples(st.just('csv'), spoilt_table(list(PAIRS[0]), TABLE, ',')),
-        st.tuples(st.just('tsv'), spoilt_table(list(PAIRS[0]), TABLE, '\t')),
-    )
-    fuzz(n, check, case=formats, rank=st.booleans(), to_file=st.sampled_from((True, True, True, False)))
+    makers = {'jsonl': spoilt(PAIRS)}
+    makers |= {name: spoilt_table(list(PAIRS[0]), TABLE, mark) for name, mark in (('csv', ','), ('tsv', '\t'))}
+    of_formats = [lambda random, name=name, make=make: (name, make(random)) for name, make in makers.items()]
+    fuzz(n, check, case=either(*of_formats), rank=either(True, False), to_file=either(True, True, True, False))
 
 
 def test_cappy_bigbench(n, tmp_path, monkeypatch):
@@ -399,11 +407,10 @@ def test_cappy_bigbench(n, tmp_path, monkeypatch):
             cappy_bigbench.main(str(tmp_path / 'gens'), 'g', 't', results_dir=str(tmp_path / 'r'), train_size=8, **more)
         assert [len(read['train']), len(read['validation'])] == [n_lines(train), n_lines(validation)]
 
-    content = b''.join(json.dumps(example).encode() + b'\n' for example in EXAMPLES)
-    flags_of_runs = [{}, {'rouge_tokenizer': 'unicode'}, {'combine': ('consensus', 'self_score')}]
-    flags_of_runs += [{'reference_labels': kind} for kind in ('leave_one_out', 'skip')]
-    either = st.just(content) | spoilt(EXAMPLES)
-    fuzz(n, check, train=either, validation=spoilt(EXAMPLES), more=st.sampled_from(flags_of_runs))
+    more = [{}, {'rouge_tokenizer': 'unicode'}, {'combine': ('consensus', 'self_score')}]
+    more += [{'reference_labels': kind} for kind in ('leave_one_out', 'skip')]
+    train = either(lines_of(EXAMPLES), spoilt(EXAMPLES))
+    fuzz(n, check, train=train, validation=spoilt(EXAMPLES), more=either(*more))
 
 
 CHOICES = [
@@ -434,7 +441,7 @@ def test_cappy_promptsource(n, tmp_path, monkeypatch):
         questions.describe_faults(questions.count_faults(choices, scores), grading)
         questions.write_choice_scores(tmp_path / 'scores.jsonl', choices, scores)
 
-    fuzz(n, check, content=spoilt(CHOICES), results_dir=st.none() | st.just('results'))
+    fuzz(n, check, content=spoilt(CHOICES), results_dir=either(None, 'results'))
 
 
 LABELLED = [
@@ -466,7 +473,8 @@ def test_cappy_pretrain(n, tmp_path, monkeypatch):
         (stream,) = read
         assert sum(map(len, stream.windows())) == stream.n_pairs == sum(map(n_lines, shards))
 
-    fuzz(n, check, shards=st.tuples(spoilt(LABELLED), spoilt(LABELLED[:2])), held_out=spoilt(HELD_OUT))
+    makers = spoilt(LABELLED), spoilt(LABELLED[:2])
+    fuzz(n, check, shards=lambda random: [make(random) for make in makers], held_out=spoilt(HELD_OUT))
 
 
 RESULT = {
@@ -512,7 +520,6 @@ def test_presenters(n, tmp_path, capsys):
     for folder in (paths.result.parent, gens):
         folder.mkdir(parents=True)
     samples = gens / 't_validation.jsonl'
-    content = b''.join(json.dumps(example).encode() + b'\n' for example in EXAMPLES[:2])
     of = {'results_dir': (str(tmp_path / 'results'),), 'n_workers': 1}
 
     def check(result, candidates, updates, drawn, which):
@@ -532,20 +539,18 @@ def test_presenters(n, tmp_path, capsys):
             shown, _ = capsys.readouterr()
             assert re.search(r'\bt\b', shown)
 
-    def mostly(whole, spoilt_ones):
-        return st.just(whole) | st.just(whole) | spoilt_ones
+    def mostly(whole, make):
+        return either(whole, whole, make)
 
-    as_lines = [b''.join(json.dumps(row).encode() + b'\n' for row in rows) for rows in ([RESULT], SCORED)]
+    log = b'\n'.join(','.join(fields).encode() for fields in UPDATES)
     fuzz(
         n,
         check,
-        result=mostly(as_lines[0], spoilt([RESULT])),
-        candidates=mostly(as_lines[1], spoilt(SCORED)),
-        updates=mostly(
-            b'\n'.join(','.join(row).encode() for row in UPDATES), spoilt_table(*UPDATES[:1], UPDATES[1:], ',')
-        ),
-        drawn=mostly(content, spoilt(EXAMPLES[:2])),
-        which=st.sampled_from(('baselines', 'report', 'reference', 'table', 'csv', 'json', 'latex')),
+        result=mostly(lines_of([RESULT]), spoilt([RESULT])),
+        candidates=mostly(lines_of(SCORED), spoilt(SCORED)),
+        updates=mostly(log, spoilt_table(UPDATES[0], UPDATES[1:], ',')),
+        drawn=mostly(lines_of(EXAMPLES[:2]), spoilt(EXAMPLES[:2])),
+        which=either('baselines', 'report', 'reference', 'table', 'csv', 'json', 'latex'),
     )
 
 

@@ -36,8 +36,8 @@ def near_names(name, names, place) -> str:
 
 
 def listed(names, max_names=6) -> str:
-    """Names with commas between them; those beyond max_names are counted."""
-    names = list(names)
+    """Names with commas between them, long ones cut; those beyond max_names are counted."""
+    names = [cut(str(name)) for name in names]
     if not names:
         return 'nothing'
     n_more = len(names) - max_names
