@@ -141,7 +141,7 @@ def is_logged_again(logged, fields, key, samples):
     else:
         why = f'with another filter ({shown(filter_before)})'
         remedy = 'read the lines of one --filter alone'
-    raise InputError(f'{key}: not the samples of an earlier line of doc_id {doc_id} {why}; {remedy}')
+    raise InputError(f'{key}: not the samples of an earlier line of the same doc_id, {why}; {remedy}')
 
 
 def find_instruction(fields, key, is_log):

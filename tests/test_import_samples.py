@@ -132,8 +132,9 @@ def test_a_document_that_is_logged_once_for_each_filter_counts_once(capsys):
     assert run('log.jsonl', *COMMAND) == 0
     assert [[sample.response for sample in example.samples] for example in read('train')] == [['c', 'd']] * 2
     filtered = (*COMMAND, '--overwrite', '--response_key', 'filtered_resps')
-    assert 'log.jsonl:4: filtered_resps: not the samples of an earlier line of doc_id 1' in refused(
-        capsys, 'log.jsonl', *filtered
+    assert (
+        'log.jsonl:4: filtered_resps: not the samples of an earlier line of the same doc_id, with another filter'
+        in refused(capsys, 'log.jsonl', *filtered)
     )
     assert run('log.jsonl', *filtered, '--filter', 'strict') == 0
     assert [[sample.response for sample in example.samples] for example in read('train')] == [['C', 'D'], ['x']]
@@ -145,9 +146,10 @@ def test_two_runs_in_one_log_are_told_apart_from_two_filters(capsys):
     write('log.jsonl', lines)
     message = refused(capsys, 'log.jsonl', *COMMAND)
     assert (
-        'log.jsonl:3: resps: not the samples of an earlier line of doc_id 0 with the same filter ("none"); ' in message
+        'log.jsonl:3: resps: not the samples of an earlier line of the same doc_id, with the same filter ("none"); '
+        in message
     )
-    assert 'if these are two runs, put each into a file of its own, and give both with a comma between' in message
+    assert 'two runs, put each into a file of its own, and give both with a comma between them (line 4 too)' in message
     write('a.jsonl', lines[:2])
     write('b.jsonl', lines[2:])
     assert run('a.jsonl,b.jsonl', *COMMAND) == 0
@@ -158,7 +160,7 @@ def test_two_runs_in_one_log_are_told_apart_from_two_filters(capsys):
     for line in lines:
         del line['filter']
     write('log.jsonl', lines)
-    assert 'doc_id 0 without a filter; if these are two runs' in refused(capsys, 'log.jsonl', *COMMAND, '--overwrite')
+    assert 'doc_id, without a filter; if these are two runs' in refused(capsys, 'log.jsonl', *COMMAND, '--overwrite')
 
 
 def test_samples_without_text_are_counted_and_too_many_are_refused(capsys, caplog):
