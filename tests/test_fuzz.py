@@ -522,7 +522,7 @@ def test_presenters(n, tmp_path, capsys):
     samples = gens / 't_validation.jsonl'
     of = {'results_dir': (str(tmp_path / 'results'),), 'n_workers': 1}
 
-    def check(result, candidates, updates, drawn, which):
+    def check(result, candidates, updates, drawn, which, gens_dir):
         paths.result.write_bytes(result)
         paths.candidates.write_bytes(candidates)
         paths.updates.write_bytes(updates)
@@ -532,7 +532,7 @@ def test_presenters(n, tmp_path, capsys):
             shown, _ = capsys.readouterr()
             assert re.search(r'\bt\b', shown)
         elif which == 'report':
-            report(output='page.html', bigbench_gen_dir=str(tmp_path / 'gens'), **of)
+            report(output='page.html', bigbench_gen_dir=gens_dir, **of)
             assert (tmp_path / 'page.html').stat().st_size > 1000
         else:
             results(format=which, columns='all', **of)
@@ -551,6 +551,7 @@ def test_presenters(n, tmp_path, capsys):
         updates=mostly(log, spoilt_table(UPDATES[0], UPDATES[1:], ',')),
         drawn=mostly(lines_of(EXAMPLES[:2]), spoilt(EXAMPLES[:2])),
         which=either('baselines', 'report', 'reference', 'table', 'csv', 'json', 'latex'),
+        gens_dir=either(None, 'gens'),
     )
 
 
