@@ -277,6 +277,11 @@ BAD = {
         ':1: arguments: expected those of a generation, found {"gen_args_0"',
     ),
     'no prompt': ([logged(0, None, '1', ['a'])], ':1: arguments: expected a prompt, found {"gen_args_0"'),
+    'arguments null': ([logged(0, 'a', '1', ['a'], arguments=None)], ':1: arguments: expected a prompt, found null'),
+    'a huge temperature': (
+        [logged(0, 'a', '1', ['a'], given=SAMPLING | {'temperature': 10**400})],
+        ':1: arguments: temperature: expected a number, found 1000',
+    ),
     'no arguments': ([logged(0, 'a', '1', ['a'], arguments=[])], ':1: arguments: expected a prompt, found []'),
     'an index': ([logged(0, 'a', 1, ['a'])], ':1: target: expected text, found 1; --references_key'),
 }

@@ -243,6 +243,20 @@ def test_of_more_examples_than_are_asked_for_the_largest_differences_stay(sweep,
     assert sorted(kept) == kept and min(differences[kept]) >= max(np.delete(differences, kept))
 
 
+def test_half_an_interval_in_a_result_is_none(tmp_path, capsys):
+    make_cell(tmp_path, 'flan-t5-xl', 'birds')
+    path = ResultPaths(tmp_path / 'results', 'flan-t5-xl', 'birds').result
+    result = json.loads(path.read_text())
+    whole = [(row['low'], row['high']) for row in result['comparison']]
+    for row in result['comparison']:
+        row['high'] = 'much'
+    path.write_text(json.dumps(result))
+    assert write_page(capsys, tmp_path, tmp_path / 'page.html')[0] == 0
+    summary, _ = read_page(tmp_path / 'page.html')
+    made_anew = [(row['low'], row['high']) for row in summary['cells'][0]['comparison']]  # from the examples
+    np.testing.assert_allclose(made_anew, whole, rtol=0, atol=0.02)
+
+
 def test_broken_candidates_are_named_and_the_rest_of_the_cell_is_shown(tmp_path, capsys):
     make_cell(tmp_path, 'flan-t5-xl', 'birds')
     paths = ResultPaths(tmp_path / 'results', 'flan-t5-xl', 'birds')

@@ -188,13 +188,18 @@ class _Attempts:
 
 def _comparison(result):
     """The well-formed rows of a result's comparison; the file may have been written by anything."""
-    keys = ('rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high')
     rows = result.get('comparison')
     return [
-        {'name': row['name'], **{key: row[key] for key in keys if is_number(row.get(key))}}
+        {'name': row['name'], **_numbers(row)}
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, dict) and isinstance(row.get('name'), str) and is_number(row.get('rougeL'))
     ]
+
+
+def _numbers(row):
+    """The numbers of a row of a comparison; an interval is there with both ends or not at all."""
+    together = (('rougeL',), ('low', 'high'), ('gap_closed',), ('gap_low', 'gap_high'))
+    return {key: row[key] for keys in together if all(is_number(row.get(key)) for key in keys) for key in keys}
 
 
 def _mean_comparison(by_folder):
