@@ -22,7 +22,7 @@ from cappy import Cappy
 from cappy.errors import InputError
 from cappy.files.lock import result_lock
 from cappy.files.partial import OutputPaths, PartialOutput
-from cappy.files.scored_pairs import Runs, best_first
+from cappy.files.scored_pairs import PairFile, Runs, best_first
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location('score', ROOT / 'scripts' / 'score.py')
@@ -119,23 +119,23 @@ def test_rank_sorts_the_rows_of_each_instruction_best_first(tmp_path, model, cap
     assert '1 runs of pairs have an instruction that an earlier run has' in caplog.text
 
 
-@pytest.mark.parametrize('format', ['jsonl', 'csv'])
-def test_packed_files_and_pipes_are_scored_as_plain_files_are(format, tmp_path, model, capsys):
-    source = write_rows(tmp_path / f'in.{format}', odd_rows())
-    packed = tmp_path / f'packed.{format}.gz'
+def test_packed_files_and_pipes_are_scored_as_plain_files_are(tmp_path, model, capsys):
+    assert [PairFile(name).format for name in ('a.csv.gz', 'b.TSV.gz', 'c.jsonl.gz')] == ['csv', 'tsv', 'jsonl']
+    source = write_rows(tmp_path / 'in.csv', odd_rows())
+    packed = tmp_path / 'packed.csv.gz'
     packed.write_bytes(gzip.compress(source.read_bytes()))
     pipe = tmp_path / 'pipe'
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(source.read_bytes(),), daemon=True)
     writer.start()
-    for path, more in ((source, ()), (packed, ()), (pipe, ('--format', format))):
+    for path, more in ((source, ()), (packed, ()), (pipe, ('--format', 'csv'))):
         out = tmp_path / f'{path.name}.out'
         assert run(path, '--output', out, '--model_name_or_path', model, *more) == 0
     writer.join(timeout=10)
     outputs = {path.read_bytes() for path in tmp_path.glob('*.out')}
     assert len(outputs) == 1 and outputs.pop().count(b'\n') >= 27
     capsys.readouterr()
-    assert run(pipe, '--output', out, '--n_processes', 2, '--format', format) == 1
+    assert run(pipe, '--output', out, '--n_processes', 2, '--format', 'csv') == 1
     assert f'{pipe} reaches one process; give a file that all of them can read' in capsys.readouterr().err
 
 
