@@ -26,10 +26,11 @@ from cappy.files.settings import differing
 from cappy.model.devices import is_first_process
 from cappy.model.model_files import check_writable
 from cappy.model.training_state import Checkpoint
-from cappy.study.results import ResultPaths, describe_candidates, read_result, write_result
+from cappy.study.results import ResultPaths, describe_candidates, read_result, shown_result, write_result
 from cappy.tasks import blending, picks
 from cappy.tasks.candidates import read_task
-from cappy.tasks.finetuning import build_finetuning_examples
+from cappy.tasks.faults import count_faults, describe_faults
+from cappy.tasks.finetuning import build_finetuning_examples, check_can_teach
 from cappy.tasks.rouge import RougeL
 
 logger = logging.getLogger('cappy_bigbench')
@@ -86,11 +87,14 @@ def main(
         bigbench_gen_dir, bigbench_gen_model, bigbench_subset_name, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key
     )
     train, validation, rouge = task['train'], task['validation'], RougeL(rouge_tokenizer)
-    warn_of_unread_texts(rouge, task)
-    signals = blending.signals_of(validation, blending.check_names(combine), rouge)
-    train, held_out = blending.hold_out(train, seed) if signals else (train, [])
-    held_out_signals = blending.signals_of(held_out, signals, rouge)
+    faults = warn_of_faults(task, rouge)
+    combined = blending.check_names(combine)
+    train, held_out = blending.hold_out(train, seed) if combined else (train, [])
     examples = build_finetuning_examples(train, train_size, seed, rouge, reference_labels)
+    check_can_teach(examples)
+    consensus = picks.consensus_of(validation, rouge, 'consensus')
+    signals = blending.signals_of(validation, combined, rouge, consensus)
+    held_out_signals = blending.signals_of(held_out, combined, rouge)
     rougeL = picks.candidates_rougeL(validation, rouge)
     timer.lap('data')
 
@@ -127,7 +131,8 @@ def main(
         weights = choose_weights(scorer, held_out, held_out_signals, rouge)
         blends = {name: blending.blend(scores, signals, of_signals) for name, of_signals in weights.items()}
         timer.lap('score')
-        rougeL_by_pick = picks.all_picks(validation, rougeL, rouge, before, scores, blends)
+        values = picks.values_by_pick(validation, consensus, before, scores, blends)
+        rougeL_by_pick = picks.rougeL_by_pick(validation, rougeL, values)
         result = {
             'rougeL': float(np.mean(rougeL_by_pick['scorer after adapting'])),
             'settings': settings,
@@ -138,8 +143,9 @@ def main(
                 'finetuning_examples': len(set(examples)),
                 **count_validation(validation, before, scores, counts),
                 **count_training(train_size, trained, counts),
+                'faults': faults,
             },
-            'comparison': picks.compare(rougeL_by_pick),
+            'comparison': picks.compare(rougeL_by_pick, picks.count_ties(rougeL, values)),
             'combined_weights': weights,
             'packing': trained.packing,
             'seconds': timer.seconds,
@@ -152,31 +158,30 @@ def main(
             write_result(paths, result, candidates_lines(validation, scores, rougeL, rougeL_by_pick), trained.updates)
             checkpoint.remove()
     if is_first_process():
-        report(result)
+        print(describe_result(result))
 
 
 def show_existing(paths, settings):
     """Show the result that is there, and say last that it is an old one, and which settings it was made with."""
     result = read_result(paths.result)
     if 'comparison' in result:
-        report(result)
+        with shown_result(paths.result):
+            print(describe_result(result))
     print(f'Result already exists in {paths.result}. Skipped: nothing was computed.')
     not_deciding = ('overwrite', 'results_dir', 'save_dir')
-    if other := differing(result.get('settings', {}), settings, ignoring=not_deciding):
+    made_with = result.get('settings')
+    made_with = made_with if isinstance(made_with, dict) else {}
+    if other := differing(made_with, settings, ignoring=not_deciding):
         print(f'It was made with {", ".join(other)}.')
     print('--overwrite replaces it; another --results_dir keeps both.')
 
 
-def warn_of_unread_texts(rouge, task):
-    """Warn once how many examples the paper's rougeL cannot read."""
-    groups = [(*example.references, *example.candidates) for split in task.values() for example in split]
-    if n_unread := rouge.n_unread(groups):
-        logger.warning(
-            '%d of %d examples have texts in which rougeL reads no word (it knows a-z and 0-9) and scores 0; '
-            '--rouge_tokenizer unicode reads them',
-            n_unread,
-            len(groups),
-        )
+def warn_of_faults(task, rouge):
+    """Warn once of each fault that the task's texts may have; returns their counts by split."""
+    counts = count_faults(task, rouge)
+    for line in describe_faults(counts.values()).values():
+        logger.warning(line)
+    return counts
 
 
 def prepare_outputs(checkpoint, save_dir, overwrite):
@@ -236,39 +241,49 @@ def candidates_lines(examples, scores, rougeL, rougeL_by_pick):
 
 
 def comparison_table(rows, style='table'):
-    """The ways of picking side by side, rougeL x 100."""
+    """The ways of picking side by side, rougeL x 100; over ties too where a pick takes the first of equals."""
+    tied = {row['name']: row['ties']['rougeL'] for row in rows if row.get('ties', {}).get('n_tied')}
     shown = [
         {
             'pick': row['name'],
             'rougeL': row['rougeL'],
-            '95% interval': f'{100 * row["low"]:.1f} to {100 * row["high"]:.1f}',
+            'over ties': tied.get(row['name']),
+            '95% interval': None if row['low'] is None else f'{100 * row["low"]:.1f} to {100 * row["high"]:.1f}',
             'gap closed': gap_closed(row),
         }
         for row in rows
     ]
-    return tables.format_table(shown, ['pick', tables.percent('rougeL'), '95% interval', 'gap closed'], style)
+    columns = ['pick', tables.percent('rougeL'), *([tables.percent('over ties')] if tied else [])]
+    return tables.format_table(shown, [*columns, '95% interval', 'gap closed'], style)
 
 
 def gap_closed(row):
     """A pick's share of the way from random to oracle with its interval; nothing for these two, which define it."""
     if row['gap_closed'] is None or row['name'] in ('random candidate', 'oracle'):
         return ''
-    share, low, high = (round(100 * row[key]) for key in ('gap_closed', 'gap_low', 'gap_high'))
-    return f'{share}% ({low} to {high}%)'
+    share = f'{round(100 * row["gap_closed"])}%'
+    if row['gap_low'] is None:
+        return share
+    low, high = (round(100 * row[key]) for key in ('gap_low', 'gap_high'))
+    return f'{share} ({low} to {high}%)'
 
 
-def report(result):
+def describe_result(result):
     """What the user reads at the end."""
     settings, counts = result['settings'], result['counts']
     left_out = f', {counts["pairs_left_out"]} pairs left out' if counts['pairs_left_out'] else ''
-    print(f'{settings["bigbench_subset_name"]}: {counts["validation_examples"]} validation examples, ', end='')
-    print(f'{counts["candidates"]} candidates; adapted on ', end='')
-    print(f'{counts["pairs_trained_on"]} pairs in {counts["updates"]} updates{left_out}.\n')
-    print(comparison_table(result['comparison']))
-    cell = f'{settings["bigbench_gen_model"]} on {settings["bigbench_subset_name"]}'
-    print(f'\nCappy + {cell}: {100 * result["rougeL"]:.2f} (rougeL x 100)')
+    lines = [
+        f'{settings["bigbench_subset_name"]}: {counts["validation_examples"]} validation examples, '
+        f'{counts["candidates"]} candidates; adapted on {counts["pairs_trained_on"]} pairs in {counts["updates"]} '
+        f'updates{left_out}.\n',
+        comparison_table(result['comparison']),
+        f'\nCappy + {settings["bigbench_gen_model"]} on {settings["bigbench_subset_name"]}: '
+        f'{100 * result["rougeL"]:.2f} (rougeL x 100)',
+        *picks.describe_ties({row['name']: row['ties'] for row in result['comparison'] if 'ties' in row}),
+    ]
     if remark := remark_on_training(result):
-        print(remark)
+        lines.append(remark)
+    return '\n'.join(lines)
 
 
 def remark_on_training(result):

@@ -1,9 +1,9 @@
-"""Pretraining: make a scorer from an encoder and rows of (instruction, response, label) (sections 3.1 and 3.2).
+"""Pretraining: make a scorer from an encoder and pairs of (instruction, response, label) (sections 3.1 and 3.2).
 
     python scripts/get_pretrain_data.py --hub bigscience/P3
     python cappy_pretrain.py --model_name_or_path roberta-large
 
-The paper's Cappy is RoBERTa-large after 160 million rows. The reference has no script for it and its rows were never
+The paper's Cappy is RoBERTa-large after 160 million pairs. The reference has no script for it and its pairs were never
 released; the ones here are built in the paper's way. What this gives for MiniLM and 55,000 real instances on two CPU
 cores, and what the paper's run would cost, is in docs/pretraining.md.
 """
@@ -39,7 +39,7 @@ def main(
     model_name_or_path='roberta-large',  # hub name or folder of an encoder or a scorer to begin with
     output_dir='pretrained_scorer',  # best/ and last/ (scorers), result.json, train.csv, evaluations.jsonl
     from_scratch=False,  # random parameters; only the model's config and tokenizer are read
-    n_epochs=1,  # passes over the rows
+    n_epochs=1,  # passes over the pairs
     global_batch_size=1024,  # pairs of an update, whatever the devices
     learning_rate=1e-6,
     warmup_rate=0.1,  # share of the updates
@@ -106,7 +106,7 @@ def main(
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             fingerprint={
-                'rows of data_dir': data_digest(stream.shards),
+                'pairs of data_dir': data_digest(stream.shards),
                 'from_scratch': from_scratch,
             },
             on_update=evaluations,
@@ -182,7 +182,7 @@ def show_existing(paths):
 
 
 def read_held_out(data_dir):
-    """The held-out rows of a folder, None where it has none."""
+    """The held-out pairs of a folder, None where it has none."""
     path = find(Path(data_dir) / HELD_OUT_FILE)
     if path.exists():
         return evaluation.read_held_out(path)
@@ -191,26 +191,26 @@ def read_held_out(data_dir):
 
 
 def read_stream(data_dir, training):
-    """The rows to train on, each checked once."""
+    """The pairs to train on, each checked once."""
     shards = find_shards(data_dir)
     if not any(path.suffix == GZIP_ENDING for path in shards):
-        training.check(sum(path.stat().st_size for path in shards))  # no more rows than bytes: finds wrong flags early
+        training.check(sum(path.stat().st_size for path in shards))  # no more pairs than bytes: finds wrong flags early
     stream = Stream(tuple(check_shards(shards)), training.n_epochs, training.window_size, training.seed)
     training.check(stream.n_pairs)
     return stream
 
 
 def count(stream, held_out, updates, feed):
-    """Counts of the rows, the updates and what is held out."""
+    """Counts of the pairs, the updates and what is held out."""
     n_pairs = sum(update.pairs for update in updates)
     return {
         'shards': len(stream.shards),
-        'rows': stream.n_pairs // stream.n_epochs,
+        'pairs': stream.n_pairs // stream.n_epochs,
         'updates': len(updates),
         'pairs_trained_on': n_pairs,
         'pairs_left_out': stream.n_pairs - n_pairs,
         'truncated_share': feed.n_truncated / feed.n_pairs if feed.n_pairs else None,
-        'held_out_rows': len(held_out.pairs) if held_out else 0,
+        'held_out_pairs': len(held_out.pairs) if held_out else 0,
         'held_out_instances': len(held_out.starts) - 1 if held_out else 0,
     }
 

@@ -29,7 +29,7 @@ from cappy.files.lock import result_lock
 from cappy.files.names import check_name
 from cappy.files.settings import differing
 from cappy.model.devices import is_first_process
-from cappy.study.results import ResultPaths
+from cappy.study.results import ResultPaths, shown_result
 from cappy.tasks import questions
 
 logger = logging.getLogger('cappy_promptsource')
@@ -96,6 +96,7 @@ def main(
                 'empty_responses': sum(not choice.response for choice in choices),
                 'graded_questions': len(verdicts),
                 'questions': questions.count_faults(choices, scores),
+                **dict(zip(('alike_questions', 'open_questions'), questions.count_alike(choices, scores), strict=True)),
             },
             'datasets_not_graded': [
                 name
@@ -132,7 +133,8 @@ def choice_paths(results_dir, model_name_or_path, data_file):
 def show_existing(paths, settings):
     """Give the result that is there; one of another scorer, data or grading is not what was asked for."""
     result = read_fields(paths.result, RESULT_FIELDS)
-    made = result['settings'] | {'data_sha256': result['data_sha256']}
+    with shown_result(paths.result):
+        made = result['settings'] | {'data_sha256': result['data_sha256']}
     asked = settings | {'data_sha256': digest(settings['data_file'])}
     not_deciding = ('overwrite', 'results_dir', 'per_device_batch_size')
     if other := differing(made, asked, ignoring=not_deciding):
@@ -141,7 +143,8 @@ def show_existing(paths, settings):
             '--overwrite replaces it, another --results_dir keeps both'
         )
     if not settings['process_id']:  # None or the first
-        report(result)
+        with shown_result(paths.result):
+            report(result)
         print(f'Result already exists in {paths.result}. Skipped: nothing was computed.', file=sys.stderr)
 
 
@@ -168,16 +171,14 @@ def score_choices(scorer, choices):
 
 def report(result):
     """Table and remarks for the reader, on standard error; the accuracies for programs, on standard output."""
-    counts, grading = result['counts'], result['settings']['grading']
-    print(f'\n{accuracy_table(result["summary"])}\n', file=sys.stderr)
-    print(
+    counts = result['counts']
+    lines = [
+        f'\n{accuracy_table(result["summary"])}\n',
         f'{counts["graded_questions"]} questions, {counts["rows"]} choices ({counts["unique_pairs"]} different); '
         '95% intervals over examples; published figures from arXiv:2311.06720 and arXiv:2212.12017',
-        file=sys.stderr,
-    )
-    for line in remarks(result, grading):
-        print(line, file=sys.stderr)
-    sys.stderr.flush()
+        *remarks(result, result['settings']['grading']),
+    ]
+    print('\n'.join(lines), file=sys.stderr, flush=True)
     print(json.dumps(result['accuracy'], indent=4))
 
 
@@ -185,6 +186,8 @@ def remarks(result, grading):
     """What a reader should know of the choices, one line each."""
     counts = result['counts']
     lines = questions.describe_faults(counts['questions'], grading)
+    if 0 < counts.get('open_questions', 0) == counts.get('alike_questions'):
+        lines.append('the scorer gives all choices of a question the same score, so the accuracies say nothing of it')
     if result['datasets_not_graded']:
         lines.append(f'not graded, since no row is right: {", ".join(result["datasets_not_graded"])}')
     for name, what in (
@@ -208,7 +211,7 @@ def accuracy_table(summary, style='table'):
     published = questions.read_published()
     rows = questions.compare_with_published(summary, published)
     for row in rows:
-        if 'low' in row:
+        if row.get('low') is not None:
             row['interval'] = f'{100 * row["low"]:.1f} to {100 * row["high"]:.1f}'
         if row.get('templates_std') is not None:
             row['over_templates'] = f'{100 * row["templates_mean"]:.1f} ± {100 * row["templates_std"]:.1f}'

@@ -108,7 +108,7 @@ def scripts(data_dir, _):
         for tokenizer in ('default', 'unicode'):
             rouge = RougeL(tokenizer)
             scores = np.array([rouge.score(example.references, example.references[0]) for example in examples])
-            unread = np.mean([rouge.has_no_tokens(example.references[0]) for example in examples])
+            unread = np.mean([rouge.is_unread(example.references[0]) for example in examples])
             row |= {tokenizer: scores.mean(), f'{tokenizer}: unread': unread}
         if row['default'] < 1 or row['unicode'] < 1:
             rows.append(row | {'examples': len(examples)})

@@ -8,7 +8,6 @@ killed on the way, starts the same command again, and compares every row. Figure
 """
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -40,9 +39,7 @@ def write_pairs(path, n_rows):
 
 def start(source, out, model):
     command = [sys.executable, ROOT / 'scripts' / 'score.py', source, '--output', out, '--model_name_or_path', model]
-    return subprocess.Popen(
-        list(map(str, command)), env={**os.environ, 'PYTHONPATH': str(ROOT)}, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
 
 
 def n_lines(path):

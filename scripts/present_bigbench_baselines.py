@@ -26,7 +26,8 @@ from cappy.files.inputs import find
 from cappy.files.wording import listed
 from cappy.study import cells
 from cappy.tasks.candidates import REFERENCE_DECODINGS
-from cappy.tasks.picks import TaskBaselines, measure_file
+from cappy.tasks.faults import describe_by_name
+from cappy.tasks.picks import TIES, TaskBaselines, describe_ties, measure_file
 
 SPLIT = ('validation',)
 MAIN_PICKS = ('random candidate', 'self-score sum', 'consensus', 'oracle')  # and the first decoding
@@ -156,11 +157,25 @@ def remarks(measured, generators, tasks, counted, by_task):
     for generator, missing in left_out.items():
         others = '' if by_task or len(generators) == 1 else ', left out for every generator'
         lines.append(f'{generator}: no samples of {listed(missing)}{others}')
+    known = {cell: baselines for cell, baselines in measured.items() if isinstance(baselines, TaskBaselines)}
+    faults = [[baselines.faults] for baselines in known.values()]
     return [
         *lines,
+        *describe_by_name(dict(zip(cells.names_of(known), faults, strict=True))),
         *(line for generator in generators for line in unknown_likelihoods(measured, generator, counted)),
+        *(line for generator in generators for line in ties(measured, generator, counted)),
         *different_examples(measured, tasks),
     ]
+
+
+def ties(measured, generator, tasks):
+    """Remarks on the examples of one generator in which several candidates have a pick's highest value."""
+    of_tasks = [measured[generator, task].ties for task in tasks]
+    common = [pick for pick in (of_tasks[0] if of_tasks else ()) if all(pick in own for own in of_tasks)]
+    summed = {pick: {key: sum(own[pick][key] for own in of_tasks) for key in TIES} for pick in common}
+    for of_pick in summed.values():
+        of_pick['rougeL'] /= len(tasks)  # a mean over tasks, as in the table
+    return [f'{generator}: {line}' for line in describe_ties(summed)]
 
 
 def unknown_likelihoods(measured, generator, tasks):

@@ -140,6 +140,7 @@ def remarks(results, found):
                 missing.setdefault((cell.generator, folder), []).append(cell.task)
     notes = [f'{folder}/{generator}: no result of {listed(names)}' for (generator, folder), names in missing.items()]
     notes += incomplete_tasks(results)
+    notes += cells.describe(results.grid)
     if differing := cells.differing_settings(results.grid):
         values = '; '.join(
             f'{name} ' + ', '.join(f'{value} ({n} results)' for value, n in counts.items())
@@ -267,7 +268,7 @@ def as_data(results, rows, style, show):
 def data_columns(results):
     """Keys of ours, of its spread over seeds, and of the picks with the gains over them."""
     seeds = ['n_results', 'std', 'seeds_low', 'seeds_high'] if len(results.folders) > 1 else []
-    columns = ['rougeL', 'low', 'high', *seeds]
+    columns = ['rougeL', 'low', 'high', 'n_tied', 'over_ties', *seeds]
     for pick in results.picks:
         ends = ('',) if pick == ORACLE else ('', '_gain', '_gain_low', '_gain_high')
         columns += [f'{key_of(pick)}{end}' for end in ends]
@@ -308,6 +309,8 @@ def cell_tables(results, rows, style, columns):
 def cell_columns(results, columns):
     """Columns of ours and of the picks."""
     made = [tables.percent('rougeL', 'ours', bold='rougeL_is_best'), tables.Column('interval', '95%\ninterval')]
+    if any(ties and ties['n_tied'] for ties in (cell.ties_of(ADAPTED) for cell in results.grid)):
+        made.append(tables.percent('over_ties', 'over\nties'))
     if len(results.folders) > 1:
         made.append(tables.percent('std', 'std over\nseeds'))
     if columns == 'all' and results.examples:

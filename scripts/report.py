@@ -61,8 +61,9 @@ def main(
     summary['made'] = datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC')
     summary['differing'] = cells.differing_settings(known)
     summary['notes'] = [] if tasks else cells.missing_tasks(data_dir, names, 'results')
+    summary['remarks'] = cells.describe(known)
     report.write_page(output, f'Cappy: {title_of(folders)}', summary, pages)
-    print_summary(output, known, grid, faults + summary['notes'])
+    print_summary(output, known, grid, faults + summary['notes'] + summary['remarks'])
 
 
 def title_of(folders):

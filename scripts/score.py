@@ -24,7 +24,7 @@ from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files.lock import result_lock
 from cappy.files.partial import OutputPaths, PartialOutput
-from cappy.files.scored_pairs import STANDARD, PairFile, Runs, best_first
+from cappy.files.scored_pairs import STANDARD, PairFile, Runs, TopTies, best_first
 from cappy.model.devices import from_first_process, is_first_process
 from cappy.model.model_files import model_digest
 
@@ -72,7 +72,7 @@ def main(
         return confirm_existing(paths, made_with)
 
     devices = get_devices(n_model_shards, n_processes, host0_address, host0_port, process_id, n_local_devices)
-    runs = Runs()
+    runs, ties = Runs(), TopTies()
     with writing(paths, file, made_with, overwrite) as (write, pairs, n_done):
         scorer = Cappy.from_pretrained(
             model_name_or_path,
@@ -84,8 +84,9 @@ def main(
         )
         n_to_come = None if n_pairs is None else n_pairs - n_done
         with contextlib.closing(score_pairs(scorer, runs.watch(pairs) if rank else pairs, n_to_come)) as scored:
-            for pair, score in best_first(scored) if rank else scored:
+            for pair, score in ties.watch(best_first(scored)) if rank else scored:
                 write(pair, score)
+    warn_of_ties(ties)
     if rank and n_pairs is None:
         warn_of_split_runs(runs.n_again)
 
@@ -118,6 +119,18 @@ def warn_of_split_runs(n_again):
             '%d runs of pairs have an instruction that an earlier run has, and are ranked by themselves; sort the file '
             'by instruction to rank such pairs together',
             n_again,
+        )
+
+
+def warn_of_ties(ties):
+    """Equal scores keep the order of the file, which says nothing of the responses."""
+    if ties.n_tied:
+        logger.warning(
+            'in %d of %d runs of an instruction the highest score is shared by several responses, which keep their '
+            'order%s',
+            ties.n_tied,
+            ties.n_runs,
+            '; the scorer gives all responses of an instruction the same score' * (ties.n_alike == ties.n_runs),
         )
 
 

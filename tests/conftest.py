@@ -198,6 +198,18 @@ def make_model(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def constant_scorer(tmp_path_factory):
+    """A model directory whose scorer gives all pairs the same score; the recorded scorer without its head's weights."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(RECORDED / 'tiny-cappy', tmp_path_factory.mktemp('model') / 'constant')
+    tensors = load_file(folder / 'model.safetensors')
+    tensors = {name: value * (not name.startswith('classifier')) for name, value in tensors.items()}
+    save_file(tensors, folder / 'model.safetensors', {'format': 'pt'})
+    return folder
+
+
+@pytest.fixture(scope='session')
 def sweep_data(tmp_path_factory):
     """A folder with samples of 3 tasks by 2 generators and the list of the tasks (see sweep_cells.py)."""
     from sweep_cells import GENERATORS, TASKS

@@ -103,6 +103,7 @@ def test_one_task_alone_has_the_same_samples_and_existing_files_are_kept(data, g
         generate(data, tmp_path, **flags, decodings='temp0.9,beam4', n_sample_gens=3)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_files(data, generated, tmp_path, run_python):
     flags = ['--data_dir', data, '--output_dir', tmp_path, '--model_name_or_path', MODEL, '--window', 1]
     process = run_python('scripts/bigbench_flan_generate.py', *flags)
@@ -121,7 +122,7 @@ def test_a_killed_run_continues_to_the_same_files(data, generated, tmp_path, run
     tensors = load_file(other / 'model.safetensors')
     tensors['shared.weight'][5, 0] += 1
     save_file(tensors, other / 'model.safetensors', {'format': 'pt'})
-    with pytest.raises(InputError, match=r"was begun with model_digest '[0-9a-f]{64}' \(asked for: '[0-9a-f]{64}'\)"):
+    with pytest.raises(InputError, match=r'was begun with model_digest [0-9a-f]{12} \(asked for: [0-9a-f]{12}\)'):
         generate(data, tmp_path, model_name_or_path=str(other))
     same = shutil.copytree(MODEL, tmp_path / 'elsewhere' / 'flan-t5-tiny')
     generate(data, tmp_path, model_name_or_path=str(same))

@@ -221,6 +221,54 @@ def test_texts_that_rougeL_cannot_read_are_counted_in_one_warning(tmp_path, capl
     assert {row['name']: row['rougeL'] for row in result['comparison']}['oracle'] == 1.0
 
 
+def test_faults_of_the_texts_are_said_before_any_work_and_kept_in_the_result(tmp_path, caplog):
+    empty = {'beam4': [{'response': ''}], 'sampling': [{'response': '...'}]}
+    gens = written(tmp_path / 'gens', validation=[example(1), example(2, instruction='', flan_samples=empty)])
+    argv = [*job(tmp_path / 'out', 'colours', gens), '--train_size', '4', '--per_device_batch_size', '4']
+    assert run(*argv, '--accumulate_grad_batches', '1', '--nocompare_before') == 0
+    said = [record.message for record in caplog.records]
+    assert '1 of 4 examples have no response with a word in it, so that each has rougeL 0' in said
+    assert '1 of 4 examples have a blank instruction' in said
+    assert any(message.startswith('1 of 2 validation instructions are in the train split too') for message in said)
+    faults = results.read_result(tmp_path / 'out' / 'flan-t5-tiny' / 'colours.json')['counts']['faults']
+    assert (faults['validation']['instructions_in_train'], faults['train']['responses_without_words']) == (1, 0)
+
+
+def test_labels_that_can_teach_nothing_are_refused(tmp_path, capsys):
+    wrong = {'sampling': [{'response': 'blue'}, {'response': ''}]}
+    gens = written(tmp_path / 'gens', train=[example(0, flan_samples=wrong), example(1, flan_samples=wrong)])
+    argv = [*job(tmp_path / 'out', 'colours', gens), '--reference_labels', 'skip']
+    assert_refused(capsys, tmp_path / 'out', ['all 102400 finetuning examples the label 0'], *argv)
+
+
+def test_a_scorer_that_says_the_same_of_all_is_called_so(tmp_path, capsys, constant_scorer):
+    argv = [*job(tmp_path / 'out', 'colours', written(tmp_path / 'gens'), constant_scorer), '--train_size', '4']
+    argv += ['--accumulate_grad_batches', '1', '--per_device_batch_size', '4']
+    assert run(*argv, '--learning_rate', '1e-12') == 0
+    out = capsys.readouterr().out
+    for when in ('before', 'after'):
+        assert f'scorer {when} adapting: in 2 of 2 examples the highest score is shared by several candidates;' in out
+    assert out.count('It gives all candidates of an example the same score') == 2
+    result = results.read_result(tmp_path / 'out' / 'flan-t5-tiny' / 'colours.json')
+    (ties,) = [row['ties'] for row in result['comparison'] if row['name'] == 'scorer after adapting']
+    assert ties == {'n_examples': 2, 'n_several': 2, 'n_tied': 2, 'n_alike': 2, 'rougeL': pytest.approx(1 / 3)}
+    rows = {line[:23].strip(): line[23:].split() for line in out.splitlines()}
+    assert rows['pick'][:3] == ['rougeL', 'over', 'ties']
+    assert rows['scorer after adapting'][:2] == ['100.0', '33.3'] and rows['oracle'][:2] == ['100.0', '-']
+
+
+@pytest.mark.parametrize(
+    'content', ['{"rougeL": 0.5, "comparison": 3}', '{"rougeL": 0.5, "comparison": [], "counts": 1}']
+)
+def test_an_existing_result_of_another_shape_is_named(content, tmp_path, capsys):
+    place = tmp_path / 'flan-t5-tiny' / 'tiny_tense.json'
+    place.parent.mkdir()
+    place.write_text(content)
+    assert run(*job(tmp_path)) == 1
+    assert capsys.readouterr().err.startswith(f'error: {place}: not a result of this script (')
+    assert place.read_text() == content
+
+
 def start(*argv):
     return subprocess.Popen(
         [sys.executable, ROOT / 'cappy_bigbench.py', *map(str, argv)],
@@ -230,6 +278,7 @@ def start(*argv):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_that_goes_on_to_the_result_of_an_unbroken_run(tmp_path):
     argv = [*RECORDED_FLAGS, '--train_size', '1024', '--nocompare_before', '--checkpoint_every', '5']
     argv = argv[2:]

@@ -119,6 +119,7 @@ def test_a_damaged_result_is_told_in_one_line(tmp_path, data, capsys):
     assert f'error: {tmp_path}/result.json: not a result of this script' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n_devices', [4])
 def test_losses_are_the_same_on_several_devices(pretrained, data, tiny_directories, run_python, tmp_path, n_devices):
     argv = ['--data_dir', data, '--model_name_or_path', tiny_directories['roberta-dropout'], '--output_dir', tmp_path]
@@ -129,9 +130,8 @@ def test_losses_are_the_same_on_several_devices(pretrained, data, tiny_directori
     np.testing.assert_allclose(losses(tmp_path), losses(pretrained), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    'kills', [(signal.SIGKILL,), pytest.param((signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('kills', [(signal.SIGKILL,), (signal.SIGKILL, signal.SIGTERM)])
 def test_a_killed_run_is_resumed_with_the_losses_of_an_uninterrupted_one(
     pretrained, data, tiny_directories, run_python, tmp_path, kills
 ):
@@ -182,7 +182,7 @@ def stopped(data, tiny_directories, run_python, tmp_path_factory):
         (('--learning_rate', 2e-3), 'made with learning_rate 0.001 (asked for: 0.002)'),
         (('--n_epochs', 2), 'made with n_epochs 1 (asked for: 2)'),
         (('--seed', 5), 'made with seed 11111 (asked for: 5)'),
-        (('--data_dir', 'other'), "made with rows of data_dir '"),
+        (('--data_dir', 'other'), 'made with pairs of data_dir '),
         (('--from_scratch',), 'made with from_scratch False (asked for: True)'),
     ],
 )
@@ -216,7 +216,7 @@ def test_weights_from_scratch_need_a_config_and_a_tokenizer_alone(data, tiny_dir
 @pytest.mark.parametrize(
     ('flags', 'told'),
     [
-        (('--global_batch_size', 500), '--global_batch_size 500: more than the 107 rows of all passes; lower it'),
+        (('--global_batch_size', 500), '--global_batch_size 500: more than the 107 pairs of all epochs; lower it'),
         (('--global_batch_size', 0), '--global_batch_size: found 0; give 1 or more'),
         (('--max_length', 4), '--max_length 4: special tokens alone fill it'),
         (('--clip_norm', -1), '--clip_norm: found -1.0; give 0 or more'),

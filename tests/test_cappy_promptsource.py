@@ -81,6 +81,7 @@ def test_packed_data_and_a_pipe_give_the_same_result(tmp_path):
     assert results[0][1] == hashlib.sha256(plain.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_two_shards_give_the_same_json_and_scores(tmp_path, run_python):
     process = run_python('cappy_promptsource.py', *job('--n_model_shards', '2', '--results_dir', tmp_path), n_devices=2)
     out, err = process.communicate(timeout=300)
@@ -97,6 +98,11 @@ def test_exact_grading_differs_where_the_reference_errs_and_both_are_told(tmp_pa
     assert f'graded as exact: Average {100 * accuracy["Average"]:.2f}; as reference: 38.29' in err
     result = json.loads((tmp_path / 'tiny-cappy' / 'promptsource_test.json').read_text())
     assert result['accuracy_by_grading']['reference'] == ACCURACY
+
+
+def test_a_scorer_that_says_the_same_of_all_choices_is_called_so(constant_scorer, capsys):
+    assert run(*job(model=constant_scorer)) == 0
+    assert 'the scorer gives all choices of a question the same score' in capsys.readouterr().err
 
 
 def test_without_a_results_dir_nothing_is_written(tmp_path, capsys, monkeypatch):

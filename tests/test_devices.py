@@ -18,7 +18,7 @@ from cappy.tasks.candidates import read_task
 from cappy.tasks.rouge import RougeL
 
 RECORDED = Path(__file__).parent / 'recorded'
-QUERY = 'roberta.encoder.layer.0.attention.self.query.kernel'
+LAYER = 'roberta.encoder.layer.0'
 
 
 class Interrupted(Exception):
@@ -58,7 +58,7 @@ def job(folder, per_device_batch_size, stop_after=None, **device_settings):
         measured = {
             'devices': devices.description,
             'mesh': [devices.n_data, devices.n_model_shards],
-            'query': list(scorer.params[QUERY].sharding.spec),
+            'query': list(scorer.params[LAYER]['attention.self.query']['kernel'].sharding.spec),
             'begun': begun,
             'updates': trained.updates,
             'scores': scores.tolist(),
@@ -96,11 +96,13 @@ def jobs(request, run_python, tmp_path_factory, tiny_directories):
             ],
         )
 
-    if any('four devices' in item.name for item in request.session.items):  # it is slow
+    names = ' '.join(item.name for item in request.session.items)  # some are slow
+    if 'four devices' in names:
         start('four devices', 4, per_device_batch_size=2)
     start('two shards', 4, per_device_batch_size=4, n_model_shards=2, stop_after=12)
-    hosts = {'n_processes': 2, 'host0_address': '127.0.0.1', 'host0_port': free_port()}
-    start('two processes', 2, {'process_id': 0}, {'process_id': 1}, per_device_batch_size=2, **hosts)
+    if 'two processes' in names:
+        hosts = {'n_processes': 2, 'host0_address': '127.0.0.1', 'host0_port': free_port()}
+        start('two processes', 2, {'process_id': 0}, {'process_id': 1}, per_device_batch_size=2, **hosts)
     refused = run_python(__file__, json.dumps({'refusals': [2, 3, str(tiny_directories['roberta'])]}), n_devices=3)
     started['refusals'] = (None, [refused])
     yield started
@@ -126,7 +128,7 @@ def finished(jobs, name):
         # The two processes have the same mesh.
         pytest.param('four devices', [4, 1], '4 x cpu (cpu), 1 process(es)', marks=pytest.mark.slow),
         ('two shards', [2, 2], '4 x cpu (cpu), 1 process(es)'),
-        ('two processes', [4, 1], '4 x cpu (cpu), 2 process(es)'),
+        pytest.param('two processes', [4, 1], '4 x cpu (cpu), 2 process(es)', marks=pytest.mark.slow),
     ],
 )
 def test_the_recorded_run_comes_out_the_same_on(jobs, tiny_cappy, name, mesh, devices):
@@ -162,6 +164,7 @@ def test_the_recorded_run_comes_out_the_same_on(jobs, tiny_cappy, name, mesh, de
     np.testing.assert_allclose(again, [row['score'] for row in some], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_only_the_first_process_writes_and_none_prints(jobs):
     folder, outputs = finished_once(jobs, 'two processes')
     assert sorted(path.name for path in folder.iterdir()) == ['measured.json', 'model-0']

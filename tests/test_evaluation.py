@@ -89,6 +89,15 @@ def test_the_comparison_has_gain_and_chance_with_intervals_that_contain_them():
             assert low <= row[name] <= high
 
 
+def test_a_measure_of_a_single_instance_has_no_interval():
+    held_out = evaluation.group_instances(pairs_of(('a', 'choice', [1.0, 0.0])))
+    before, after = evaluation.judge(held_out, [0.1, 0.2]), evaluation.judge(held_out, [0.2, 0.1])
+    accuracy = evaluation.compare(held_out, before, after)[-1]
+    intervals = [accuracy[f'{name}_interval'] for name in ('before', 'after', 'gain', 'above_chance')]
+    assert intervals == [(None, None)] * 4
+    assert [evaluation.with_interval(accuracy, name) for name in ('gain', 'chance_less')] == ['1.000', '']
+
+
 def test_each_template_has_its_own_means():
     before, after = evaluation.judge(HELD_OUT, [0.5] * 13), evaluation.judge(HELD_OUT, SCORES)
     a, b, c = evaluation.by_template(HELD_OUT, before, after)

@@ -10,7 +10,7 @@ import pytest
 
 from cappy.errors import InputError
 from cappy.tasks.candidates import Example, Sample, read_task
-from cappy.tasks.finetuning import FinetuningExample, build_finetuning_examples
+from cappy.tasks.finetuning import FinetuningExample, build_finetuning_examples, check_can_teach
 from cappy.tasks.rouge import RougeL
 
 RECORDED = Path(__file__).parent / 'recorded'
@@ -119,6 +119,15 @@ def test_settings_that_give_nothing_are_named():
         build_finetuning_examples([], 1, 0, RougeL())
     with pytest.raises(InputError, match='no finetuning examples'):
         build_finetuning_examples([example(0, 'i', ['a'])], 1, 0, RougeL(), 'skip')
+
+
+def test_labels_that_are_all_equal_can_teach_nothing():
+    check_can_teach(build_finetuning_examples([example(0, 'i', ['a'], 'b')], 10, 0, RougeL()))
+    right = build_finetuning_examples([example(0, 'i', ['a'], 'a'), example(1, 'j', ['a'], 'a')], 10, 0, RougeL())
+    wrong = build_finetuning_examples([example(0, 'i', ['a'], 'b', '')], 10, 0, RougeL(), 'skip')
+    for examples, label in ((right, 1), (wrong, 0)):
+        with pytest.raises(InputError, match=f'all 10 finetuning examples the label {label}, from which no scorer'):
+            check_can_teach(examples)
 
 
 def test_the_time_is_linear_in_the_examples():

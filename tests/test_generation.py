@@ -111,6 +111,7 @@ def test_beam_search_stops_where_pytorchs_continues():
     assert others == [('tiny_tense', 1), ('tiny_tense', 12)]
 
 
+@pytest.mark.slow
 def test_samples_drawn_alone_are_those_of_batches_of_32():
     alone = Generator.from_pretrained(RECORDED / 'flan-t5-tiny', sequences_per_device=4)
     last = instructions()[-8:]  # the empty one among them
@@ -132,8 +133,8 @@ def test_samples_do_not_depend_on_other_instructions_and_decodings():
 
 
 @pytest.fixture(scope='module')
-def jobs(run_python):
-    """{name: processes that run `main`}, all at the same time."""
+def jobs(request, run_python):
+    """{name: processes that run `main`}, of the jobs that are tested, all at the same time."""
     hosts = {'n_processes': 2, 'host0_address': '127.0.0.1', 'host0_port': free_port()}
     arguments = {
         'two shards': (4, [{'n_model_shards': 2}]),
@@ -142,6 +143,7 @@ def jobs(run_python):
     started = {
         name: [run_python(__file__, json.dumps(own), n_devices=n_devices) for own in each]
         for name, (n_devices, each) in arguments.items()
+        if any(name in item.name for item in request.session.items)
     }
     yield started
     for process in itertools.chain(*started.values()):
@@ -154,7 +156,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-@pytest.mark.parametrize('name', ['two shards', 'two processes'])
+@pytest.mark.parametrize('name', ['two shards', pytest.param('two processes', marks=pytest.mark.slow)])
 def test_the_same_is_drawn_on_four_devices(jobs, name):
     expected = json.loads(json.dumps(texts_of((index, by) for index, by in drawn().items() if index < 6)))
     for process in jobs[name]:

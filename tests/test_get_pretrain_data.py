@@ -194,7 +194,7 @@ def test_responses_to_one_instruction_are_references_of_one_instance(tmp_path):
 def test_a_reference_without_a_word_for_rougeL_is_left_out_unless_the_tokenizer_reads_its_script(tmp_path):
     greek = [
         {'template': 'greek', 'instruction': f'Ρώτα {i}', 'response': f'Η απάντηση {word}'}
-        for i, word in enumerate('αβγ')
+        for i, word in enumerate(('α', 'β', '1900 a'))  # a number, or a letter, that is read says nothing of the rest
     ]
     train, _, counts = make(tmp_path, greek, yes_no())
     assert {pair['template'] for pair in train} == {'agree_a'}

@@ -194,6 +194,7 @@ def test_a_packing_is_described_by_hand():
     assert described['attention_between'] == pytest.approx(1 - (36 + 9 + 25 + 16) / (100 + 100 + 16))
 
 
+@pytest.mark.slow
 def test_a_million_pairs_are_all_planned_into_full_rows():
     lengths = np.clip(np.random.default_rng(0).lognormal(4, 0.6, 1_000_000), 4, 512).astype(int)
     [plan] = plan_groups([np.arange(len(lengths))], lengths, COST, 1e5, 16384)

@@ -12,14 +12,19 @@ from cappy.tasks.picks import (
     all_picks,
     candidates_rougeL,
     compare,
+    consensus_of,
     consensus_pick,
     consensus_rougeL,
+    count_ties,
+    describe_ties,
     first_sample_rougeL,
     gap_closed,
+    is_constant,
     oracle_rougeL,
     random_rougeL,
     scorer_rougeL,
     self_score_rougeL,
+    values_by_pick,
 )
 from cappy.tasks.rouge import RougeL
 
@@ -95,6 +100,73 @@ def test_consensus_counts_repeated_samples_and_a_single_candidate_picks_itself()
     assert [consensus_pick(one, RougeL()) for one in made] == [1, 0, 0]
     rougeL = candidates_rougeL(made, RougeL())
     assert consensus_rougeL(made, rougeL, RougeL()).tolist() == pytest.approx([2 / 3, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ('responses', 'picked'),
+    [
+        (['maybe', '+', '+', '+', '+'], '+'),
+        (['no', '\U0001f44d', ' \U0001f44d'], '\U0001f44d'),
+        (['a', '\u4e2d', '\u4e2d'], '\u4e2d'),
+        (['b', '', ''], 'b'),  # blank texts say nothing
+        (['...', '+', 'b c', 'b d'], 'b c'),
+    ],
+)
+def test_equal_texts_without_words_agree_in_the_consensus(responses, picked):
+    made = example(*(('s', response) for response in responses))
+    assert made.candidates[consensus_pick(made, RougeL())] == picked
+
+
+def test_ties_are_counted_for_every_pick_by_a_value_and_averaged_over():
+    made = [
+        example(('beam4', 'a b', -2.0, -1.0), ('s', 'a b c d', -2.0, -2.0), ('s', 'x', -3.0, -3.0)),
+        example(('beam4', 'x', -1.0, -1.0), ('s', 'a b c d', -1.0, -1.0)),
+        example(('beam4', 'a b', -1.0, -1.0), ('s', 'a b', -1.0, -1.0)),  # one candidate: no tie
+    ]
+    rougeL = candidates_rougeL(made, RougeL())
+    constant = [np.array([0, 1e-7, 1e-12], np.float32), np.zeros(2, np.float32), np.zeros(1, np.float32)]
+    after = [np.array([0.1, 0.3, 0.3], np.float32), np.array([0.1, 0.2], np.float32), np.zeros(1, np.float32)]
+    blends = {'scorer + consensus': after}
+    values = values_by_pick(made, consensus_of(made, RougeL()), constant, after, blends)
+    ties = count_ties(rougeL, values)
+    assert ties['scorer before adapting'] == {
+        'n_examples': 3,
+        'n_several': 2,
+        'n_tied': 2,
+        'n_alike': 2,
+        'rougeL': pytest.approx(((2 / 3 + 1 + 0) / 3 + (0 + 1) / 2 + 2 / 3) / 3),
+    }
+    assert (ties['scorer after adapting']['n_tied'], ties['scorer after adapting']['n_alike']) == (1, 0)
+    assert ties['scorer after adapting']['rougeL'] == pytest.approx((1 / 2 + 1 + 2 / 3) / 3)
+    assert ties['scorer + consensus'] == ties['scorer after adapting']
+    # 'a b' and 'a b c d' agree with each other alike, and so do any two candidates.
+    assert (ties['consensus']['n_tied'], ties['consensus']['n_alike']) == (2, 1)
+    assert [ties[f'self-score {which}']['n_tied'] for which in ('sum', 'mean')] == [2, 1]
+    assert ties['self-score mean']['rougeL'] == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)
+    assert [is_constant(ties[f'scorer {when} adapting']) for when in ('before', 'after')] == [True, False]
+    rows = {row['name']: row for row in compare(all_picks(made, rougeL, RougeL(), constant, after, blends), ties)}
+    assert rows['consensus']['ties'] == ties['consensus'] and 'ties' not in rows['oracle']
+    before, later, others = describe_ties(ties)
+    assert before.startswith(
+        'scorer before adapting: in 2 of 3 examples the highest score is shared by several candidates; the first of '
+        'them is picked (57.4 over ties). It gives all candidates of an example the same score'
+    )
+    assert later.startswith('scorer after adapting: in 1 of 3') and later.endswith('over ties)')
+    assert others.endswith('of 3 examples') and 'consensus in 2 (' in others and 'scorer + consensus in 1 (' in others
+
+
+def test_without_ties_nothing_is_said():
+    scores = [np.array([0.5, 0.1]), np.array([0.1, 0.2])]
+    assert describe_ties(count_ties(ROUGEL, {'scorer after adapting': scores})) == []
+    # A scorer of broken weights is named where its scores are written.
+    broken = count_ties(ROUGEL, {'scorer after adapting': [np.array([np.nan, 1.0]), np.array([0.1, 0.2])]})
+    assert broken['scorer after adapting']['n_tied'] == 0
+
+
+def test_a_single_example_has_no_intervals():
+    rows = compare(all_picks([SECOND], ROUGEL[1:], RougeL(), [np.array([0.5, 0.6])]))
+    assert {row[key] for row in rows for key in ('low', 'high', 'gap_low', 'gap_high')} == {None}
+    assert rows[-1]['gap_closed'] == 1
 
 
 def test_the_scorer_takes_the_first_of_the_highest_scores_and_the_oracle_the_best():

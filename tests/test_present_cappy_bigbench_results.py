@@ -250,6 +250,71 @@ def test_a_corrupt_result_is_named_and_not_counted_and_not_deleted(content, swee
     assert path.read_text() == content
 
 
+def with_ties(folder, task, **ties):
+    """Give the scorer's row of a cell of flan-t5-xxl these ties."""
+    path = folder / 'flan-t5-xxl' / f'{task}.json'
+    result = json.loads(path.read_text())
+    (row,) = [row for row in result['comparison'] if row['name'] == cells.ADAPTED]
+    row['ties'] = {'n_examples': 20, 'n_several': 20, 'n_tied': 0, 'n_alike': 0, 'rougeL': row['rougeL'], **ties}
+    path.write_text(json.dumps(result))
+
+
+def test_ties_are_a_column_and_a_remark_where_there_are_some(flags_of, own_results, capsys):
+    argv = [*flags_of, '--results_dir', own_results, '--nointervals']
+    _, out, err = present(capsys, *argv, '--format', 'table')
+    assert err == '' and 'ties' not in out
+    for task in TASKS:
+        with_ties(own_results, task)
+    assert present(capsys, *argv, '--format', 'table') == (0, out, '')
+    with_ties(own_results, 'task_1', n_tied=20, n_alike=20, rougeL=0.125)
+    with_ties(own_results, 'task_3', n_tied=2, rougeL=0.25)
+    _, out, err = present(capsys, *argv, '--format', 'table')
+    assert err.splitlines() == [
+        'task_1, task_3: in 22 of 40 examples the highest score is shared by several candidates; the first of them is '
+        'picked',
+        'task_1: the scorer gives all candidates of an example the same score, so it picks the first everywhere',
+    ]
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    assert (rows['task'][3], rows['task_1'][5], rows['task_3'][5]) == ('ties', '12.5', '25.0')
+    tables, _ = as_json(capsys, *argv)
+    assert [row['n_tied'] for row in tables['cells']] == [0, 20, 0, 2, 0, 0]
+    assert [tables['cells'][n]['over_ties'] for n in (1, 3)] == [0.125, 0.25]
+    assert tables['averages'][0]['n_tied'] == 22
+    assert tables['averages'][0]['over_ties'] == pytest.approx(np.mean([row['over_ties'] for row in tables['cells']]))
+
+
+def test_faults_of_texts_are_a_line_each_with_their_tasks(flags_of, own_results, capsys):
+    for task, n_unread in (('task_1', 4), ('task_2', 0), ('task_3', 16)):
+        path = own_results / 'flan-t5-xxl' / f'{task}.json'
+        counts = {'examples': 20, 'letters': 100, 'unread_letters': 5 * n_unread, 'unread': n_unread}
+        result = json.loads(path.read_text()) | {'counts': {'faults': {'train': counts, 'validation': counts}}}
+        path.write_text(json.dumps(result))
+    _, _, err = present(capsys, *flags_of, '--results_dir', own_results)
+    assert err.startswith('task_1, task_3: 40 of 80 examples have texts most of whose letters rougeL does not read')
+    assert '50% of all letters' in err and len(err.splitlines()) == 1
+
+
+SHAPES = ('comparison', 'settings', 'counts', 'faults', 'row', 'ties', 'name', 'rougeL')
+
+
+@pytest.mark.parametrize('value', [None, 7, 'x', [1], {'a': None}])
+def test_results_of_another_shape_are_shown_as_far_as_they_go(value, flags_of, own_results, capsys):
+    paths = sorted(own_results.rglob('*.json'))
+    for key, path in zip(SHAPES, paths, strict=False):  # one key in each cell
+        result = json.loads(path.read_text())
+        if key in ('ties', 'name', 'rougeL'):
+            result['comparison'][-2][key] = value
+        elif key == 'row':
+            result['comparison'][1] = value
+        else:
+            result |= {'counts': {'faults': value}} if key == 'faults' else {key: value}
+        path.write_text(json.dumps(result))
+    argv = [*flags_of, '--results_dir', own_results, '--gen_models', 'all', '--nointervals']
+    tables, err = as_json(capsys, *argv)
+    assert err.startswith('results of different settings') or err == ''
+    assert len(tables['cells']) == 12 and all(row['rougeL'] is not None for row in tables['cells'])
+
+
 def test_results_of_different_settings_are_said_in_one_line(flags_of, own_results, capsys):
     write_result(own_results, 'flan-t5-xxl', 'task_1', learning_rate=1e-4, max_length=128, results_dir='elsewhere')
     _, _, err = present(capsys, *flags_of, '--results_dir', own_results)

@@ -190,6 +190,22 @@ def test_templates_of_one_example_are_drawn_together():
     assert summarise(alike)['d']['low'] == summarise(once)['d']['low']
 
 
+def test_a_dataset_of_one_example_has_no_interval_and_no_mean_with_it_has_one():
+    one = [questions.Verdict('one', template, 0, 1.0) for template in 'ab']
+    many = [questions.Verdict('many', 'a', e, float(e % 2)) for e in range(9)]
+    summary = summarise([*one, *many])
+    entries = [summary['one'], summary['one']['templates']['a'], summary['Average']]
+    assert [(entry['low'], entry['high']) for entry in entries] == [(None, None)] * 3
+    assert summary['many']['low'] < summary['many']['high'] and summary['Average']['accuracy'] == pytest.approx(13 / 18)
+
+
+def test_questions_whose_choices_all_have_one_score_are_counted():
+    entries = [*TWO, *choices((1, 'a', 1), (1, 'b', 0), (2, 'a', 1), (2, 'b', 0))]
+    entries += choices((3, 'a', 1), (4, 'a', 1), (4, 'a', 0))
+    scores = [1.0, 1.0, 2.0, 2.0 + 1e-7, 1.0, 2.0, 3.0, 4.0, 4.0]
+    assert questions.count_alike(entries, scores) == (2, 3)
+
+
 def test_equal_datasets_are_drawn_apart_for_the_average():
     both = [questions.Verdict(d, 't', e, float(e % 2)) for d in 'ab' for e in range(100)]
     summary = summarise(both)

@@ -243,18 +243,63 @@ def test_of_more_examples_than_are_asked_for_the_largest_differences_stay(sweep,
     assert sorted(kept) == kept and min(differences[kept]) >= max(np.delete(differences, kept))
 
 
-def test_half_an_interval_in_a_result_is_none(tmp_path, capsys):
-    make_cell(tmp_path, 'flan-t5-xl', 'birds')
-    path = ResultPaths(tmp_path / 'results', 'flan-t5-xl', 'birds').result
+def add_to_result(folder, generator, task, ties=None, ends=0.9, **fields):
+    """Change the result of a cell; ties: of the scorer's row; ends: the upper ones of its intervals."""
+    path = ResultPaths(folder / 'results', generator, task).result
     result = json.loads(path.read_text())
-    whole = [(row['low'], row['high']) for row in result['comparison']]
     for row in result['comparison']:
-        row['high'] = 'much'
-    path.write_text(json.dumps(result))
-    assert write_page(capsys, tmp_path, tmp_path / 'page.html')[0] == 0
+        if ties and row['name'] == cells.ADAPTED:
+            row |= {'ties': ties, 'high': ends, 'gap_high': ends}
+    path.write_text(json.dumps(result | fields))
+
+
+TIES = {'n_examples': N_EXAMPLES, 'n_several': N_EXAMPLES, 'n_tied': N_EXAMPLES, 'n_alike': N_EXAMPLES, 'rougeL': 0.125}
+UNREAD = {'examples': N_EXAMPLES, 'letters': 100, 'unread_letters': 70, 'unread': 30}
+
+
+def test_ties_and_texts_that_rougeL_does_not_read_are_said_of_the_cell_and_of_all(tmp_path, capsys):
+    for task in TASKS[:2]:
+        make_cell(tmp_path, 'flan-t5-xl', task)
+    add_to_result(tmp_path, 'flan-t5-xl', 'birds', ties=TIES, counts={'faults': {'validation': UNREAD}})
+    code, _, err = write_page(capsys, tmp_path, tmp_path / 'page.html')
     summary, _ = read_page(tmp_path / 'page.html')
-    made_anew = [(row['low'], row['high']) for row in summary['cells'][0]['comparison']]  # from the examples
-    np.testing.assert_allclose(made_anew, whole, rtol=0, atol=0.02)
+    birds, cats = summary['cells']
+    assert code == 0 and summary['remarks'] == err.splitlines() and cats['remarks'] == []
+    assert [line.split(': ', 1)[0] for line in summary['remarks']] == ['birds'] * 3
+    unread, tied = birds['remarks']
+    assert unread.startswith('30 of 45 examples have texts most of whose letters') and '70% of all letters' in unread
+    assert tied.startswith('scorer after adapting: in 45 of 45 examples the highest score is shared')
+    over_ties = {row['name']: row['over_ties'] for row in birds['comparison'] if 'over_ties' in row}
+    assert over_ties == {cells.ADAPTED: 0.125}
+
+
+@pytest.mark.parametrize('value', [None, 7, 'x', [1]])
+def test_results_of_another_shape_have_a_page(value, tmp_path, capsys):
+    for task in TASKS[:2]:
+        make_cell(tmp_path, 'flan-t5-xl', task)
+    fields = ('settings', 'counts', 'seconds', 'comparison')
+    add_to_result(tmp_path, 'flan-t5-xl', 'birds', **dict.fromkeys(fields, value))
+    names = ('rouge_tokenizer', 'bigbench_gen_dir', 'src_key', 'refs_key')
+    add_to_result(tmp_path, 'flan-t5-xl', 'cats', ends=value, ties=value, settings=dict.fromkeys(names, value))
+    code, _, err = write_page(capsys, tmp_path, tmp_path / 'page.html', '--n_workers', 1)
+    summary, _ = read_page(tmp_path / 'page.html')
+    assert code == 0 and len(summary['cells']) == 2 and all(cell['remarks'] == [] for cell in summary['cells'])
+    tokenizer = f'{tmp_path}/results/flan-t5-xl/cats.json: settings: rouge tokenizer'
+    assert err == '' if value != 'x' else err.startswith(tokenizer)
+
+
+def test_a_cell_of_one_example_has_no_intervals(tmp_path, capsys):
+    make_cell(tmp_path, 'flan-t5-xl', 'birds')
+    paths = ResultPaths(tmp_path / 'results', 'flan-t5-xl', 'birds')
+    line = json.loads(paths.candidates.read_text().splitlines()[0])
+    paths.candidates.write_text(json.dumps(line) + '\n')
+    comparison = picks.compare({name: np.array([value]) for name, value in line['picked'].items()})
+    paths.result.write_text(json.dumps({'rougeL': line['rougeL'], 'comparison': comparison}))
+    code, _, err = write_page(capsys, tmp_path, tmp_path / 'page.html')
+    (cell,) = read_page(tmp_path / 'page.html')[0]['cells']
+    assert (code, err, cell['n'], cell['low'], cell['high']) == (0, '', 1, None, None)
+    assert all(low is None and high is None for _, low, high in cell['gains'].values())
+    assert ' to ' not in ' '.join(cell['verdict'])
 
 
 def test_broken_candidates_are_named_and_the_rest_of_the_cell_is_shown(tmp_path, capsys):
@@ -742,6 +787,26 @@ def test_on_a_phone_names_break_at_underscores_and_keys_are_not_mentioned(browse
         browser.call('Emulation.setTouchEmulationEnabled', enabled=False)
     assert len(tops) == 9 and all(len(set(letters)) == 1 for letters in tops)
     assert len({letters[0] for letters in tops[:3]}) > 1  # and the name does need several
+
+
+def test_ties_and_faults_of_texts_are_shown_where_they_are(browser, capsys, tmp_path):
+    for task in TASKS[:2]:
+        make_cell(tmp_path, 'flan-t5-xl', task)
+    add_to_result(tmp_path, 'flan-t5-xl', 'birds', ties=TIES, counts={'faults': {'validation': UNREAD}})
+    write_page(capsys, tmp_path, tmp_path / 'page.html')
+    browser.messages.clear()
+    browser.open(tmp_path / 'page.html')
+    assert len(texts(browser, '#overview .faults li')) == 3
+    (place,) = [n for n, name in enumerate(texts(browser, '#cells thead th')) if name.startswith('over ties')]
+    assert texts(browser, f'#cells tbody td:nth-child({place + 1})') == ['12.5', '']
+    for task, said, shown in (('birds', 2, ['12.5']), ('cats', 0, [])):
+        open_cell(browser, f'#/flan-t5-xl/{task}')
+        assert len(texts(browser, '#cell .faults li')) == said
+        has_column = 'over ties' in texts(browser, '#cell .intervals thead th')
+        assert has_column == bool(shown)
+        if has_column:
+            assert texts(browser, '#cell .intervals tr.pick td:nth-child(3)') == shown
+    assert browser.messages == []
 
 
 def test_a_page_that_is_cut_off_says_so_in_place_of_the_cell(sweep, browser, capsys, tmp_path):

@@ -285,6 +285,8 @@ def test_a_holder_that_has_not_yet_written_itself_down_is_another_process(paths)
         ('[]', 'expected an object with a number rougeL'),
         ('{"rougeL": null}', 'expected an object with a number rougeL'),
         ('{"rougeL": NaN}', 'expected an object with a number rougeL'),
+        ('{"rougeL": 1' + '0' * 400 + '}', 'expected an object with a number rougeL'),
+        ('[' * 100_000, 'not a result'),
     ],
 )
 def test_a_corrupt_result_is_named(tmp_path, text, message):
@@ -305,22 +307,57 @@ def test_corrupt_candidates_and_updates_are_named_with_their_line(tmp_path):
             'f:2: example_idx is missing',
         ),
         ('[1]', 'f:2: expected a JSON object'),
-        (json.dumps(LINE | {'rougeL': 10**400}), 'f:2: a rougeL is not a number: 1000'),
-        (json.dumps(LINE | {'picked': {'oracle': float('nan')}}), 'f:2: a oracle is a number that is not finite: NaN'),
+        (json.dumps(LINE | {'rougeL': 10**400}), 'f:2: rougeL: expected a number, found one of 401 digits'),
+        (json.dumps(LINE | {'picked': {'oracle': '1'}}), 'f:2: oracle: expected a number, found "1"'),
         (json.dumps(LINE | {'example_idx': [1]}), r'f:2: example_idx: expected an integer or text, found \[1\]'),
-        (json.dumps(LINE | {'pick': 0.0}), 'f:2: pick: expected the number of a candidate, found 0.0'),
+        (json.dumps(LINE | {'pick': 0.0}), 'f:2: pick: expected the place of a candidate, found 0.0'),
     ]:
         path.write_text(f'{json.dumps(LINE)}\n{line}\n')
         with pytest.raises(InputError, match=message):
             read_candidates(path)
-    path.write_text('update,pairs,learning_rate,loss,grad_norm\n1,2,0.1,0.1\n')
-    with pytest.raises(InputError, match='f:2: not an update'):
-        read_updates(path)
+    for row, message in (('1,2,0.1,0.1', 'f:2: not an update .4 fields, not 5'), ('9' * 200_000, 'f: not a log of')):
+        path.write_text(f'update,pairs,learning_rate,loss,grad_norm\n{row}\n')
+        with pytest.raises(InputError, match=message):
+            read_updates(path)
     path.write_bytes(b'\xff')
     with pytest.raises(InputError, match='f: not UTF-8'):
         read_result(path)
     with pytest.raises(InputError, match='absent: no such file'):
         read_candidates(tmp_path / 'absent')
+
+
+BAD_VALUES = (None, True, 'x', -1, 1.5, [], {}, [1], {'a': 1}, 10**400)
+
+
+@pytest.mark.parametrize('key', ['example_idx', 'pick', 'rougeL', 'candidates', 'picked'])
+def test_a_field_of_another_kind_is_named_in_a_line_of_candidates(tmp_path, key):
+    path, line = tmp_path / 'f', describe_candidates(EXAMPLE, np.array([0.1, 0.3]), np.array([0.5, 0.5]), {'p': 0.5})
+    sound = {'example_idx': ('x', -1, 10**400), 'rougeL': (-1, 1.5), 'picked': (None, {}, {'a': 1})}.get(key, ())
+    for value in BAD_VALUES:
+        path.write_text(json.dumps(line | {key: value}))
+        if any(value is one or value == one for one in sound) and not isinstance(value, bool):
+            assert read_candidates(path)[0][key] == value
+        else:
+            with pytest.raises(InputError, match='f:1: .*(expected|not a line of candidates)'):
+                read_candidates(path)
+
+
+@pytest.mark.parametrize('key', ['response', 'score', 'rougeL', 'decodings'])
+def test_a_field_of_another_kind_is_named_in_a_candidate(tmp_path, key):
+    path, sound = tmp_path / 'f', {'response': ('x',), 'decodings': ([],)}.get(key, (-1, 1.5))
+    for value in (*BAD_VALUES, *({'decodings': [[None]]}.get(key, []))):
+        line = json.loads(json.dumps(LINE))
+        line['candidates'][1][key] = value
+        path.write_text(json.dumps(line))
+        if value in sound and not isinstance(value, bool):
+            assert read_candidates(path)[0]['candidates'][1][key] == value
+        else:
+            with pytest.raises(InputError, match=f'f:1: {key}: expected'):
+                read_candidates(path)
+    del line['candidates'][1][key]
+    path.write_text(json.dumps(line))
+    with pytest.raises(InputError, match=f'f:1: {key} is missing'):
+        read_candidates(path)
 
 
 def test_the_environment_tells_versions_but_no_host(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from cappy.errors import InputError
+from cappy.tasks import rouge
 from cappy.tasks.rouge import RougeL
 
 TEXT = """
@@ -85,6 +86,14 @@ def test_pairwise_takes_each_text_as_reference_of_each(theirs):
     assert np.diag(pairwise)[:3].tolist() == [0, 0, 1]
 
 
+def test_threads_change_nothing(monkeypatch):
+    generator, ours = random.Random(5), RougeL()
+    texts = [made_up_text(generator, 60) for _ in range(30)]
+    alone = ours.pairwise(texts), ours.scores(texts[:3], texts)
+    monkeypatch.setattr(rouge, '_WORTH_THREADS', -1)
+    assert all(map(np.array_equal, alone, (ours.pairwise(texts), ours.scores(texts[:3], texts))))
+
+
 def test_nothing_to_score_gives_empty_arrays_and_no_references_an_error():
     ours = RougeL()
     assert ours.scores(['a'], []).shape == (0,)
@@ -97,16 +106,35 @@ def test_nothing_to_score_gives_empty_arrays_and_no_references_an_error():
         RougeL('Unicode')
 
 
-def test_texts_in_other_scripts_are_counted_under_the_default_tokenizer():
-    groups = [
-        ['\u041c\u0438\u0440', 'peace'],
-        ['peace', '', '...', '?! \u2014'],
-        ['caf\u00e9', '\u041c\u0438\u0440 2'],
-        ['\u4f60\u597d', '\u0928\u092e\u0938\u094d\u0924\u0947'],
-    ]
-    assert RougeL().n_unread(groups) == 2
-    assert RougeL('unicode').n_unread(groups) == 0
-    assert RougeL().has_no_tokens('\u041c\u0438\u0440') and not RougeL().has_no_tokens('...')
+@pytest.mark.parametrize(
+    ('text', 'n_unread', 'n_letters'),
+    [
+        ('\u041c\u0438\u0440 2 100', 3, 3),  # digits are read, and say nothing of the letters
+        ('\u0926\u094b 1900', 1, 1),  # vowel signs are marks
+        ('\u4f60\u597d', 2, 2),
+        ('caf\u00e9', 1, 4),
+        ('\u041c\u0438\u0440 is peace', 3, 10),
+        ('\u0130s', 0, 2),  # lowered, it is an i with a dot
+        ('\u0967\u0968', 2, 2),  # no letters: the digits count
+        ('12 + 3', 0, 3),
+        ('', 0, 0),
+        ('?! \u2014 \U0001f44d', 0, 0),
+    ],
+)
+def test_letters_that_no_token_holds_are_counted_under_the_default_tokenizer(text, n_unread, n_letters):
+    assert RougeL().unread_letters(text) == (n_unread, n_letters)
+    assert RougeL('unicode').unread_letters(text) == (0, n_letters)
+    assert RougeL().is_unread(text) == (2 * n_unread > n_letters)
+
+
+def test_texts_without_tokens_agree_with_equal_ones_and_all_others_as_by_pairwise():
+    ours, texts = RougeL(), ['the cat', '+', 'a cat', ' +', '', '\u4e2d', '\u4e2d', 'A CAT', '-']
+    agreement, pairwise = ours.agreement(texts), ours.pairwise(texts)
+    alike = {(1, 3), (3, 1), (5, 6), (6, 5), *((n, n) for n in (1, 3, 5, 6, 8))}
+    for row in range(len(texts)):
+        for column in range(len(texts)):
+            assert agreement[row, column] == (1.0 if (row, column) in alike else pairwise[row, column])
+    assert ours.agreement([]).shape == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +162,14 @@ def test_texts_in_other_scripts_are_counted_under_the_default_tokenizer():
         ('\ud55c\uad6d\uc5b4 \ub9d0', ['\ud55c\uad6d\uc5b4', '\ub9d0']),
         ('na\u00efve_Stra\u00dfe', ['na\u00efve', 'strasse']),
         ('\uff21\uff22\uff23 x\u200by', ['abc', 'x', 'y']),
+        # Arabic and Hebrew with their points, which are optional, and a stretched word; hamza and madda stay.
+        ('\u0643\u064e\u062a\u064e\u0628\u064e \u0643\u0640\u0640\u062a\u0628', ['\u0643\u062a\u0628'] * 2),
+        ('\u0627\u0653\u064e\u0646 \u0633\u064f\u0626\u0650\u0644', ['\u0622\u0646', '\u0633\u0626\u0644']),
+        ('\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd \ufb2a\u05dc\u05d5\u05dd', ['\u05e9\u05dc\u05d5\u05dd'] * 2),
+        # The marks of other scripts tell words apart: Hindi signs, Thai tones, Vietnamese accents.
+        ('\u0926\u093f\u0928 \u0926\u0940\u0928', ['\u0926\u093f\u0928', '\u0926\u0940\u0928']),
+        ('\u0e19\u0e48 \u0e19\u0e49', ['\u0e19\u0e48', '\u0e19\u0e49']),
+        ('ma\u0301 m\u00e0', ['m\u00e1', 'm\u00e0']),
     ],
 )
 def test_the_unicode_tokenizer_reads_words_of_all_scripts(text, tokens):

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_main
+from conftest import ROBERTA, random_tensors, run_main
 
 from cappy import Cappy
 from cappy.errors import InputError
 from cappy.files.lock import result_lock
 from cappy.files.partial import OutputPaths, PartialOutput
-from cappy.files.scored_pairs import PairFile, Runs, best_first
+from cappy.files.scored_pairs import PairFile, Runs, TopTies, best_first
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location('score', ROOT / 'scripts' / 'score.py')
@@ -156,9 +156,29 @@ def test_equal_scores_keep_their_order():
     assert [row.n for row, _ in best_first(zip(rows, [1, 2, 1, 2], strict=True))] == [1, 3, 0, 2]
 
 
+def test_ties_for_the_highest_score_are_counted_by_run_and_between_different_responses():
+    rows = [PairRow('a', n) for n in range(3)] + [PairRow('b', n) for n in (0, 0)] + [PairRow('c', n) for n in (0, 1)]
+    ties = TopTies()
+    ranked = list(zip(rows, [2, 2, 1, 5, 5, 3 + 1e-7, 3], strict=True))
+    assert list(ties.watch(iter(ranked))) == ranked
+    assert (ties.n_runs, ties.n_tied, ties.n_alike) == (2, 2, 1)
+
+
+def test_rank_says_that_equal_scores_keep_their_order(tmp_path, constant_scorer, caplog):
+    source = write_rows(tmp_path / 'in.jsonl', odd_rows())
+    assert run(source, '--output', tmp_path / 'flat.jsonl', '--model_name_or_path', constant_scorer) == 0
+    assert caplog.text == ''
+    assert run(source, '--output', tmp_path / 'ranked.jsonl', '--model_name_or_path', constant_scorer, '--rank') == 0
+    assert (
+        'in 3 of 3 runs of an instruction the highest score is shared by several responses, which keep their order; '
+        'the scorer gives all responses of an instruction the same score' in caplog.text
+    )
+    assert (tmp_path / 'flat.jsonl').read_bytes() == (tmp_path / 'ranked.jsonl').read_bytes()
+
+
 class PairRow:
     def __init__(self, instruction, n):
-        self.instruction, self.n = instruction, n
+        self.instruction, self.n, self.response = instruction, n, str(n)
 
 
 def test_instructions_in_several_places_are_counted():
@@ -177,7 +197,6 @@ def test_standard_input_goes_to_standard_output(tmp_path, model, scores_of):
             stdin=file,
             stdout=out,
             cwd=ROOT,
-            env={**os.environ, 'PYTHONPATH': str(ROOT)},
         )
     assert process.returncode == 0
     scored = read_rows(tmp_path / f'out.{format}')
@@ -228,6 +247,7 @@ runpy.run_path('scripts/score.py', run_name='__main__')
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_to_the_same_file(tmp_path, model, run_python, scores_of):
     generator = np.random.default_rng(0)
     rows = [
@@ -302,8 +322,6 @@ def test_a_part_of_another_scorer_is_not_continued(tmp_path, model, tiny_directo
 
 
 def test_an_encoder_without_a_head_is_refused(tmp_path, make_model, capsys):
-    from conftest import ROBERTA, random_tensors
-
     tensors = {name: tensor for name, tensor in random_tensors(ROBERTA).items() if not name.startswith('classifier')}
     source = write_rows(tmp_path / 'in.jsonl', odd_rows())
     assert 'has no head' in refused(capsys, source, '--model_name_or_path', make_model(tensors=tensors))

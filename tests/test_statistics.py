@@ -11,6 +11,7 @@ from cappy.tasks.statistics import (
     holm,
     interval_over_tasks,
     paired_bootstrap,
+    paired_intervals,
     signed_rank_p,
     spread,
 )
@@ -70,6 +71,12 @@ def test_paired_differences_are_of_the_same_examples():
     half = (theirs.confidence_interval.high - theirs.confidence_interval.low) / 2
     expected = (theirs.confidence_interval.low, theirs.confidence_interval.high)
     assert (other.low, other.high) == pytest.approx(expected, abs=0.05 * half)
+
+
+def test_a_single_example_has_no_interval():
+    assert bootstrap_interval([0.5]) == (None, None)
+    interval, (difference,), (other,) = paired_intervals([0.5], [[0.25]])
+    assert interval == other == (None, None) and difference == (0.25, None, None)
 
 
 def test_fewer_than_five_tasks_have_a_mean_difference_and_no_interval():

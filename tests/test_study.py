@@ -6,6 +6,8 @@ import pytest
 from conftest import ROOT
 
 RECORDED = ROOT / 'tests' / 'recorded'
+pytestmark = pytest.mark.slow
+
 TASK = 'three_words'  # not one of BIG-bench's: a checkout may have tasks of its own
 
 

@@ -91,6 +91,14 @@ def test_csv_and_json_keep_keys_and_whole_values():
     ]
 
 
+@pytest.mark.parametrize('text', ['=cmd', '+1', '-x', '@SUM(A1)', '\t=1', '\r=1', '\uff1d1'])
+def test_what_a_spreadsheet_would_run_is_text_in_csv(text):
+    rows = [{'task': text, 'gain': -0.5, text: 'a=b'}]
+    read = list(csv.reader(io.StringIO(format_table(rows, ['task', 'gain', text], 'csv'), newline='')))
+    assert read == [['task', 'gain', f"'{text}"], [f"'{text}", '-0.5', 'a=b']]
+    assert json.loads(format_table(rows, ['task', 'gain'], 'json')) == [{'task': text, 'gain': -0.5}]
+
+
 def test_a_table_without_rows_has_its_header():
     assert format_table([], COLUMNS).splitlines() == [
         'picked by  rougeL  n  low',

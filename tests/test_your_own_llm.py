@@ -59,6 +59,7 @@ def write_inputs(folder):
     write(folder / 'drawn.jsonl', drawn)
 
 
+@pytest.mark.slow
 def test_the_commands_lead_from_a_file_of_inputs_to_ranked_samples(tmp_path, make_model):
     pytest.importorskip('openai', reason='needs the openai package, which asks the server')
     write_inputs(tmp_path)

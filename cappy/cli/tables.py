@@ -25,6 +25,8 @@ _LATEX_ESCAPES = str.maketrans(
         '\\': r'\textbackslash{}',
     }
 )
+# What spreadsheets take for the beginning of a formula, full-width forms too.
+_FORMULA_BEGINS = ('=', '+', '-', '@', '\t', '\r', '\n', '\uff1d', '\uff0b', '\uff0d', '\uff20')
 _HYPHEN_AS_MINUS = re.compile(r'(?<![\w.-])-(?=\d)')  # before a number, and not within flan-t5 or 2024-05
 
 
@@ -59,7 +61,8 @@ def format_table(rows: Iterable[Mapping], columns: Sequence[Column | str], style
 
     columns: a text is the column of that key. style: 'table' (aligned, for a terminal), 'markdown' and 'latex' show
     headers and scaled numbers; 'csv' and 'json' keep keys and values as they are, for programs. A value that is missing
-    or None is empty ('-' in 'table', null in 'json').
+    or None is empty ('-' in 'table', null in 'json'). A text that a spreadsheet would run as a formula has an
+    apostrophe before it in 'csv', by which spreadsheets take it for text.
     Raises InputError for another style.
     """
     if style not in STYLES:
@@ -154,8 +157,14 @@ def _padded(lines, are_numbers):
 
 
 def _csv(values, columns):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [column.key for column in columns], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(values)
-    return text.getvalue().removesuffix('\n')
+    lines = []
+    for row in [[column.key for column in columns], *(row.values() for row in values)]:
+        text = io.StringIO(newline='')
+        # With this end of a line, both \r and \n are quoted inside a field.
+        csv.writer(text, lineterminator='\r\n').writerow(map(_no_formula, row))
+        lines.append(text.getvalue().removesuffix('\r\n'))
+    return '\n'.join(lines)
+
+
+def _no_formula(value):
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_BEGINS) else value

@@ -52,7 +52,7 @@ def read_fields(path, names: Sequence[str]) -> dict:
         result = json.loads(Path(path).read_text(encoding='utf-8'))
         for name in names:
             result[name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{path}: not a result of this script ({error}); --overwrite replaces it') from error
     return result
 

@@ -22,6 +22,8 @@ from cappy.files.wording import listed, shown
 FORMATS = ('jsonl', 'csv', 'tsv')
 STANDARD = '-'  # standard input or output
 _DELIMITERS = {'csv': ',', 'tsv': '\t'}
+# Scores that differ by no more tell nothing: the sums of float32 differ as much when a pair meets others in its row.
+SAME_SCORE = 1e-6
 _LONGEST_FIELD = 2**24  # characters; an open quote would otherwise take in the rest of a file
 
 
@@ -227,6 +229,31 @@ class Runs:
         """Runs whose instruction had one before."""
         hashes = np.frombuffer(self._hashes, np.int64) if self._hashes else np.empty(0, np.int64)
         return len(hashes) - len(np.unique(hashes))
+
+
+class TopTies:
+    """Counts runs of one instruction in which several different responses have the highest score, to SAME_SCORE.
+
+    n_runs: runs with several different responses; n_tied: those of them in which the highest score is shared; n_alike:
+    those in which all have it.
+    """
+
+    def __init__(self):
+        self.n_runs = self.n_tied = self.n_alike = 0
+
+    def watch(self, ranked):
+        """(pair, score) as they pass, in the order of `best_first`."""
+        for _, run in itertools.groupby(ranked, key=lambda scored_pair: scored_pair[0].instruction):
+            best, all_responses, highest = set(), set(), None
+            for pair, score in run:
+                highest = score if highest is None else highest
+                all_responses.add(pair.response)
+                if highest - score <= SAME_SCORE:
+                    best.add(pair.response)
+                yield pair, score
+            self.n_runs += len(all_responses) > 1
+            self.n_tied += len(best) > 1
+            self.n_alike += len(best) == len(all_responses) > 1
 
 
 def best_first(scored):

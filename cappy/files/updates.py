@@ -38,12 +38,17 @@ def write_updates(path, updates: Iterable[Sequence]):
 
 def read_updates(path) -> list[Update]:
     """The rows of an updates file, in order. Raises InputError naming the line that is broken."""
-    rows = list(csv.reader(read_text(path).splitlines()))
+    try:
+        rows = list(csv.reader(read_text(path).splitlines()))
+    except csv.Error as error:
+        raise InputError(f'{path}: not a log of updates ({error})') from error
     if not rows or tuple(rows[0]) != Update._fields:
         raise InputError(f'{path}:1: expected the columns {",".join(Update._fields)}')
     updates = []
     for number, row in enumerate(rows[1:], start=2):
         try:
+            if len(row) != len(Update._fields):
+                raise ValueError(f'{len(row)} fields, not {len(Update._fields)}')
             update, pairs, *numbers = row
             updates.append(Update(int(update), int(pairs), *map(float, numbers)))
         except (ValueError, TypeError) as error:

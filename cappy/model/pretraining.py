@@ -1,4 +1,4 @@
-"""Pretraining: updates over a stream of rows that is read, tokenized and packed while the devices work.
+"""Pretraining: updates over a stream of labelled pairs that is read, tokenized and packed while the devices work.
 
 P pairs of an update, U updates of a window.
 """
@@ -23,7 +23,7 @@ WINDOW = 16384  # pairs that are read, shuffled and tokenized together, at most,
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingSettings(SettingsOfFlags):
-    """What decides the result of pretraining on given rows; see docs/pretraining.md for where each default is from."""
+    """What decides the result of pretraining on given pairs; see docs/pretraining.md for where each default is from."""
 
     learning_rate: float = 1e-6
     warmup_rate: float = 0.1  # share of the updates
@@ -41,12 +41,12 @@ class PretrainingSettings(SettingsOfFlags):
 
     @property
     def window_size(self):
-        """Rows."""
+        """Pairs."""
         return self.updates_per_window * self.global_batch_size
 
-    def n_updates(self, n_rows):
-        """Updates that n_rows of all epochs fill; the rest is left out."""
-        return n_rows // self.global_batch_size
+    def n_updates(self, n_pairs):
+        """Updates that n_pairs of all epochs fill; the rest is left out."""
+        return n_pairs // self.global_batch_size
 
     def optimizer(self, n_updates):
         """The Optimizer of so many updates: matrices and embeddings decay, biases and norms do not."""
@@ -60,14 +60,14 @@ class PretrainingSettings(SettingsOfFlags):
             clip_norm=self.clip_norm or None,
         )
 
-    def check(self, n_rows):
-        """Raise InputError for settings that train nothing on n_rows of all epochs."""
+    def check(self, n_pairs):
+        """Raise InputError for settings that train nothing on n_pairs of all epochs."""
         check_settings(self, DECAYS, 'global_batch_size', 'n_epochs', 'max_length')
         if not self.clip_norm >= 0:
             raise InputError(f'clip_norm: found {self.clip_norm}; give 0 or more')
-        if self.n_updates(n_rows) < 1:
+        if self.n_updates(n_pairs) < 1:
             raise InputError(
-                f'global_batch_size {self.global_batch_size}: more than the {n_rows} rows of all passes; lower it'
+                f'global_batch_size {self.global_batch_size}: more than the {n_pairs} pairs of all epochs; lower it'
             )
 
 

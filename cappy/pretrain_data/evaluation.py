@@ -144,6 +144,8 @@ def with_interval(row: dict, name) -> str:
     if name not in row:
         return ''
     low, high = row[f'{name}_interval']
+    if low is None:  # of a single instance
+        return f'{row[name]:.3f}'
     return f'{row[name]:.3f} ({low:.3f} to {high:.3f})'
 
 

@@ -50,8 +50,9 @@ class PairMaker:
 
         They are its references and samples or, without samples, its references, responses of the other instances and
         altered references. The first of the others' responses comes from an instance near by, which in most data sets
-        is about the same text; the rest from any of the instances. Empty where rougeL finds no word in a reference (a
-        script other than Latin, without the tokenizer `unicode`), since all labels would be 0 then.
+        is about the same text; the rest from any of the instances. Empty where rougeL finds no word in a reference, or
+        does not read most of its letters (a script other than Latin, without the tokenizer `unicode`), since labels
+        would be 0, or those of its digits, then.
         """
         instance, random = instances[i], self._random(instances[i])
         known = set(instance.references)
@@ -61,7 +62,8 @@ class PairMaker:
             found += self._alter(instances, i, known, random)
         found = [(REFERENCE, text) for text in instance.references] + found
         labels = self.rouge.scores(instance.references, [text for _, text in found])
-        if not labels[: len(instance.references)].all():
+        is_read = labels[: len(instance.references)].all() and not any(map(self.rouge.is_unread, instance.references))
+        if not is_read:
             return []
         return [
             _pair(instance, source, text, float(label)) for (source, text), label in zip(found, labels, strict=True)

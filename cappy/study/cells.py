@@ -17,12 +17,13 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.files.inputs import stems
-from cappy.files.jsonl import is_number
 from cappy.files.names import check_name
-from cappy.files.wording import near_names, not_found
+from cappy.files.wording import listed, near_names, not_found
 from cappy.study import results
-from cappy.study.results import ResultPaths
+from cappy.study.results import ResultPaths, is_finite_number
 from cappy.tasks.candidates import GENERATORS_REMEDY, SPLITS
+from cappy.tasks.faults import describe_by_name
+from cappy.tasks.picks import TIES, is_constant
 from cappy.tasks.statistics import Difference, paired_intervals
 
 ADAPTED = 'scorer after adapting'  # the pick whose rougeL is the result of the cell
@@ -80,12 +81,29 @@ class Cell:
             return None
         row = _comparison(self.results[0]).get(ADAPTED, {})
         low, high = row.get('low'), row.get('high')
-        return (low, high) if is_number(low) and is_number(high) else None
+        return (low, high) if is_finite_number(low) and is_finite_number(high) else None
 
     def rougeL_of(self, pick) -> float | None:
         """Mean over the folders of another pick, by its name; None where a folder's comparison lacks it."""
         rows = [_comparison(result or {}).get(pick) for result in self.results]
         return None if None in rows else float(np.mean([row['rougeL'] for row in rows]))
+
+    def ties_of(self, pick) -> dict | None:
+        """Ties of a pick as `picks.count_ties` gives them, summed over the folders, rougeL averaged; None where a
+        folder's comparison lacks them.
+        """
+        of_folders = [ties_of(_comparison(result or {}).get(pick, {})) for result in self.results]
+        if None in of_folders:
+            return None
+        summed = {key: sum(ties[key] for ties in of_folders) for key in TIES}
+        return summed | {'rougeL': summed['rougeL'] / len(of_folders)}
+
+    @property
+    def faults(self) -> list[dict]:
+        """Counts of faults in the texts of each split, as `faults.count_faults` gives them; of several folders the
+        first, since all have the same texts.
+        """
+        return faults_of(self.results[0] or {})
 
     def picks(self) -> list[str]:
         """Names of the picks in the comparisons, in order."""
@@ -95,14 +113,14 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class CellExamples:
     """What a cell's examples give: the interval of its rougeL and, by name, the differences to other picks and the
-    intervals of these.
+    intervals of these. The ends of all intervals are None where there is a single example.
     """
 
     n_examples: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     differences: dict[str, Difference]
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, tuple[float | None, float | None]]
 
 
 def choose_folders(names: Sequence[str]) -> list[Path]:
@@ -281,10 +299,7 @@ def examples_of_cell(paths: Sequence[ResultPaths], rougeL: Sequence[float]) -> C
     by_folder = []
     for cell, expected in zip(paths, rougeL, strict=True):
         lines = results.read_candidates(cell.candidates)
-        try:
-            by_pick = picked_rougeL(lines)
-        except (TypeError, ValueError) as error:
-            raise InputError(f'{cell.candidates}: a rougeL is not a number ({error})') from error
+        by_pick = picked_rougeL(lines)
         if not math.isclose(by_pick[ADAPTED].mean(), expected, abs_tol=1e-9):
             raise InputError(f'{cell.candidates}: mean rougeL {by_pick[ADAPTED].mean()}, but its result has {expected}')
         by_folder.append(([line['example_idx'] for line in lines], by_pick))
@@ -307,8 +322,8 @@ def picked_rougeL(lines: Sequence[dict]) -> dict[str, np.ndarray]:
     whose samples are a single candidate in every example, as the one sample of beam search is.
     """
     by_pick = {ADAPTED: [line['rougeL'] for line in lines]}
-    named = lines[0].get('picked') or {}
-    if all(isinstance(line.get('picked'), dict) and line['picked'].keys() == named.keys() for line in lines) and named:
+    named = (lines[0].get('picked') or {}).keys()
+    if named - {ADAPTED} and all((line.get('picked') or {}).keys() == named for line in lines):
         by_pick |= {name: [line['picked'][name] for line in lines] for name in named if name != ADAPTED}
     else:
         by_pick |= _single_samples(lines)
@@ -329,11 +344,60 @@ def _single_samples(lines):
     return by_pick
 
 
+def ties_of(row: dict) -> dict | None:
+    """The ties in a row of a comparison; None where it has none that are well-formed."""
+    ties = row.get('ties')
+    ties = ties if isinstance(ties, dict) else {}
+    return {key: ties[key] for key in TIES} if all(is_finite_number(ties.get(key)) for key in TIES) else None
+
+
+def faults_of(result: dict) -> list[dict]:
+    """Counts of faults in the texts of each split of a result; none where they are not well-formed."""
+    counts = result.get('counts')
+    faults = counts.get('faults') if isinstance(counts, dict) else None
+    return [
+        of_split
+        for of_split in (faults.values() if isinstance(faults, dict) else ())
+        if isinstance(of_split, dict)
+        and {'examples', 'letters', 'unread_letters'} <= of_split.keys()
+        and all(map(is_finite_number, of_split.values()))
+    ]
+
+
+def describe(cells: Sequence[Cell]) -> list[str]:
+    """What a reader should know of the cells' texts and of ties between scores, one line for each kind."""
+    by_name = dict(zip(names_of((cell.generator, cell.task) for cell in cells), cells, strict=True))
+    lines = describe_by_name({name: cell.faults for name, cell in by_name.items()})
+    known = {name: cell.ties_of(ADAPTED) for name, cell in by_name.items()}
+    tied = {name: ties for name, ties in known.items() if ties and ties['n_tied']}
+    if tied:
+        n_tied, n_examples = (sum(ties[key] for ties in tied.values()) for key in ('n_tied', 'n_examples'))
+        lines.append(
+            f'{listed(tied)}: in {n_tied} of {n_examples} examples the highest score is shared by several candidates; '
+            'the first of them is picked'
+        )
+    if constant := [name for name, ties in tied.items() if is_constant(ties)]:
+        lines.append(
+            f'{listed(constant)}: the scorer gives all candidates of an example the same score, so it picks the first '
+            'everywhere'
+        )
+    return lines
+
+
+def names_of(cells: Iterable[tuple[str, str]]) -> list[str]:
+    """A name for each (generator, task): the task, with its generator where there are several."""
+    cells = list(cells)
+    has_several = len({generator for generator, _ in cells}) > 1
+    return [f'{generator}/{task}' if has_several else task for generator, task in cells]
+
+
 def _comparison(result):
     """{pick: its row of the comparison}, of a result that may have another shape."""
     rows = result.get('comparison')
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return {row['name']: row for row in rows if isinstance(row.get('name'), str) and is_number(row.get('rougeL'))}
+    return {
+        row['name']: row for row in rows if isinstance(row.get('name'), str) and is_finite_number(row.get('rougeL'))
+    }
 
 
 def _subfolders(folder):

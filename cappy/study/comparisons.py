@@ -3,7 +3,8 @@
 "Ours" is the pick of the adapted scorer. Rows are dictionaries of fractions, by keys without blanks, None (or no key)
 where there is no value: of a pick such as 'first of beam4' a row has 'first_of_beam4', its rougeL, and
 'first_of_beam4_gain' with '_gain_low' and '_gain_high', ours minus its rougeL with the interval. There is no gain over
-the oracle, since nothing can exceed it.
+the oracle, since nothing can exceed it. 'n_tied' and 'over_ties': in how many examples the highest score is shared, and
+ours averaged over the candidates that share it.
 """
 
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cappy.study import cells
-from cappy.study.cells import ORACLE, PUBLISHED, Cell, CellExamples
+from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED, Cell, CellExamples
 from cappy.tasks.statistics import (
     MIN_TASKS_FOR_INTERVAL,
     difference_over_tasks,
@@ -71,6 +72,8 @@ def cell_row(results: Results, cell: Cell) -> dict:
         row |= {'n_examples': examples.n_examples, 'low': examples.low, 'high': examples.high}
     if cell.interval:
         row['low'], row['high'] = cell.interval
+    if ties := cell.ties_of(ADAPTED):
+        row |= {'n_tied': ties['n_tied'], 'over_ties': ties['rougeL']}
     for pick in results.picks:
         key, theirs = key_of(pick), results.rougeL_of(cell, pick)
         row[key] = theirs
@@ -130,6 +133,10 @@ def _average_row(results, generator, tasks):
     low, high = interval_over_tasks(ours)
     row = {'generator': generator, 'n_tasks': len(tasks), 'rougeL': float(np.mean(ours)), 'low': low, 'high': high}
     row['n_results'] = len(results.folders)
+    ties = [cell.ties_of(ADAPTED) for cell in of_tasks]
+    if None not in ties:
+        row |= {'n_tied': sum(of_cell['n_tied'] for of_cell in ties)}
+        row['over_ties'] = float(np.mean([of_cell['rougeL'] for of_cell in ties]))
     row |= _over_seeds(np.mean([[result['rougeL'] for result in cell.results] for cell in of_tasks], axis=0))
     for pick in results.picks:
         key, theirs = key_of(pick), [results.rougeL_of(cell, pick) for cell in of_tasks]

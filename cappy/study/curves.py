@@ -16,7 +16,7 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.files.inputs import find
-from cappy.study.results import ResultPaths, read_candidates
+from cappy.study.results import ResultPaths, read_candidates, text_settings
 from cappy.tasks.candidates import Example, read_examples
 from cappy.tasks.rouge import RougeL
 from cappy.tasks.statistics import rank_correlation
@@ -28,9 +28,9 @@ N_BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The samples of one example: their scores, rougeL and log-likelihoods [S], and the rougeL between each two [S, S].
+    """The samples of one example: their scores, rougeL and log-likelihoods [S], and how far each two agree [S, S].
 
-    likelihoods: -inf for a sample without one, None where no sample has one.
+    pairwise: `RougeL.agreement`. likelihoods: -inf for a sample without one, None where no sample has one.
     """
 
     scores: np.ndarray
@@ -66,18 +66,12 @@ class Calibration:
     bins: list[Bin]
 
 
-def read_lines(path) -> list[dict]:
-    """The lines of a candidates file. Raises InputError naming the lines that are broken."""
-    return read_candidates(path)
-
-
 def read_generator_file(paths: ResultPaths, lines: Sequence[dict], settings: dict, gens_dir=None):
     """The examples of a cell's lines of candidates, with instruction and samples; None where their file is missing.
 
-    settings: those of the result, which name the file's fields, and its folder where gens_dir is None. Returns a list
-    of candidates.Example. Raises InputError where they are not the examples that were scored.
+    settings: `results.text_settings`, which name the file's fields, and its folder where gens_dir is None. Returns a
+    list of candidates.Example. Raises InputError where they are not the examples that were scored.
     """
-    settings = {name: value for name, value in settings.items() if isinstance(value, str)}  # others name nothing
     folder = gens_dir or settings.get('bigbench_gen_dir')
     path = find(Path(folder or '') / paths.generator / f'{paths.task}_validation.jsonl')
     if not folder or not path.exists():
@@ -100,16 +94,23 @@ def sample_curves_of_cell(paths: ResultPaths, result: dict, gens_dir=None, n_sub
     They count once, and there is no self-score, where the generator's file is missing. Raises InputError where a file
     is broken.
     """
-    lines, settings = read_lines(paths.candidates), result.get('settings') or {}
+    lines, settings = read_candidates(paths.candidates), text_settings(result)
     examples = read_generator_file(paths, lines, settings, gens_dir)
-    rouge = RougeL(settings.get('rouge_tokenizer') or 'default')
-    samples = samples_of(lines, examples, rouge, paths.candidates)
+    samples = samples_of(lines, examples, rouge_of(paths, settings), paths.candidates)
     return *sample_curves(samples, n_subsets, seed), examples is not None
 
 
 def read_scores(path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """(scores, rougeL) of a candidates file, one array per line each. Raises InputError where the file is broken."""
-    return scores_and_rougeL(read_lines(path), path)
+    return scores_and_rougeL(read_candidates(path), path)
+
+
+def rouge_of(paths: ResultPaths, settings: dict) -> RougeL:
+    """The rougeL of a result, by its settings. Raises InputError where they name a tokenizer that there is not."""
+    try:
+        return RougeL(settings.get('rouge_tokenizer', 'default'))
+    except InputError as error:
+        raise InputError(f'{paths.result}: settings: {error}') from error
 
 
 def samples_of(lines: Sequence[dict], examples: Sequence[Example] | None, rouge: RougeL, path='') -> list[Samples]:
@@ -121,7 +122,7 @@ def samples_of(lines: Sequence[dict], examples: Sequence[Example] | None, rouge:
     samples = []
     for number, line in enumerate(lines):
         responses = [one['response'] for one in line['candidates']]
-        unique = Samples(scores[number], rougeL[number], None, rouge.pairwise(responses))
+        unique = Samples(scores[number], rougeL[number], None, rouge.agreement(responses))
         samples.append(unique if examples is None else _as_drawn(unique, responses, examples[number]))
     return samples
 

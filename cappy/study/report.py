@@ -22,12 +22,12 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
 from cappy.files.inputs import find
-from cappy.files.jsonl import is_number
 from cappy.files.updates import read_updates
 from cappy.study import cells, curves, verdict
-from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED
-from cappy.study.results import ResultPaths
-from cappy.tasks.rouge import RougeL
+from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED, Cell
+from cappy.study.results import ResultPaths, is_finite_number, read_candidates, text_settings
+from cappy.tasks.faults import describe_faults
+from cappy.tasks.picks import describe_ties
 from cappy.tasks.statistics import spread
 
 TEMPLATE = Path(__file__).with_name('report.html')
@@ -53,6 +53,8 @@ def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=N
     values = [result['rougeL'] for result in results]
     page = CellPage({'generator': paths[0].generator, 'task': paths[0].task, 'rougeL': float(np.mean(values))})
     page.summary['comparison'] = _mean_comparison([_comparison(result) for result in results])
+    cell = Cell(paths[0].generator, paths[0].task, tuple(results))
+    page.summary['remarks'] = _add_ties(page.summary['comparison'], cell)
     if len(results) > 1:
         page.summary['seeds'] = {'values': values, **spread(values)._asdict()}
     attempt = _Attempts(page.faults)
@@ -163,12 +165,12 @@ def _build_block(paths, result, gens_dir, max_examples, attempt):
     """What is read when a reader opens the cell."""
     data = {name: result.get(name) for name in SHOWN_AS_TABLES}
     data['training'] = attempt(_training, paths)
-    lines = attempt(curves.read_lines, paths.candidates)
+    lines = attempt(read_candidates, paths.candidates)
     if lines:
-        settings = result['settings'] if isinstance(result.get('settings'), dict) else {}
+        settings = text_settings(result)
         sources = attempt(curves.read_generator_file, paths, lines, settings, gens_dir)
         data |= attempt(_charts, paths, lines, sources, settings) or {}
-        data |= attempt(_examples, paths, lines, sources, max_examples) or {}
+        data |= _examples(lines, sources, max_examples)
     return _pack(data, paths, attempt.faults)
 
 
@@ -188,18 +190,14 @@ class _Attempts:
 
 def _comparison(result):
     """The well-formed rows of a result's comparison; the file may have been written by anything."""
+    together = (('rougeL',), ('low', 'high'), ('gap_closed',), ('gap_low', 'gap_high'))
     rows = result.get('comparison')
     return [
-        {'name': row['name'], **_numbers(row)}
+        {'name': row['name']}
+        | {key: row[key] for keys in together if all(is_finite_number(row.get(key)) for key in keys) for key in keys}
         for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict) and isinstance(row.get('name'), str) and is_number(row.get('rougeL'))
+        if isinstance(row, dict) and isinstance(row.get('name'), str) and is_finite_number(row.get('rougeL'))
     ]
-
-
-def _numbers(row):
-    """The numbers of a row of a comparison; an interval is there with both ends or not at all."""
-    together = (('rougeL',), ('low', 'high'), ('gap_closed',), ('gap_low', 'gap_high'))
-    return {key: row[key] for keys in together if all(is_number(row.get(key)) for key in keys) for key in keys}
 
 
 def _mean_comparison(by_folder):
@@ -216,6 +214,16 @@ def _mean_comparison(by_folder):
     return kept
 
 
+def _add_ties(rows, cell):
+    """Give each row of the cell's comparison its ties; returns what to say of these and of the cell's texts."""
+    ties = {row['name']: cell.ties_of(row['name']) for row in rows}
+    ties = {name: of_pick for name, of_pick in ties.items() if of_pick}
+    for row in rows:
+        if ties.get(row['name'], {}).get('n_tied'):
+            row['over_ties'] = ties[row['name']]['rougeL']
+    return [*describe_faults(cell.faults).values(), *describe_ties(ties)]
+
+
 def _training(paths):
     rows = read_updates(paths.updates)
     step = math.ceil(len(rows) / MAX_UPDATES) or 1
@@ -223,8 +231,7 @@ def _training(paths):
 
 
 def _charts(paths, lines, sources, settings):
-    tokenizer = settings.get('rouge_tokenizer') or 'default'
-    samples = curves.samples_of(lines, sources, RougeL(tokenizer), paths.candidates)
+    samples = curves.samples_of(lines, sources, curves.rouge_of(paths, settings), paths.candidates)
     sizes, by_pick = curves.sample_curves(samples)
     scores, rougeL = curves.scores_and_rougeL(lines, paths.candidates)
     calibration = asdict(curves.calibrate(scores, rougeL))
@@ -234,26 +241,23 @@ def _charts(paths, lines, sources, settings):
     }
 
 
-def _examples(paths, lines, sources, max_examples):
+def _examples(lines, sources, max_examples):
     """The examples to browse: those with the largest difference to the reference pick."""
-    try:
-        rougeL_by_pick = cells.picked_rougeL(lines)
-        ours, others = rougeL_by_pick.pop(ADAPTED), list(rougeL_by_pick)
-        reference = verdict.reference_pick(others)
-        order = np.argsort(-np.abs(ours - rougeL_by_pick[reference]), kind='stable')[:max_examples]
-        names = (name for line in lines for candidate in line['candidates'] for name in candidate['decodings'])
-        decodings = list(dict.fromkeys(names))
-        place = {name: number for number, name in enumerate(decodings)}
-        examples = [
-            _example(lines[number], sources[number] if sources else None, place)
-            | {
-                'rougeL': round(float(ours[number]), 4),
-                'rougeL_of_others': [round(float(rougeL_by_pick[pick][number]), 4) for pick in others],
-            }
-            for number in sorted(order)
-        ]
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f'{paths.candidates}: not lines of candidates ({error})') from error
+    rougeL_by_pick = cells.picked_rougeL(lines)
+    ours, others = rougeL_by_pick.pop(ADAPTED), list(rougeL_by_pick)
+    reference = verdict.reference_pick(others)
+    order = np.argsort(-np.abs(ours - rougeL_by_pick[reference]), kind='stable')[:max_examples]
+    names = (name for line in lines for candidate in line['candidates'] for name in candidate['decodings'])
+    decodings = list(dict.fromkeys(names))
+    place = {name: number for number, name in enumerate(decodings)}
+    examples = [
+        _example(lines[number], sources[number] if sources else None, place)
+        | {
+            'rougeL': round(float(ours[number]), 4),
+            'rougeL_of_others': [round(float(rougeL_by_pick[pick][number]), 4) for pick in others],
+        }
+        for number in sorted(order)
+    ]
     counts = {'n_examples': len(lines), 'others': others, 'reference': reference}
     return {'examples': examples, 'decodings': decodings, **counts}
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files import jsonl
 from cappy.files.atomic import read_text, shortest_float32, to_json, write_atomically, write_text
+from cappy.files.jsonl import is_number as is_finite_number
 from cappy.files.updates import write_updates
 from cappy.files.wording import shown
 
@@ -103,20 +105,45 @@ def write_result(paths: ResultPaths, result: dict, candidates: Iterable[dict], u
 
 
 def read_result(path) -> dict:
-    """The result at `path`. Raises InputError where it is missing, not JSON, or without a rougeL."""
+    """The result at `path`. Raises InputError where it is missing, not JSON, or without a rougeL.
+
+    Its other fields may have been written by anything.
+    """
     text = read_text(path)
     try:
         result, _ = jsonl.without_halves(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not a result ({error}), found {text[:40].strip()!r}') from error
-    rougeL = result.get('rougeL') if isinstance(result, dict) else None
-    if not jsonl.is_number(rougeL):
+    if not isinstance(result, dict) or not is_finite_number(result.get('rougeL')):
         raise InputError(f'{path}: not a result; expected an object with a number rougeL')
     return result
 
 
+def text_settings(result: dict) -> dict[str, str]:
+    """Those settings of a result that are texts; none where it was written by something else."""
+    settings = result.get('settings')
+    settings = settings if isinstance(settings, dict) else {}
+    return {name: value for name, value in settings.items() if isinstance(value, str)}
+
+
+@contextmanager
+def shown_result(path):
+    """Around what shows the result at `path`: where a field is missing or of another kind, InputError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f'{path}: not a result of this script ({type(error).__name__}: {error}); --overwrite replaces it'
+        ) from error
+
+
 def read_candidates(path) -> list[dict]:
-    """The lines of a candidates file, in order. Raises InputError naming the line that is broken."""
+    """The lines of a candidates file, in order. Raises InputError naming the line that is broken.
+
+    Numbers may be NaN.
+    """
     lines = [line for _, line in jsonl.read(path, _check_line)]
     if not lines:
         raise InputError(f'{path}: holds no candidates')
@@ -124,44 +151,40 @@ def read_candidates(path) -> list[dict]:
 
 
 def _check_line(line):
-    try:
-        candidates = line['candidates']
-        if not 0 <= line['pick'] < len(candidates):
-            raise ValueError(f'pick {line["pick"]} of {len(candidates)} candidates')
-        for candidate in candidates:
-            _check_candidate(candidate)
-        if isinstance(line['example_idx'], bool) or not isinstance(line['example_idx'], int | str):
-            raise InputError(f'example_idx: expected an integer or text, found {shown(line["example_idx"])}')
-        _check_number(line, 'rougeL')
-        if isinstance(line['pick'], bool) or not isinstance(line['pick'], int):
-            raise InputError(f'pick: expected the number of a candidate, found {shown(line["pick"])}')
-        for name in line.get('picked') or ():
+    _check(line, 'candidates', list, 'a list')
+    _check(line, 'pick', int, 'the place of a candidate')
+    if not 0 <= line['pick'] < len(line['candidates']):
+        raise InputError(f'not a line of candidates (pick {line["pick"]} of {len(line["candidates"])} candidates)')
+    _check(line, 'example_idx', int | str, 'an integer or text')
+    _check_number(line, 'rougeL')
+    for candidate in line['candidates']:
+        if not isinstance(candidate, dict):
+            raise InputError(f'candidates: expected objects, found {shown(candidate)}')
+        _check(candidate, 'response', str, 'text')
+        _check_number(candidate, 'score')
+        _check_number(candidate, 'rougeL')
+        _check(candidate, 'decodings', list, 'a list of names')
+        if not all(isinstance(name, str) for name in candidate['decodings']):
+            raise InputError(f'decodings: expected a list of names, found {shown(candidate["decodings"])}')
+    if line.get('picked') is not None:
+        _check(line, 'picked', dict, 'the rougeL of each pick')
+        for name in line['picked']:
             _check_number(line['picked'], name)
-    except KeyError as error:
-        raise InputError(f'{error.args[0]} is missing') from error
-    except InputError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise InputError(f'not a line of candidates ({error})') from error
     return line
 
 
-def _check_candidate(candidate):
-    response, decodings = candidate['response'], candidate['decodings']
-    if not isinstance(response, str):
-        raise InputError(f'response: expected text, found {shown(response)}')
-    for key in ('score', 'rougeL'):
-        _check_number(candidate, key)
-    if not isinstance(decodings, list) or not all(isinstance(name, str) for name in decodings):
-        raise InputError(f'decodings: expected a list of names, found {shown(decodings)}')
+def _check(fields, key, kind, expected):
+    if key not in fields:
+        raise InputError(f'{key} is missing')
+    if not isinstance(fields[key], kind) or isinstance(fields[key], bool):
+        raise InputError(f'{key}: expected {expected}, found {shown(fields[key])}')
 
 
 def _check_number(fields, key):
-    if not jsonl.is_number(fields[key]):
-        is_float = isinstance(fields[key], float)
-        raise InputError(
-            f'a {key} is {"a number that is not finite" if is_float else "not a number"}: {shown(fields[key])}'
-        )
+    """NaN is one here: it is shown as missing."""
+    _check(fields, key, int | float, 'a number')
+    if isinstance(fields[key], int) and not is_finite_number(fields[key]):
+        raise InputError(f'{key}: expected a number, found one of {len(str(fields[key]))} digits')
 
 
 def _check_scores_are_finite(path, lines):

@@ -92,7 +92,7 @@ def tally(cells: Sequence[dict]) -> str:
     """
     known = [cell['gains'] for cell in cells if cell.get('gains')]
     reference = common_reference_pick([[name for name in gains if name != ORACLE] for gains in known])
-    gains = [by_pick[reference] for by_pick in known if reference in by_pick]
+    gains = [by_pick[reference] for by_pick in known if reference in by_pick and by_pick[reference][1] is not None]
     if not gains:
         return ''
     n_better, n_worse = sum(low > 0 for _, low, _ in gains), sum(high < 0 for _, _, high in gains)

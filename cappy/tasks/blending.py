@@ -64,12 +64,14 @@ def hold_out(examples, seed):
     )
 
 
-def signals_of(examples, names, rouge):
+def signals_of(examples, names, rouge, consensus=None):
     """The signals of all candidates, {name: N arrays [C_i]}, in the order of the names.
 
-    Raises InputError where a sample lacks the log-likelihood that a signal needs.
+    consensus: as `picks.consensus_of` gives it, where it is known. Raises InputError where a sample lacks the
+    log-likelihood that a signal needs.
     """
-    signals = {name: [SIGNALS[name](example, rouge) for example in examples] for name in names}
+    known = {} if consensus is None else {'consensus': consensus}
+    signals = {name: known.get(name) or [SIGNALS[name](example, rouge) for example in examples] for name in names}
     for name, arrays in signals.items():
         missing = next((example for example, array in zip(examples, arrays, strict=True) if array is None), None)
         if missing is not None:

@@ -56,6 +56,16 @@ def build_finetuning_examples(
     return (built * n_repeats)[:train_size]
 
 
+def check_can_teach(examples: Sequence[FinetuningExample]):
+    """Raise InputError where all labels are equal: a scorer then learns one number, whatever the response is."""
+    labels = {example.label for example in examples}
+    if len(labels) == 1:
+        raise InputError(
+            f'the train split gives all {len(examples)} finetuning examples the label {labels.pop():g}, from which no '
+            'scorer can learn to tell responses apart; look at its references and samples'
+        )
+
+
 def _positives(examples, rouge, reference_labels):
     """Each reference of each example; duplicates stay, as in the reference implementation (cappy_bigbench.py:25-29)."""
     positives = []

@@ -2,7 +2,8 @@
 
 N examples; example i has C_i candidates (unique responses) and S_i samples, S_i >= C_i. `rougeL` is everywhere a list
 of N float64 arrays [C_i], candidates in their order; results are float64 [N], one value per example, fractions. Where
-several candidates are equally good by a method, it picks the first.
+several candidates are equally good by a method, it picks the first; `count_ties` says how often, and what the value
+would be on average over them.
 
 The picks, by the names that files and tables give them:
 
@@ -10,7 +11,8 @@ The picks, by the names that files and tables give them:
 - first of D: the first sample of decoding D.
 - self-score sum, self-score mean: the sample to which the generator itself gives the highest log-likelihood, summed or
   averaged over its tokens (the paper's self-scoring baseline).
-- consensus: the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding).
+- consensus: the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding); equal
+  samples that are not blank agree also where they have no word that rougeL reads.
 - scorer before adapting, scorer after adapting: the candidate with the highest score.
 - oracle: the best candidate by its own rougeL. It knows the references, so it bounds every method.
 
@@ -23,37 +25,48 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import tqdm
 
+from cappy.files.scored_pairs import SAME_SCORE
 from cappy.tasks.candidates import Example, read_examples
+from cappy.tasks.faults import count_faults
 from cappy.tasks.rouge import RougeL
-from cappy.tasks.statistics import bootstrap_means, percentiles
+from cappy.tasks.statistics import bootstrap_means, interval_over_examples, percentiles
+
+TIES = ('n_examples', 'n_several', 'n_tied', 'n_alike', 'rougeL')  # what `count_ties` says of a pick
+SCORER_PICKS = ('scorer before adapting', 'scorer after adapting')
+BAR_AFTER = 2  # seconds; a shorter job shows no bar
 
 
 @dataclass(frozen=True, slots=True)
 class TaskBaselines:
     """What a task's samples give without a scorer.
 
-    rougeL: mean rougeL by pick. n_candidates: candidates of all examples. n_unknown: samples without a log-likelihood,
-    by 'sum' and 'mean'. example_ids: a digest that is equal where the examples are.
+    rougeL: mean rougeL by pick; ties: those of `count_ties`. n_candidates: candidates of all examples. n_unknown:
+    samples without a log-likelihood, by 'sum' and 'mean'. example_ids: a digest that is equal where the examples are.
+    faults: counts of `faults.count_faults`.
     """
 
     rougeL: dict[str, float]
+    ties: dict[str, dict]
     n_examples: int
     n_samples: int
     n_candidates: int
     n_unknown: dict[str, int]
     example_ids: str
+    faults: dict[str, int]
 
 
 def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer) -> TaskBaselines:
     """The baselines of a file of examples. Raises InputError naming file, line and field."""
     examples = read_examples(path, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key)
     rouge = _rouge(rouge_tokenizer)
-    rougeL_by_pick = all_picks(examples, candidates_rougeL(examples, rouge), rouge)
+    rougeL, values = candidates_rougeL(examples, rouge), values_by_pick(examples, consensus_of(examples, rouge))
     samples = [sample for example in examples for sample in example.samples]
     ids = sorted(repr(example.example_idx) for example in examples)
     return TaskBaselines(
-        rougeL={name: float(np.mean(values)) for name, values in rougeL_by_pick.items()},
+        rougeL={name: float(np.mean(own)) for name, own in rougeL_by_pick(examples, rougeL, values).items()},
+        ties=count_ties(rougeL, values),
         n_examples=len(examples),
         n_samples=len(samples),
         n_candidates=sum(len(example.candidates) for example in examples),
@@ -62,6 +75,7 @@ def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer) -> TaskBasel
             for which in ('sum', 'mean')
         },
         example_ids=hashlib.sha256('\n'.join(ids).encode()).hexdigest(),
+        faults=count_faults({'validation': examples}, rouge)['validation'],
     )
 
 
@@ -112,19 +126,25 @@ def self_score_rougeL(examples, rougeL, which) -> np.ndarray | None:
 
 def consensus_rougeL(examples, rougeL, rouge: RougeL) -> np.ndarray:
     """That of the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding)."""
-    return np.array([values[consensus_pick(example, rouge)] for example, values in zip(examples, rougeL, strict=True)])
+    return scorer_rougeL(rougeL, consensus_of(examples, rouge))
+
+
+def consensus_of(examples, rouge: RougeL, progress=None) -> list[np.ndarray]:
+    """`consensus` of each example. progress: text beside a progress bar, which a terminal shows if it takes long."""
+    bar = tqdm.tqdm(examples, desc=progress, unit='example', delay=BAR_AFTER, disable=None if progress else True)
+    return [consensus(example, rouge) for example in bar]
 
 
 def consensus(example: Example, rouge: RougeL) -> np.ndarray:
     """Mean rougeL of each candidate to the other samples of the example, float64 [C_i]; 0 where there is no other.
 
-    A response that was sampled k times is compared with itself k - 1 times.
+    A response that was sampled k times is compared with itself k - 1 times, and agrees with itself wholly.
     """
     counts = np.bincount(_candidate_of_sample(example))
-    pairwise = rouge.pairwise(example.candidates)
+    agreement = rouge.agreement(example.candidates)
     # Row by row, so that candidates of equal tokens have sums equal to the last bit; rounded, since the same terms in
     # another order give another last bit.
-    sums = (pairwise * counts).sum(axis=1) - pairwise.diagonal()
+    sums = (agreement * counts).sum(axis=1) - agreement.diagonal()
     return np.round(sums, 9) / max(counts.sum() - 1, 1)
 
 
@@ -154,39 +174,92 @@ def gap_closed(method, random, oracle) -> float | None:
 
 
 def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None, blends=None) -> dict[str, np.ndarray]:
+    """rougeL [N] of every pick by its name; the arguments are those of `values_by_pick` and `rougeL_by_pick`."""
+    values = values_by_pick(examples, consensus_of(examples, rouge), scores_before, scores_after, blends)
+    return rougeL_by_pick(examples, rougeL, values)
+
+
+def values_by_pick(examples, consensus, scores_before=None, scores_after=None, blends=None) -> dict[str, list]:
+    """What a pick takes the highest of, by its name: N arrays [C_i] of each candidate's value.
+
+    consensus: as `consensus_of` gives it. scores_before, scores_after: the scorer's before and after adapting, or None.
+    blends: by name of the pick, the scores of the scorer with other signals (`cappy.tasks.blending`). A pick that is
+    not defined for every example, for want of log-likelihoods, is left out.
+    """
+    values = {f'self-score {which}': _likelihoods(examples, which) for which in ('sum', 'mean')}
+    values |= {'consensus': consensus, 'scorer before adapting': scores_before, 'scorer after adapting': scores_after}
+    return {name: own for name, own in (values | (blends or {})).items() if own is not None}
+
+
+def rougeL_by_pick(examples, rougeL, values) -> dict[str, np.ndarray]:
     """rougeL [N] of every pick by its name, that of the random candidate first and that of the oracle last.
 
-    scores_before, scores_after: N arrays [C_i], the scorer's before and after adapting, or None. blends: such arrays by
-    name of the pick, of the scorer with other signals (`cappy.tasks.blending`). A pick that is not defined for every
-    example (a decoding that some lack, missing log-likelihoods) is left out.
+    values: as `values_by_pick` gives them. The first sample of a decoding that some example lacks is left out.
     """
-    rougeL_by_pick = {'random candidate': random_rougeL(examples, rougeL)}
+    found = {'random candidate': random_rougeL(examples, rougeL)}
     for decoding in dict.fromkeys(name for example in examples for name in example.decodings):
-        rougeL_by_pick[f'first of {decoding}'] = first_sample_rougeL(examples, rougeL, decoding)
-    for which in ('sum', 'mean'):
-        rougeL_by_pick[f'self-score {which}'] = self_score_rougeL(examples, rougeL, which)
-    rougeL_by_pick['consensus'] = consensus_rougeL(examples, rougeL, rouge)
-    for when, scores in (('before', scores_before), ('after', scores_after)):
-        rougeL_by_pick[f'scorer {when} adapting'] = None if scores is None else scorer_rougeL(rougeL, scores)
-    rougeL_by_pick |= {name: scorer_rougeL(rougeL, scores) for name, scores in (blends or {}).items()}
-    rougeL_by_pick['oracle'] = oracle_rougeL(rougeL)
-    return {name: values for name, values in rougeL_by_pick.items() if values is not None}
+        found[f'first of {decoding}'] = first_sample_rougeL(examples, rougeL, decoding)
+    for name, own in values.items():
+        which = name.removeprefix('self-score ')
+        # Of equal likelihoods the first sample counts, which need not be the first candidate.
+        found[name] = scorer_rougeL(rougeL, own) if which == name else self_score_rougeL(examples, rougeL, which)
+    found['oracle'] = oracle_rougeL(rougeL)
+    return {name: of_pick for name, of_pick in found.items() if of_pick is not None}
 
 
-def compare(rougeL_by_pick: dict[str, np.ndarray]) -> list[dict]:
+def count_ties(rougeL, values) -> dict[str, dict]:
+    """How often several candidates have a pick's highest value, by name of the pick.
+
+    values: as `values_by_pick` gives them; those that differ by SAME_SCORE or less count as the same, so that a scorer
+    is not taken for alive by the noise of its sums (the picks themselves follow the noise). {'n_examples': N,
+    'n_several': examples with several candidates, 'n_tied': those in which several have the highest value, 'n_alike':
+    those in which all have the same, 'rougeL': the mean of rougeL where a pick is the mean over the candidates with the
+    highest value}.
+    """
+    return {name: _count_ties(rougeL, own) for name, own in values.items()}
+
+
+def describe_ties(ties: dict[str, dict]) -> list[str]:
+    """What to say of ties, one line for each pick by the scorer and one for the others; ties: as `count_ties`."""
+    lines, others = [], []
+    for name, own in ties.items():
+        if own['n_tied'] and name in SCORER_PICKS:
+            lines.append(
+                f'{name}: in {own["n_tied"]} of {own["n_examples"]} examples the highest score is shared by several '
+                f'candidates; the first of them is picked ({100 * own["rougeL"]:.1f} over ties)'
+            )
+            if is_constant(own):
+                lines[-1] += '. It gives all candidates of an example the same score, so it picks the first everywhere'
+        elif own['n_tied']:
+            others.append(f'{name} in {own["n_tied"]} ({100 * own["rougeL"]:.1f} over ties)')
+    if others:
+        n_examples = max(own['n_examples'] for own in ties.values())
+        lines.append(f'the first of several highest values is picked by {"; ".join(others)} of {n_examples} examples')
+    return lines
+
+
+def is_constant(ties: dict) -> bool:
+    """Whether a pick does not tell the candidates of any example apart; ties: its part of `count_ties`."""
+    return 0 < ties['n_several'] == ties['n_alike']
+
+
+def compare(rougeL_by_pick: dict[str, np.ndarray], ties: dict[str, dict] | None = None) -> list[dict]:
     """The picks side by side, one row each.
 
-    rougeL_by_pick: [N] by name, that of the random candidate first and that of the oracle last, as `all_picks` returns
-    them. Rows {'name', 'rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high'}: the mean and the gap closed, each
-    with its interval over examples (None for the gap closed where there is no gap).
+    rougeL_by_pick: [N] by name, that of the random candidate first and that of the oracle last, as the function of that
+    name returns them. ties: as `count_ties`. Rows {'name', 'rougeL', 'low', 'high', 'gap_closed', 'gap_low',
+    'gap_high', 'ties'?}: the mean and the gap closed, each with its interval over examples (None for the gap closed
+    where there is no gap, and for the intervals of a single example), and the pick's ties.
     """
     names, values = list(rougeL_by_pick), np.array(list(rougeL_by_pick.values()))
     means = bootstrap_means(values)
+    n_examples = values.shape[1]
     rows = []
     for name, row, row_means in zip(names, values, means, strict=True):
-        low, high = percentiles(row_means)
+        low, high = interval_over_examples(row_means, n_examples)
         share = gap_closed(row, values[0], values[-1])
-        gap_low, gap_high = (None, None) if share is None else _gap_interval(row_means, means[0], means[-1])
+        has_interval = share is not None and n_examples > 1
+        gap_low, gap_high = _gap_interval(row_means, means[0], means[-1]) if has_interval else (None, None)
         rows.append(
             {
                 'name': name,
@@ -196,6 +269,7 @@ def compare(rougeL_by_pick: dict[str, np.ndarray]) -> list[dict]:
                 'gap_closed': share,
                 'gap_low': gap_low,
                 'gap_high': gap_high,
+                **({'ties': ties[name]} if ties and name in ties else {}),
             }
         )
     return rows
@@ -205,6 +279,40 @@ def _candidate_of_sample(example):
     """Index of each sample's response among the candidates, int [S_i]."""
     index = {response: number for number, response in enumerate(example.candidates)}
     return np.array([index[sample.response] for sample in example.samples])
+
+
+def _likelihoods(examples, which):
+    """The highest log-likelihood of each candidate's samples, -inf where none is known; None as `self_score_rougeL`."""
+    found = []
+    for example in examples:
+        highest = np.full(len(example.candidates), -np.inf)
+        known = [getattr(sample, f'log_likelihood_{which}') for sample in example.samples]
+        for place, likelihood in zip(_candidate_of_sample(example), known, strict=True):
+            if likelihood is not None:
+                highest[place] = max(highest[place], likelihood)
+        if np.isneginf(highest).all():
+            return None
+        found.append(highest)
+    return found
+
+
+def _count_ties(rougeL, values):
+    tied = [_tied_best(own) for own in values]
+    n_tied = np.array([len(places) for places in tied])
+    n_candidates = np.array([len(own) for own in values])
+    return {
+        'n_examples': len(values),
+        'n_several': int((n_candidates > 1).sum()),
+        'n_tied': int((n_tied > 1).sum()),
+        'n_alike': int(((n_tied == n_candidates) & (n_candidates > 1)).sum()),
+        'rougeL': float(np.mean([own[places].mean() for own, places in zip(rougeL, tied, strict=True)])),
+    }
+
+
+def _tied_best(values):
+    """Indices of the candidates with the highest value; of values that are no numbers, the one that argmax takes."""
+    tied = np.flatnonzero(np.max(values) - values <= SAME_SCORE)
+    return tied if tied.size else [int(np.argmax(values))]
 
 
 def _gap_interval(method_means, random_means, oracle_means):

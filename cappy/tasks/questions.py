@@ -15,6 +15,7 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files import jsonl
 from cappy.files.atomic import shortest_float32, write_atomically
+from cappy.files.scored_pairs import SAME_SCORE
 from cappy.files.wording import listed, shown
 from cappy.tasks.statistics import CONFIDENCE, N_RESAMPLES, bootstrap_means, percentiles
 
@@ -109,7 +110,8 @@ def summarise(verdicts, seed=0, n_resamples=N_RESAMPLES) -> dict[str, dict]:
 
     {dataset: {'accuracy', 'low', 'high', 'questions', 'examples', 'templates_mean', 'templates_std' (None for a single
     template), 'templates_min', 'templates_max', 'templates': {template: {'accuracy', 'low', 'high', 'questions'}}}},
-    and 'Average': {'accuracy', 'low', 'high'}, the mean over datasets, each drawn by itself.
+    and 'Average': {'accuracy', 'low', 'high'}, the mean over datasets, each drawn by itself. A dataset of a single
+    example has no interval (None), and neither has a mean with such a dataset.
     """
     groups = {}
     for verdict in verdicts:
@@ -118,7 +120,8 @@ def summarise(verdicts, seed=0, n_resamples=N_RESAMPLES) -> dict[str, dict]:
     for number, (name, group) in enumerate(groups.items()):
         summary[name], resamples = _summarise_dataset(group, [seed, number], n_resamples)
         drawn.append(resamples)
-    low, high = percentiles(np.mean(drawn, axis=0))
+    has_interval = all(entry['low'] is not None for entry in summary.values())
+    low, high = percentiles(np.mean(drawn, axis=0)) if has_interval else (None, None)
     return summary | {AVERAGE: {'accuracy': accuracy(verdicts)[AVERAGE], 'low': low, 'high': high}}
 
 
@@ -163,6 +166,16 @@ def count_faults(choices: Sequence[Choice], scores) -> dict[str, int]:
         n_exact = len({_key(choices[index], 'exact') for index in indices})
         counts['merged'] += n_exact if n_exact > 1 else 0
     return {name: int(count) for name, count in counts.items()}
+
+
+def count_alike(choices: Sequence[Choice], scores) -> tuple[int, int]:
+    """(questions with several different choices whose choices all have one score, questions with several)."""
+    scores, n_alike, n_several = np.asarray(scores), 0, 0
+    for indices in _questions(choices, 'exact').values():
+        if len({choices[index].response for index in indices}) > 1:
+            n_several += 1
+            n_alike += bool(np.ptp(scores[indices]) <= SAME_SCORE)
+    return n_alike, n_several
 
 
 def describe_faults(counts, grading) -> list[str]:
@@ -302,10 +315,12 @@ def _summarise_dataset(verdicts, seed, n_resamples):
     with np.errstate(invalid='ignore'):
         drawn = drawn_right / drawn_asked  # [T + 1, n_resamples]; nan where no example of a template was drawn
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail], axis=1)
+    low, high = np.nanquantile(drawn, [tail, 1 - tail], axis=1).tolist()
     means = right.sum(axis=1) / asked.sum(axis=1)
+    if len(examples) == 1:  # of which every resample is the same
+        low = high = [None] * len(means)
     entries = [
-        {'accuracy': float(means[t]), 'low': float(low[t]), 'high': float(high[t]), 'questions': int(asked[t].sum())}
+        {'accuracy': float(means[t]), 'low': low[t], 'high': high[t], 'questions': int(asked[t].sum())}
         for t in range(len(means))
     ]
     *by_template, everything = entries

@@ -1,9 +1,10 @@
 """ROUGE-L as the rouge_score package computes it, many times as fast."""
 
+import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -28,7 +29,27 @@ _SPACELESS_BLOCKS = (
     (0xF900, 0xFAFF),  # Han compatibility
     (0x20000, 0x3FFFF),  # Han supplements
 )
+_WORTH_THREADS = 1e9  # products of tokens, a tenth of a second
 _ZERO_WIDTH_SPACE = '\u200b'  # of category Cf, but it separates words
+# Marks that writers of Hebrew, Arabic and Syriac may leave out: points, accents and signs for reciting, and the stroke
+# that only stretches a word. Not the hamza and madda, which belong to the spelling, nor the vowel signs and tone marks
+# of other scripts (Devanagari, Thai, the accents of Latin), by which words differ.
+_OPTIONAL_MARKS = (
+    (0x0591, 0x05BD),  # Hebrew accents and points
+    (0x05BF, 0x05BF),
+    (0x05C1, 0x05C2),
+    (0x05C4, 0x05C5),
+    (0x05C7, 0x05C7),
+    (0x0610, 0x061A),  # Arabic honorifics and signs for reciting
+    (0x0640, 0x0640),  # tatweel
+    (0x064B, 0x0652),  # Arabic points
+    (0x0670, 0x0670),
+    (0x06D6, 0x06DC),  # signs for reciting
+    (0x06DF, 0x06E4),
+    (0x06E7, 0x06E8),
+    (0x06EA, 0x06ED),
+    (0x0730, 0x074A),  # Syriac points
+)
 _DEFAULT_TOKEN = re.compile('[a-z0-9]+')
 
 
@@ -36,8 +57,9 @@ class RougeL:
     """ROUGE-L F-measures, equal to the last bit to those of RougeScorer(['rougeL'], use_stemmer=True) of rouge_score.
 
     tokenizer: 'default' is that of rouge_score, which reads only the letters a to z and digits, so that a text in
-    another script has no tokens and scores 0 even against itself; 'unicode' reads all scripts. Texts and stems are
-    cached, up to max_cached of each. An object must not be used by several threads at once.
+    another script has no tokens and scores 0 even against itself; 'unicode' reads all scripts, and takes Hebrew, Arabic
+    and Syriac words with and without points as the same. Texts and stems are cached, up to max_cached of each. An
+    object must not be used by several threads at once.
     """
 
     def __init__(self, tokenizer='default', max_cached=400_000):
@@ -71,13 +93,33 @@ class RougeL:
             return np.zeros((0, 0))
         return self._measures(responses, responses)
 
-    def has_no_tokens(self, text: str) -> bool:
-        """Whether a text has letters or digits but no tokens, so that it scores 0 against every text."""
-        return not self._words(text) and any(character.isalnum() for character in text)
+    def agreement(self, texts: Sequence[str]) -> np.ndarray:
+        """How far each text agrees with each, float64 [n, n]: `pairwise`, and 1 for equal texts without tokens.
 
-    def n_unread(self, groups: Iterable[Iterable[str]]) -> int:
-        """The number of groups (an example's references and candidates, say) that hold a text without tokens."""
-        return sum(any(self.has_no_tokens(text) for text in group) for group in groups)
+        So that a text agrees with itself whether it has words or not. Texts without tokens are equal where they differ
+        in case and space alone; blank ones say nothing, and agree with none.
+        """
+        agreement = self.pairwise(texts)
+        alike = {}
+        for number, text in enumerate(texts):
+            if not self._encode(text):
+                alike.setdefault(' '.join(text.casefold().split()), []).append(number)
+        alike.pop('', None)
+        for numbers in alike.values():
+            agreement[np.ix_(numbers, numbers)] = 1.0
+        return agreement
+
+    def unread_letters(self, text: str) -> tuple[int, int]:
+        """(letters that are in no token, all letters) of a text; of a text without letters its digits instead."""
+        text = text.lower()
+        letters = list(filter(str.isalpha, text)) or list(filter(str.isalnum, text))
+        is_all_read = self.tokenizer == 'unicode' or text.isascii()
+        return 0 if is_all_read else sum(not letter.isascii() for letter in letters), len(letters)
+
+    def is_unread(self, text: str) -> bool:
+        """Whether most letters of a text are in no token, so that its score says little or nothing of it."""
+        n_unread, n_letters = self.unread_letters(text)
+        return 2 * n_unread > n_letters
 
     def _measures(self, references, responses):
         self._make_room()
@@ -85,8 +127,12 @@ class RougeL:
         encoded_responses = (
             encoded_references if responses is references else [self._encode(text) for text in responses]
         )
+        n_products = sum(map(len, encoded_references)) * sum(map(len, encoded_responses))
+        n_threads = len(os.sched_getaffinity(0)) if n_products > _WORTH_THREADS else 1
         # Length of the longest common subsequence, [n_references, n_responses].
-        common = cdist(encoded_references, encoded_responses, scorer=LCSseq.similarity, dtype=np.int32)
+        common = cdist(
+            encoded_references, encoded_responses, scorer=LCSseq.similarity, dtype=np.int32, workers=n_threads
+        )
         n_reference_tokens = np.array([max(len(text), 1) for text in encoded_references])
         n_response_tokens = np.array([max(len(text), 1) for text in encoded_responses])
         precision = common / n_response_tokens
@@ -131,8 +177,8 @@ def _unicode_words(text):
     text = unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', text).casefold())
     if text.isascii():
         return _DEFAULT_TOKEN.findall(text)
-    token, invisible = _unicode_patterns()
-    return token.findall(invisible.sub('', text))
+    token, left_out = _unicode_patterns()
+    return token.findall(left_out.sub('', text))
 
 
 @lru_cache(maxsize=1)
@@ -142,8 +188,11 @@ def _unicode_patterns():
     """
     categories = [unicodedata.category(chr(code)) for code in range(sys.maxunicode + 1)]
     marks = _character_class(code for code, category in enumerate(categories) if category[0] == 'M')
-    invisible = _character_class(
-        code for code, category in enumerate(categories) if category == 'Cf' and chr(code) != _ZERO_WIDTH_SPACE
+    optional = {code for first, last in _OPTIONAL_MARKS for code in range(first, last + 1)}
+    left_out = _character_class(
+        code
+        for code, category in enumerate(categories)
+        if (category == 'Cf' and chr(code) != _ZERO_WIDTH_SPACE) or code in optional
     )
     alone = _character_class(
         code
@@ -153,7 +202,7 @@ def _unicode_patterns():
     )
     letter = rf'(?![{alone}])[^\W_]'
     token = rf'[{alone}][{marks}]*|{letter}(?:{letter}|[{marks}])*'
-    return re.compile(token), re.compile(f'[{invisible}]')
+    return re.compile(token), re.compile(f'[{left_out}]')
 
 
 def _character_class(codes):

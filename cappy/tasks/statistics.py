@@ -18,7 +18,8 @@ _DRAWS_AT_ONCE = 250_000  # 2 MB of counts, which stay in the cache: 20 to 65% l
 
 
 class Difference(NamedTuple):
-    """Mean of ours minus theirs, with its interval; low and high are None where there are too few tasks for one."""
+    """Mean of ours minus theirs, with its interval; low and high are None where there are too few tasks, or
+    a single example, for one."""
 
     mean: float
     low: float | None
@@ -56,6 +57,11 @@ def bootstrap_means(values, n_resamples=N_RESAMPLES, seed=0) -> np.ndarray:
     return np.concatenate(means, axis=1)
 
 
+def interval_over_examples(means, n_examples) -> tuple[float | None, float | None]:
+    """`percentiles` of the resamples' means; (None, None) for a single example, of which every resample is the same."""
+    return percentiles(means) if n_examples > 1 else (None, None)
+
+
 def percentiles(means) -> tuple[float, float]:
     """The interval that holds the middle `CONFIDENCE` of the means."""
     tail = (1 - CONFIDENCE) / 2
@@ -63,9 +69,9 @@ def percentiles(means) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_interval(values, n_resamples=N_RESAMPLES, seed=0) -> tuple[float, float]:
-    """Percentile interval of the mean of values [N] over examples drawn with replacement."""
-    return percentiles(bootstrap_means(values, n_resamples, seed)[0])
+def bootstrap_interval(values, n_resamples=N_RESAMPLES, seed=0) -> tuple[float | None, float | None]:
+    """Percentile interval of the mean of values [N] over examples drawn with replacement; (None, None) for N = 1."""
+    return interval_over_examples(bootstrap_means(values, n_resamples, seed)[0], len(values))
 
 
 def paired_bootstrap(ours, others, n_resamples=N_RESAMPLES, seed=0) -> tuple[tuple[float, float], list[Difference]]:
@@ -79,14 +85,15 @@ def paired_bootstrap(ours, others, n_resamples=N_RESAMPLES, seed=0) -> tuple[tup
 def paired_intervals(
     ours, others, n_resamples=N_RESAMPLES, seed=0
 ) -> tuple[tuple[float, float], list[Difference], list[tuple[float, float]]]:
-    """What `paired_bootstrap` returns, and the interval of the mean of each of the others."""
+    """What `paired_bootstrap` returns, and the interval of the mean of each of the others; (None, None) for N = 1."""
     ours, others = np.asarray(ours, np.float64), np.asarray(others, np.float64).reshape(len(others), len(ours))
     means, *other_means = bootstrap_means([ours, *others], n_resamples, seed)
+    n = len(ours)
     differences = [
-        Difference(float(np.mean(ours - theirs)), *percentiles(means - their_means))
+        Difference(float(np.mean(ours - theirs)), *interval_over_examples(means - their_means, n))
         for theirs, their_means in zip(others, other_means, strict=True)
     ]
-    return percentiles(means), differences, [percentiles(own) for own in other_means]
+    return interval_over_examples(means, n), differences, [interval_over_examples(own, n) for own in other_means]
 
 
 def interval_over_tasks(values) -> tuple[float | None, float | None]:
