@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 from cappy.cli import flags
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
+from cappy.files.inputs import size
 from cappy.files.wording import listed
 from cappy.study import cells, report
 from cappy.study.cells import PUBLISHED
@@ -88,7 +89,7 @@ def build_pages(folders, known, gens_dir, max_examples, n_workers):
     for cell in known:
         paths = [ResultPaths(folder, cell.generator, cell.task) for folder in folders]
         arguments.append((paths, cell.results, gens_dir, max_examples))
-        sizes.append(sum(path.candidates.stat().st_size for path in paths if path.candidates.exists()))
+        sizes.append(sum(size(path.candidates) for path in paths))
     return run_over_files(report.build_cell, arguments, sizes, n_workers, progress='reading candidates')
 
 

@@ -37,7 +37,7 @@ RECORDS_AT_RISK = 1000  # written between two marks behind which a killed run co
 
 
 def main(
-    input_file: str,  # jsonl, csv or tsv; - is standard input
+    input_file: str,  # jsonl, csv or tsv, also gzipped (.gz); - is standard input
     output=STANDARD,  # the scored file; - is standard output
     format: Literal['jsonl', 'csv', 'tsv'] | None = None,  # of input and output; default: what the input's name says
     instruction_key='instruction',  # field or column of the instruction
@@ -60,14 +60,14 @@ def main(
     settings = dict(locals())
     keys = {'instruction_key': instruction_key, 'response_key': response_key, 'score_key': score_key}
     file = PairFile(input_file, format, **keys)
-    if file.path == STANDARD and n_processes not in (None, 1):
-        raise InputError('standard input reaches one process; give a file that all of them can read')
+    if file.is_stream and n_processes not in (None, 1):
+        raise InputError(f'{file.name} reaches one process; give a file that all of them can read')
     paths = None if output == STANDARD else OutputPaths(Path(output))
     check_output(paths, file)
     n_pairs = check_pairs(file, rank)
     made_with = {name: settings[name] for name in DECIDING} | {'format': file.format}
     made_with['model_digest'] = model_digest(model_name_or_path)
-    if paths and file.path != STANDARD:
+    if paths and not file.is_stream:
         made_with['input_digest'] = file.digest()
     if paths and paths.result.exists() and not overwrite:
         return confirm_existing(paths, made_with)
@@ -103,8 +103,8 @@ def check_output(paths, file):
 
 
 def check_pairs(file, rank):
-    """The number of pairs, each of which is sound; None for standard input, which cannot be read twice."""
-    if file.path == STANDARD:
+    """The number of pairs, each of which is sound; None for standard input and pipes, which cannot be read twice."""
+    if file.is_stream:
         return None
     runs = Runs()
     n_pairs = sum(1 for _ in (runs.watch(file.pairs()) if rank else file.pairs()))

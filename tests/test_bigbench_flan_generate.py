@@ -184,7 +184,7 @@ def test_the_default_top_k_is_the_references_and_can_be_switched_off(data, tmp_p
         ({'tasks': 'tiny_tens'}, 'tiny_tens_train.jsonl: no such file; near names'),
         ({'model_name_or_path': str(RECORDED / 'tiny-cappy')}, "model_type: found 'roberta'; a generator is a t5"),
         ({'model_name_or_path': './none'}, 'model none: no such directory'),
-        ({'generator': 'a/b'}, "generator 'a/b': cannot be the name of a folder"),
+        ({'generator': 'a/b'}, "generator 'a/b': files are named after it; give a name without a slash"),
         ({'n_model_shards': 2}, '--n_model_shards 2: does not divide the 1 device(s) found'),
     ],
 )

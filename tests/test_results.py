@@ -307,6 +307,10 @@ def test_corrupt_candidates_and_updates_are_named_with_their_line(tmp_path):
             'f:2: example_idx is missing',
         ),
         ('[1]', 'f:2: expected a JSON object'),
+        (json.dumps(LINE | {'rougeL': 10**400}), 'f:2: rougeL: expected a number, found one of 401 digits'),
+        (json.dumps(LINE | {'picked': {'oracle': '1'}}), 'f:2: oracle: expected a number, found "1"'),
+        (json.dumps(LINE | {'example_idx': [1]}), r'f:2: example_idx: expected an integer or text, found \[1\]'),
+        (json.dumps(LINE | {'pick': 0.0}), 'f:2: pick: expected the place of a candidate, found 0.0'),
     ]:
         path.write_text(f'{json.dumps(LINE)}\n{line}\n')
         with pytest.raises(InputError, match=message):

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files.inputs import stems
+from cappy.files.names import check_name
 from cappy.files.wording import listed, near_names, not_found
 from cappy.study import results
 from cappy.study.results import ResultPaths, is_finite_number
@@ -149,7 +151,7 @@ def read_task_names(data_dir) -> list[str]:
         raise InputError(f'{path}: cannot be read ({error})') from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise InputError(f'{path}: expected a list of names of tasks')
-    return list(dict.fromkeys(names))
+    return [check_name(name, f'{path}: the task') for name in dict.fromkeys(names)]
 
 
 def choose_tasks(asked: Sequence[str] | None, data_dir, found: Iterable[str]) -> list[str]:
@@ -253,12 +255,8 @@ def found_tasks(folders, generators) -> set[str]:
 
 def sampled_tasks(gens_dir, generators, splits=SPLITS) -> set[str]:
     """Tasks of which one of the generators has a file of samples, of one of the splits."""
-    return {
-        path.name.removesuffix(f'_{split}.jsonl')
-        for generator in generators
-        for split in splits
-        for path in (Path(gens_dir) / generator).glob(f'*_{split}.jsonl')
-    }
+    folders = [Path(gens_dir) / generator for generator in generators]
+    return set().union(*(stems(folder, f'_{split}.jsonl') for folder in folders for split in splits))
 
 
 def whole_tasks(cells: Sequence[Cell], tasks) -> list[str]:

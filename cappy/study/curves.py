@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files.inputs import find
 from cappy.study.results import ResultPaths, read_candidates, text_settings
 from cappy.tasks.candidates import Example, read_examples
 from cappy.tasks.rouge import RougeL
@@ -72,7 +73,7 @@ def read_generator_file(paths: ResultPaths, lines: Sequence[dict], settings: dic
     list of candidates.Example. Raises InputError where they are not the examples that were scored.
     """
     folder = gens_dir or settings.get('bigbench_gen_dir')
-    path = Path(folder or '') / paths.generator / f'{paths.task}_validation.jsonl'
+    path = find(Path(folder or '') / paths.generator / f'{paths.task}_validation.jsonl')
     if not folder or not path.exists():
         return None
     keys = {name: settings[name] for name in ('src_key', 'tgt_key', 'refs_key') if settings.get(name)}

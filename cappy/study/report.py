@@ -21,6 +21,7 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
+from cappy.files.inputs import find
 from cappy.files.updates import read_updates
 from cappy.study import cells, curves, verdict
 from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED, Cell
@@ -58,7 +59,7 @@ def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=N
         page.summary['seeds'] = {'values': values, **spread(values)._asdict()}
     attempt = _Attempts(page.faults)
     has_files = [
-        path.candidates.exists() or 'comparison' in result for path, result in zip(paths, results, strict=True)
+        find(path.candidates).exists() or 'comparison' in result for path, result in zip(paths, results, strict=True)
     ]
     # A published number, or the reference implementation's own result, has no files beside it.
     examples = attempt(cells.examples_of_cell, paths, values) if all(has_files) else None

@@ -12,6 +12,7 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files import jsonl
 from cappy.files.atomic import read_text, shortest_float32, to_json, write_atomically, write_text
+from cappy.files.jsonl import is_number as is_finite_number
 from cappy.files.updates import write_updates
 from cappy.files.wording import shown
 
@@ -110,20 +111,12 @@ def read_result(path) -> dict:
     """
     text = read_text(path)
     try:
-        result = json.loads(text)
+        result, _ = jsonl.without_halves(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not a result ({error}), found {text[:40].strip()!r}') from error
     if not isinstance(result, dict) or not is_finite_number(result.get('rougeL')):
         raise InputError(f'{path}: not a result; expected an object with a number rougeL')
     return result
-
-
-def is_finite_number(value) -> bool:
-    """Whether a JSON value is a number that arithmetic can take."""
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer of more digits than a float has room for
-        return False
 
 
 def text_settings(result: dict) -> dict[str, str]:
