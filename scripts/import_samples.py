@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files import jsonl
+from cappy.files.outputs import check_files
 from cappy.files.wording import listed, shown
-from cappy.tasks.candidates import Example, Sample, write_examples
+from cappy.tasks.candidates import Example, Sample, write_splits
 
 LOG_FIELDS = {'doc_id', 'target', 'arguments', 'resps'}  # of each line of a log
 LIKELIHOODS = ('log_likelihood_sum', 'log_likelihood_mean')
@@ -59,9 +60,10 @@ def main(
             except InputError as error:
                 raise InputError(f'{path}:{number}: {error}') from error
     check_examples(examples, settings)
-    for name, chosen in divide(finished(examples, settings), split, validation_share, seed).items():
-        path = output_path(settings, name)
-        write_examples(path, chosen)
+    divided = divide(finished(examples, settings), split, validation_share, seed)
+    files = {output_path(settings, name): chosen for name, chosen in divided.items()}
+    write_splits(files)
+    for path, chosen in files.items():
         print(f'{path}: {len(chosen)} examples, {sum(len(example.samples) for example in chosen)} samples')
 
 
@@ -79,6 +81,7 @@ def check_flags(settings):
         raise InputError('--decoding and --decoding_key both name the decoding; give one of them')
     for name in (settings['split'],) if settings['split'] else ('train', 'validation'):
         path = output_path(settings, name)
+        check_files(path)
         if path.exists() and not settings['overwrite']:
             raise InputError(f'{path}: exists; --overwrite replaces it, another --task or --generator keeps both')
 

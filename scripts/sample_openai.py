@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 
 from cappy.cli import flags
 from cappy.errors import InputError
+from cappy.files.lock import check_result
+from cappy.files.partial import OutputPaths
 from cappy.generate.decodings import Decoding
 from cappy.generate.sample_files import SampledFile, candidate_path, check_existing, read_instructions, sampled_file
 from cappy.generate.server import RequestFailed, RequestRefused, Server, ServerError, ServerSettings
@@ -72,6 +74,7 @@ def main(
     template = read_template(prompt)
     server_settings = check_server(settings)
     jobs = [job for job in find_jobs(settings) if overwrite or not is_done(job, decodings)]
+    check_result(*(OutputPaths(job.path) for job in jobs))
     if jobs:
         asyncio.run(draw_files(server_settings, jobs, template, decodings, settings))
 

@@ -14,8 +14,10 @@ import pytest
 from conftest import run_main
 
 import cappy_bigbench
+from cappy.errors import InputError
 from cappy.files.lock import result_lock
 from cappy.files.updates import read_updates
+from cappy.model import model_files
 from cappy.study import results
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +60,32 @@ def written(folder, train=None, validation=None):
         raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         (place / f'colours_{split}.jsonl').write_bytes(b''.join(line + b'\n' for line in raw))
     return folder
+
+
+@pytest.mark.parametrize('checkpoint_every', [0, 4])
+def test_a_scorer_that_cannot_be_saved_costs_neither_the_result_nor_the_checkpoint(
+    tmp_path, capsys, monkeypatch, checkpoint_every
+):
+    def fail(directory, *rest, **options):
+        raise InputError(f'{directory}: cannot be written (No space left on device); free some space')
+
+    argv = [*job(tmp_path / 'out'), *RECORDED_FLAGS[2:], '--train_size', '64', '--nocompare_before']
+    argv += ['--save_dir', tmp_path / 'saved', '--checkpoint_every', checkpoint_every]
+    with monkeypatch.context() as patch:
+        patch.setattr(model_files, 'write_model', fail)
+        assert run(*argv) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    paths = results.ResultPaths(tmp_path / 'out', 'flan-t5-tiny', 'tiny_tense')
+    assert 'saved: cannot be written (No space' in message and f'The result is there, {paths.result}' in message
+    first = results.read_result(paths.result)
+    assert paths.candidates.exists() and paths.updates.exists() and not (tmp_path / 'saved').exists()
+    assert ('delete the result, and the same command goes on' in message) == bool(checkpoint_every)
+    assert paths.checkpoint.exists() == bool(checkpoint_every)
+    if checkpoint_every:
+        paths.result.unlink()
+        assert run(*argv) == 0
+        assert (tmp_path / 'saved' / 'model.safetensors').exists() and not paths.checkpoint.exists()
+        assert results.read_result(paths.result)['rougeL'] == first['rougeL']
 
 
 def files_in(folder):

@@ -16,10 +16,10 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files.atomic import shortest_float32
 from cappy.files.jsonl import parse_object
+from cappy.files.outputs import STANDARD, is_stream
 from cappy.files.wording import listed, not_found, shown
 
 FORMATS = ('jsonl', 'csv', 'tsv')
-STANDARD = '-'  # standard input or output
 _DELIMITERS = {'csv': ',', 'tsv': '\t'}
 _LONGEST_FIELD = 2**24  # characters; an open quote would otherwise take in the rest of a file
 
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 class PairFile:
-    """A file of pairs, or standard input, which can be read once.
+    """A file of pairs; or standard input or a pipe, which can be read once (is_stream).
 
     format: one of FORMATS, None: what the name of the file says. header: bytes before the records, known once the first
     of `pairs` was read; end: bytes that end a record. Raises InputError for a format that is not known.
@@ -43,6 +43,7 @@ class PairFile:
     def __init__(self, path, format=None, *, instruction_key='instruction', response_key='response', score_key='score'):
         self.path = path if path == STANDARD else Path(path)
         self.name = 'standard input' if path == STANDARD else str(path)
+        self.is_stream = is_stream(path)
         self.format = format or self._format_of_name()
         self.keys = {'instruction_key': instruction_key, 'response_key': response_key}
         self.score_key = score_key
@@ -182,6 +183,22 @@ class PairFile:
             raise InputError(f'{self.name}: holds no pairs')
         yield first
         yield from pairs
+
+
+class PairsDigest:
+    """What tells the pairs of an input that cannot be read twice from others, in any order: a sum of their digests."""
+
+    def __init__(self):
+        self._sum = 0
+
+    def add(self, pair):
+        """Count a pair in."""
+        self._sum += int.from_bytes(hashlib.blake2b(pair.text, digest_size=32).digest())
+        self._sum %= 1 << 256
+
+    def hexdigest(self) -> str:
+        """64 hexadecimal digits."""
+        return f'{self._sum:064x}'
 
 
 class Runs:
