@@ -154,7 +154,7 @@ def test_trying_a_place_leaves_nothing_and_names_what_is_wrong(tmp_path):
     check_folders(tmp_path, tmp_path / 'a')
     for path, message in (
         (tmp_path, 'is a folder'),
-        (tmp_path / 'afile' / 'a' / 'x', f'since {tmp_path / "afile"} is not a folder'),
+        (tmp_path / 'afile' / 'a' / 'x', f'{tmp_path / "afile"} is a file'),
         (tmp_path / 'gone' / 'x', 'gone is a link to nothing'),
         (tmp_path / 'loop', 'loop: cannot be written'),
         (tmp_path / 'fifo', 'is a device or a pipe'),
@@ -166,7 +166,7 @@ def test_trying_a_place_leaves_nothing_and_names_what_is_wrong(tmp_path):
     ):
         with pytest.raises(InputError, match='(?s).*' + message):
             check_files(path)
-    with pytest.raises(InputError, match='afile is not a folder'):
+    with pytest.raises(InputError, match='afile is a file'):
         check_folders(tmp_path / 'afile')
     assert names(tmp_path) == before
 

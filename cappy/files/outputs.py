@@ -106,8 +106,8 @@ def existing_folder(folder: Path, path) -> Path:
         if mode and stat.S_ISDIR(mode):
             return folder
         if mode or folder.is_symlink():
-            what = 'a link to nothing' if folder.is_symlink() else 'not a folder'
-            raise InputError(f'{path}: cannot be written, since {folder} is {what}; choose another place')
+            what = 'a link to nothing' if mode is None else 'a file'
+            raise InputError(f'{path}: cannot be written (Not a directory): {folder} is {what}; choose another place')
         folder = folder.parent
 
 
