@@ -68,18 +68,19 @@ def test_a_scorer_that_cannot_be_saved_costs_neither_the_result_nor_the_checkpoi
     def fail(directory, *rest, **options):
         raise InputError(f'{directory}: cannot be written (No space left on device); free some space')
 
-    argv = [*job(tmp_path / 'out'), *RECORDED_FLAGS, '--nocompare_before']
-    argv += ['--save_dir', tmp_path / 'saved', '--checkpoint_every', 16]
+    argv = [*job(tmp_path / 'out', 'colours', written(tmp_path / 'gens')), '--train_size', '4', '--nocompare_before']
+    argv += ['--per_device_batch_size', '4', '--accumulate_grad_batches', '1', '--checkpoint_every', '1']
+    argv += ['--save_dir', tmp_path / 'saved']
     with monkeypatch.context() as patch:
         patch.setattr(model_files, 'write_model', fail)
         assert run(*argv) == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    paths = results.ResultPaths(tmp_path / 'out', 'flan-t5-tiny', 'tiny_tense')
+    paths = results.ResultPaths(tmp_path / 'out', 'flan-t5-tiny', 'colours')
     assert 'saved: cannot be written (No space' in message and f'The result is there, {paths.result}; delete' in message
     first = results.read_result(paths.result)
     assert paths.candidates.exists() and paths.updates.exists() and not (tmp_path / 'saved').exists()
     paths.result.unlink()
-    assert run(*argv) == 0 and 'continuing after update 31' in caplog.text
+    assert run(*argv) == 0 and 'continuing after update 0' in caplog.text
     assert (tmp_path / 'saved' / 'model.safetensors').exists() and not paths.checkpoint.exists()
     assert results.read_result(paths.result)['rougeL'] == first['rougeL']
 
