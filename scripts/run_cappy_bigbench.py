@@ -300,7 +300,7 @@ def check_outputs(settings, todo, cluster):
     if cluster == 'slurm':
         check_folders(Path(settings['results_dir']) / slurm.FOLDER)
     for job in todo:
-        if job.save_dir:
+        if job.save_dir and not sweep.lock_holder(job.paths):  # else another process may be saving it
             check_writable(job.save_dir, job.overwrite or sweep.is_save_dir_unfinished(job))
 
 

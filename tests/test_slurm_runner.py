@@ -245,6 +245,26 @@ def test_slurm_may_fail_for_a_while_but_not_for_ever(queue, make_job, run, monke
         run([make_job('b')], lambda: monkeypatch.setattr(slurm, 'queue_states', fail))
 
 
+def test_jobs_whose_records_cannot_be_written_are_submitted_once(queue, make_job, run, monkeypatch):
+    jobs = make_job('a'), make_job('b')
+    write = slurm.write_atomically
+
+    def cut():
+        queue.states |= dict.fromkeys(('10_0', '10_1'), QueueState('PREEMPTED'))
+        monkeypatch.setattr(slurm, 'write_atomically', full)
+
+    def full(path):
+        raise InputError(f'{path}: cannot be written (No space left on device)')
+
+    def make_room():
+        monkeypatch.setattr(slurm, 'write_atomically', write)
+        ends(queue, '11_0', job=jobs[0])()
+        ends(queue, '11_1', job=jobs[1])()
+
+    events = run(jobs, cut, nothing, make_room, nothing)
+    assert kinds(events, 'a') == kinds(events, 'b') == ['again', 'done'] and queue.submitted == [['a', 'b']] * 2
+
+
 def test_the_queue_is_read_with_the_reasons_for_which_jobs_wait(monkeypatch, make_job):
     output = '12_0 PENDING Resources\n12_1 PENDING launch failed requeued held\n12_2 RUNNING None\n13 COMPLETED\n\n'
     monkeypatch.setattr(subprocess, 'run', lambda command, **rest: subprocess.CompletedProcess(command, 0, output, ''))

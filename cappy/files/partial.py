@@ -82,9 +82,9 @@ class PartialOutput:
     def open(self, header: bytes, overwrite=False):
         """Begin with the header, or continue: n_records says with how many. Raises InputError as `check_continues`."""
         if overwrite or not self.paths.partial.exists():
-            self._write_settings(0, len(header))
             n_bytes = len(header)
             try:
+                self._write_settings(0, n_bytes)
                 with self._named():
                     self.paths.partial.write_bytes(header)
             except BaseException:

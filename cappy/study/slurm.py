@@ -156,11 +156,14 @@ class SlurmRunner:
                 free.append(job)
         for first in range(0, len(free), LARGEST_ARRAY):
             part = free[first : first + LARGEST_ARRAY]
-            for job, job_id in zip(part, submit_array(part, self.folder, self.options), strict=True):
-                self.ids[job.name] = job_id
+            job_ids = submit_array(part, self.folder, self.options)
+            self.ids |= zip([job.name for job in part], job_ids, strict=True)
+            for job in part:
                 self.n_submitted[job.name] = self.n_submitted.get(job.name, 0) + 1
+            for job, job_id in zip(part, job_ids, strict=True):  # a full disk may end this
+                record = {'job': job_id, 'command': job.command, **self.options.of_a_job()}
                 with write_atomically(job.queue_record) as file:
-                    json.dump({'job': job_id, 'command': job.command, **self.options.of_a_job()}, file)
+                    json.dump(record, file)
 
     def leave(self, job, holder):
         """Leave a cell to another process for as long as that works on it."""
