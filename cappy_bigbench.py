@@ -22,6 +22,7 @@ from cappy.cli.phase_timer import PhaseTimer
 from cappy.errors import InputError
 from cappy.files.environment import environment
 from cappy.files.lock import check_result, result_lock
+from cappy.files.names import check_name
 from cappy.files.outputs import check_folders
 from cappy.files.settings import differing
 from cappy.model.devices import is_first_process
@@ -77,6 +78,8 @@ def main(
 ):
     """Adapt a scorer to one task and pick its samples."""
     settings = dict(locals())
+    for name in ('bigbench_gen_model', 'bigbench_subset_name'):
+        check_name(settings[name], name)
     paths = ResultPaths(results_dir, bigbench_gen_model, bigbench_subset_name)
     if paths.result.exists() and not overwrite:
         return show_existing(paths, settings)

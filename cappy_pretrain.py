@@ -22,6 +22,7 @@ from cappy.cli import flags, tables
 from cappy.cli.phase_timer import PhaseTimer
 from cappy.files.atomic import read_fields, write_atomically, write_json
 from cappy.files.environment import environment
+from cappy.files.inputs import GZIP_ENDING, find
 from cappy.files.lock import check_result, result_lock
 from cappy.files.outputs import check_folders
 from cappy.files.updates import write_updates
@@ -194,7 +195,7 @@ def check_outputs(paths, tensorboard_dir):
 
 def read_held_out(data_dir):
     """The held-out rows of a folder, None where it has none."""
-    path = Path(data_dir) / HELD_OUT_FILE
+    path = find(Path(data_dir) / HELD_OUT_FILE)
     if path.exists():
         return evaluation.read_held_out(path)
     logger.warning('%s: no such file; nothing is evaluated, and the last weights are the best', path)
@@ -204,7 +205,8 @@ def read_held_out(data_dir):
 def read_stream(data_dir, training):
     """The rows to train on, each checked once."""
     shards = find_shards(data_dir)
-    training.check(sum(path.stat().st_size for path in shards))  # no more rows than bytes: finds wrong flags early
+    if not any(path.suffix == GZIP_ENDING for path in shards):
+        training.check(sum(path.stat().st_size for path in shards))  # no more rows than bytes: finds wrong flags early
     stream = Stream(tuple(check_shards(shards)), training.n_epochs, training.window_size, training.seed)
     training.check(stream.n_pairs)
     return stream

@@ -11,7 +11,6 @@ the reference's; those from `grading` on are ours. See docs/commands.md, and doc
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -25,7 +24,9 @@ from cappy.cli.phase_timer import PhaseTimer
 from cappy.errors import InputError
 from cappy.files.atomic import read_fields, to_json, write_together
 from cappy.files.environment import environment
+from cappy.files.inputs import GZIP_ENDING, digest
 from cappy.files.lock import check_result, result_lock
+from cappy.files.names import check_name
 from cappy.files.settings import differing
 from cappy.model.devices import is_first_process
 from cappy.study.results import ResultPaths
@@ -57,8 +58,7 @@ def main(
 ):
     """Zero-shot accuracy on classification tasks."""
     settings = dict(locals())
-    model = Path(model_name_or_path).name or 'model'
-    paths = ChoicePaths(results_dir, model, Path(data_file).stem) if results_dir else None
+    paths = choice_paths(results_dir, model_name_or_path, data_file) if results_dir else None
     if paths and paths.result.exists() and not overwrite:
         return show_existing(paths, settings)
     if paths and not process_id:  # None or the first, which writes
@@ -104,7 +104,7 @@ def main(
                 for name in dict.fromkeys(choice.dataset_name for choice in choices)
                 if name.split('|||')[0] not in summary
             ],
-            'data_sha256': file_digest(data_file),
+            'data_sha256': digest(data_file),
             'seconds': timer.seconds | {'waiting_for_tokens': counts['seconds_waiting']},  # a part of score
             'versions': environment(),
             'device': devices.description,
@@ -125,11 +125,18 @@ class ChoicePaths(ResultPaths):
         return self._with('.scores.jsonl')
 
 
+def choice_paths(results_dir, model_name_or_path, data_file):
+    """The ChoicePaths, named after the last part of the model's name and after the data file."""
+    model = check_name(Path(model_name_or_path).name or 'model', f'--model_name_or_path {model_name_or_path}:')
+    data = Path(Path(data_file).name.removesuffix(GZIP_ENDING)).stem
+    return ChoicePaths(results_dir, model, check_name(data, f'--data_file {data_file}:'))
+
+
 def show_existing(paths, settings):
     """Give the result that is there; one of another scorer, data or grading is not what was asked for."""
     result = read_fields(paths.result, RESULT_FIELDS)
     made = result['settings'] | {'data_sha256': result['data_sha256']}
-    asked = settings | {'data_sha256': file_digest(settings['data_file'])}
+    asked = settings | {'data_sha256': digest(settings['data_file'])}
     not_deciding = ('overwrite', 'results_dir', 'per_device_batch_size')
     if other := differing(made, asked, ignoring=not_deciding):
         raise InputError(
@@ -139,15 +146,6 @@ def show_existing(paths, settings):
     if not settings['process_id']:  # None or the first
         report(result)
         print(f'Result already exists in {paths.result}. Skipped: nothing was computed.', file=sys.stderr)
-
-
-def file_digest(path):
-    """SHA-256 of a file, in hexadecimal."""
-    try:
-        with open(path, 'rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror})') from error
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 
 from cappy.cli import flags
 from cappy.errors import InputError
+from cappy.files.inputs import find, stems
 from cappy.files.lock import check_result
 from cappy.files.partial import OutputPaths
 from cappy.files.wording import listed, not_found
@@ -131,7 +132,8 @@ def read_files(settings, generator):
     names = [(task, split) for task in tasks for split in splits] if tasks else names_with_data(data_dir, splits)
     files = {}
     for task, split in names:
-        data, path = data_dir / f'{task}_{split}.jsonl', candidate_path(settings['output_dir'], generator, task, split)
+        path = candidate_path(settings['output_dir'], generator, task, split)
+        data = find(data_dir / f'{task}_{split}.jsonl')
         if data.resolve() == path.resolve():
             raise InputError(f'{path}: would be written over itself; choose another --output_dir')
         files[path] = list(read_instructions(data, src_key=settings['src_key']).values())
@@ -142,11 +144,7 @@ def names_with_data(data_dir, splits):
     """[(task, split)] of the data files in a folder: first the tasks of its subset_names.json, in its order."""
     if not data_dir.is_dir():
         raise InputError(not_found(data_dir, 'folder', remedy=REMEDY))
-    found = sorted(
-        (path.name.removesuffix(f'_{split}.jsonl'), split)
-        for split in splits
-        for path in data_dir.glob(f'*_{split}.jsonl')
-    )
+    found = sorted((task, split) for split in splits for task in stems(data_dir, f'_{split}.jsonl'))
     if not found:
         raise InputError(f'{data_dir}: no file {{task}}_{{split}}.jsonl with split {" or ".join(splits)}; {REMEDY}')
     rank = {task: number for number, task in enumerate(listed_tasks(data_dir))}
@@ -171,6 +169,7 @@ def missing_data(data_dir, splits):
 
 def is_done(path, examples, n_samples):
     """Whether the candidate file exists, with all that is asked for, as the first process finds it."""
+    path = find(path)
     exists = is_first_process() and path.exists()
     if exists:
         check_existing(path, examples, n_samples)

@@ -25,6 +25,8 @@ from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files import hub
 from cappy.files.atomic import write_atomically
+from cappy.files.inputs import find
+from cappy.files.names import check_name
 from cappy.files.outputs import check_files, check_folders
 from cappy.files.wording import listed, near_names, shown
 from cappy.tasks.bigbench import SPLIT_SEED, Task, find_tasks_dir, read_task, task_names
@@ -57,7 +59,7 @@ def main(
     if folder is None and (multiple_choice or seed != SPLIT_SEED):
         raise InputError('--seed and --multiple_choice are for task.json files; the hub has splits of its own')
     chosen = choose_tasks(tasks, folder)
-    missing = [name for name in chosen if not all(path.is_file() for path in task_paths(output_dir, name))]
+    missing = [name for name in chosen if not all(find(path).is_file() for path in task_paths(output_dir, name))]
     if len(missing) < len(chosen):
         logger.info('%s: %d of %d tasks are there already', output_dir, len(chosen) - len(missing), len(chosen))
     check_outputs(output_dir, missing, cache_dir if folder is None else None)
@@ -115,7 +117,7 @@ def choose_tasks(names, folder):
 
 def task_paths(output_dir, name):
     """The files of a task, in the order of SPLITS."""
-    return [Path(output_dir) / f'{name}_{split}.jsonl' for split in SPLITS]
+    return [Path(output_dir) / f'{check_name(name, "tasks")}_{split}.jsonl' for split in SPLITS]
 
 
 def write_tasks(output_dir, names, read):

@@ -30,6 +30,7 @@ from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files import hub, jsonl
 from cappy.files.atomic import write_atomically
+from cappy.files.inputs import find, opened
 from cappy.files.outputs import check_files
 from cappy.files.wording import listed, not_found, shown
 from cappy.tasks.templates import read_templates
@@ -294,18 +295,20 @@ def read_file(path):
         '.jsonl': lambda path: ((f'{path}:{line}', fields) for line, fields in jsonl.read(path)),
         '.parquet': read_parquet,
     }
-    if path.suffix not in readers:
+    path = find(path)
+    ending = Path(path.name.removesuffix('.gz')).suffix
+    if ending not in readers or path.name.endswith('.parquet.gz'):
         raise InputError(f'{path}: cannot tell its format; name it {", ".join(readers)}')
-    if not path.is_file():
+    if not path.exists():
         raise InputError(not_found(path))
-    return readers[path.suffix](path)
+    return readers[ending](path)
 
 
 def read_csv(path, delimiter):
     """Yield (file:line, fields) of each record of a csv file."""
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            yield from parse_csv(file, path, delimiter)
+        with opened(path) as file, io.TextIOWrapper(file, encoding='utf-8-sig', newline='') as lines:
+            yield from parse_csv(lines, path, delimiter)
     except UnicodeDecodeError as error:
         raise InputError(f'{path}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8') from error
 
@@ -330,10 +333,14 @@ def parse_csv(lines, name, delimiter):
 
 def read_json(path):
     """Yield (place, fields) of each object of a file that is one list of objects."""
+    with opened(path) as file:
+        raw = file.read()
     try:
-        examples = json.loads(path.read_text(encoding='utf-8-sig'))
+        examples, n_halves = jsonl.without_halves(json.loads(raw.decode('utf-8-sig')))
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not JSON ({error}); a file of JSON lines is named .jsonl') from error
+    if n_halves:
+        logger.warning('%s: %s', path, jsonl.describe_halves(n_halves))
     if not isinstance(examples, list):
         raise InputError(f'{path}: expected a list of objects, found {shown(examples)}')
     for number, fields in enumerate(examples, start=1):
@@ -353,13 +360,13 @@ def read_parquet(path):
             for fields in batch.to_pylist():
                 number += 1
                 yield f'{path}, record {number}', fields
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f'{path}: not parquet ({" ".join(str(error).split())})') from error
 
 
 def write_task(file, task, templates, examples):
     """Write the lines of a task, examples in order and templates in order within an example; returns their number."""
-    n_lines, left_out, n_equal = 0, Counter(), 0
+    n_lines, left_out, n_equal, halves = 0, Counter(), 0, jsonl.Halves()
     for index, (place, fields) in enumerate(examples):
         for template in templates:
             try:
@@ -370,7 +377,7 @@ def write_task(file, task, templates, examples):
                 left_out[template.name] += 1
                 continue
             n_equal += len(set(question.choices)) < len(question.choices)
-            n_lines += write_choices(file, task, template, index, question, place)
+            n_lines += write_choices(file, task, template, index, question, halves)
     n_examples = index + 1
     logger.info('%s: %d examples, %d templates, %d lines', task.name, n_examples, len(templates), n_lines)
     if not n_lines:
@@ -380,11 +387,12 @@ def write_task(file, task, templates, examples):
         logger.warning('%s: left out, for an empty prompt or no label: %s', task.name, names)
     if n_equal:
         logger.warning('%s: %d questions have two equal choices; the first is the right one', task.name, n_equal)
+    halves.say(f'{task.name}: the templates')
     return n_lines
 
 
-def write_choices(file, task, template, index, question, place):
-    """Write a line for each choice of a question; returns their number."""
+def write_choices(file, task, template, index, question, halves):
+    """Write a line for each choice of a question; returns their number. halves: a jsonl.Halves."""
     for number, choice in enumerate(question.choices):
         fields = {
             'dataset_name': task.name,
@@ -396,8 +404,10 @@ def write_choices(file, task, template, index, question, place):
         }
         try:
             file.write(json.dumps(fields, ensure_ascii=False) + '\n')
-        except UnicodeEncodeError as error:
-            raise InputError(f'{place}: holds half of a surrogate pair, which is no character') from error
+        except UnicodeEncodeError:  # a template can make one
+            fields, n = jsonl.without_halves(fields)
+            halves.n += n
+            file.write(json.dumps(fields, ensure_ascii=False) + '\n')
     return len(question.choices)
 
 

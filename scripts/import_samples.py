@@ -12,8 +12,9 @@ generation's arguments.
 """
 
 import ast
+import functools
 import json
-import math
+import logging
 import random
 import sys
 from pathlib import Path
@@ -24,9 +25,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files import jsonl
+from cappy.files.inputs import find
+from cappy.files.names import check_name
 from cappy.files.outputs import check_files
 from cappy.files.wording import listed, shown
+from cappy.generate.sample_checks import (
+    EMPTY_SHARE,
+    check_empty_share,
+    describe_empty,
+    describe_thinking,
+    equal_draws,
+    has_thinking,
+    without_thinking,
+)
 from cappy.tasks.candidates import Example, Sample, write_splits
+
+logger = logging.getLogger('import_samples')
 
 LOG_FIELDS = {'doc_id', 'target', 'arguments', 'resps'}  # of each line of a log
 LIKELIHOODS = ('log_likelihood_sum', 'log_likelihood_mean')
@@ -46,6 +60,8 @@ def main(
     decoding_key: str | None = None,  # field of the decoding's name; default: --decoding names it
     decoding: str | None = None,  # name of the decoding of all samples; default: sampling; in a log, by its arguments
     filter: str | None = None,  # in a log with several filters: the name of the one whose lines are read
+    strip_thinking=False,  # take <think>..</think> out of the responses
+    max_empty_share=EMPTY_SHARE,  # of samples without text, above which nothing is written; 1: never
     overwrite=False,  # replace files that exist
 ):
     """Make candidate files from existing samples."""
@@ -53,18 +69,19 @@ def main(
     check_flags(settings)
     examples = {}
     for path in input_files:
-        logged = {}  # samples by doc_id
-        for number, fields in jsonl.read(path):
-            try:
-                add_line(examples, logged, fields, settings)
-            except InputError as error:
-                raise InputError(f'{path}:{number}: {error}') from error
+        logged = {}  # (samples, filter) by doc_id
+        for _ in jsonl.read(path, functools.partial(add_line, examples, logged, settings)):
+            pass
     check_examples(examples, settings)
-    divided = divide(finished(examples, settings), split, validation_share, seed)
+    whole = finished(examples, settings)
+    notices = check_samples(whole, settings)
+    divided = divide(whole, split, validation_share, seed)
     files = {output_path(settings, name): chosen for name, chosen in divided.items()}
     write_splits(files)
     for path, chosen in files.items():
         print(f'{path}: {len(chosen)} examples, {sum(len(example.samples) for example in chosen)} samples')
+    for notice in notices:
+        logger.warning('%s', notice)
 
 
 def check_flags(settings):
@@ -74,14 +91,15 @@ def check_flags(settings):
     share = settings['validation_share']
     if share is not None and not 0 < share < 1:
         raise InputError(f'--validation_share: expected more than 0 and less than 1, found {share:g}')
+    check_empty_share(settings['max_empty_share'])
     for name in ('task', 'generator'):
-        if settings[name] is not None and (not settings[name] or '/' in settings[name]):
-            raise InputError(f'--{name} {settings[name]!r}: files are named after it; give a name without a slash')
+        if settings[name] is not None:
+            check_name(settings[name], f'--{name}')
     if settings['decoding'] and settings['decoding_key']:
         raise InputError('--decoding and --decoding_key both name the decoding; give one of them')
     for name in (settings['split'],) if settings['split'] else ('train', 'validation'):
-        path = output_path(settings, name)
-        check_files(path)
+        check_files(output_path(settings, name))
+        path = find(output_path(settings, name))
         if path.exists() and not settings['overwrite']:
             raise InputError(f'{path}: exists; --overwrite replaces it, another --task or --generator keeps both')
 
@@ -93,8 +111,11 @@ def output_path(settings, split):
     return (folder / generator if generator else folder) / f'{settings["task"]}_{split}.jsonl'
 
 
-def add_line(examples, logged, fields, settings):
-    """Add a line to the example of its instruction; examples: {instruction: {'references', 'samples'}}."""
+def add_line(examples, logged, settings, fields):
+    """Add a line to the example of its instruction; examples: {instruction: {'references', 'samples'}}.
+
+    logged: {doc_id: (samples, filter)} of the lines of a log before this one.
+    """
     is_log = fields.keys() >= LOG_FIELDS
     if is_log and settings['filter'] not in (None, fields.get('filter')):
         return
@@ -105,19 +126,25 @@ def add_line(examples, logged, fields, settings):
         return
     key = settings['response_key'] or ('resps' if is_log else 'response')
     samples = find_samples(fields, key, find_decoding(fields, settings, is_log))
+    if settings['strip_thinking']:
+        samples = [stripped(sample) if has_thinking(sample.response) else sample for sample in samples]
     if not (is_log and is_logged_again(logged, fields, key, samples)):
         example['samples'] += samples
 
 
 def is_logged_again(logged, fields, key, samples):
     """Whether an earlier line has these samples: a log has one line per document and filter, with the same resps."""
-    doc_id = shown(fields['doc_id'])
-    before = logged.setdefault(doc_id, samples)
-    if before != samples:
-        raise InputError(
-            f'{key}: not the samples of an earlier line of doc_id {doc_id}; read the lines of one --filter alone'
-        )
-    return before is not samples
+    doc_id, filter = shown(fields['doc_id']), fields.get('filter')
+    before, filter_before = logged.setdefault(doc_id, (samples, filter))
+    if before == samples:
+        return before is not samples
+    if filter == filter_before:
+        why = f'with the same filter ({shown(filter)})' if 'filter' in fields else 'without a filter'
+        remedy = 'if these are two runs, put each into a file of its own, and give both with a comma between them'
+    else:
+        why = f'with another filter ({shown(filter_before)})'
+        remedy = 'read the lines of one --filter alone'
+    raise InputError(f'{key}: not the samples of an earlier line of the same doc_id, {why}; {remedy}')
 
 
 def find_instruction(fields, key, is_log):
@@ -152,16 +179,11 @@ def find_samples(fields, key, decoding):
     while isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], list):
         responses = responses[0]  # a log has one list per request, and a generation is one request
     if isinstance(responses, str):
-        likelihoods = {name: float(fields[name]) for name in LIKELIHOODS if is_finite(fields.get(name))}
+        likelihoods = {name: float(fields[name]) for name in LIKELIHOODS if jsonl.is_number(fields.get(name))}
         return [Sample(responses, decoding, **likelihoods)]
     if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
         raise InputError(f'{key}: expected text or a list of texts, found {shown(responses)}')
     return [Sample(response, decoding) for response in responses]
-
-
-def is_finite(value):
-    """Whether a JSON value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def find_decoding(fields, settings, is_log):
@@ -189,7 +211,8 @@ def look_up(fields, key, flag):
 
 def logged_arguments(arguments):
     """(prompt, settings) of the first request; newer logs have objects with numbered keys instead of lists."""
-    first = arguments.get('gen_args_0') if isinstance(arguments, dict) else arguments[:1] and arguments[0]
+    first = arguments.get('gen_args_0') if isinstance(arguments, dict) else arguments
+    first = first[0] if isinstance(arguments, list) and arguments else first
     if isinstance(first, dict):
         return first.get('arg_0'), first.get('arg_1')
     return (*first, None)[:2] if isinstance(first, list) and first else (None, None)
@@ -231,6 +254,9 @@ def logged_decoding(arguments):
         raise InputError(
             f'arguments: expected those of a generation, found {shown(arguments)}; only texts can be ranked'
         )
+    for name in ('temperature', 'top_p', 'num_beams'):
+        if settings.get(name) is not None and not jsonl.is_number(settings[name]):
+            raise InputError(f'arguments: {name}: expected a number, found {shown(settings[name])}')
     temperature, top_p, do_sample = (settings.get(name) for name in ('temperature', 'top_p', 'do_sample'))
     if (settings.get('num_beams') or 1) > 1:
         return f'beam{settings["num_beams"]}'
@@ -249,6 +275,24 @@ def check_examples(examples, settings):
         for kind in ('references', 'samples') if settings['generator'] else ('references',):
             if not example[kind]:
                 raise InputError(f'{files}: no line of the instruction {shown(instruction)} has {kind}; remove them')
+
+
+def stripped(sample):
+    """The sample without its thinking, and without the likelihoods, which are those of both."""
+    return Sample(without_thinking(sample.response), sample.decoding)
+
+
+def check_samples(examples, settings):
+    """What a user should know of the samples, one line each. Raises InputError where too many have no text."""
+    responses = [sample.response for example in examples for sample in example.samples]
+    n_empty = sum(not response.strip() for response in responses)
+    empty = describe_empty(n_empty, len(responses), {})
+    if n_empty > settings['max_empty_share'] * len(responses):
+        share = settings['max_empty_share']
+        raise InputError(f'{", ".join(settings["input_files"])}: {empty}; more than --max_empty_share {share:g}')
+    n_thinking = sum(map(has_thinking, responses))
+    notices = ([empty] if n_empty else []) + ([describe_thinking(n_thinking)] if n_thinking else [])
+    return [*notices, *equal_draws(examples)]
 
 
 def finished(examples, settings):
@@ -274,4 +318,5 @@ def divide(examples, split, validation_share, seed):
 
 
 if __name__ == '__main__':
+    logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.WARNING)
     flags.run(main)

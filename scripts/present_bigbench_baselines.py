@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 from cappy.cli import flags, tables
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
+from cappy.files.inputs import find
 from cappy.files.wording import listed
 from cappy.study import cells
 from cappy.tasks.candidates import REFERENCE_DECODINGS
@@ -68,7 +69,7 @@ def main(
 
 def measure(gens_dir, generators, tasks, keys, n_workers):
     """{(generator, task): TaskBaselines, None where there is no file, or the InputError of a broken one}."""
-    paths = {(name, task): gens_dir / name / f'{task}_validation.jsonl' for name in generators for task in tasks}
+    paths = {(name, task): find(gens_dir / name / f'{task}_validation.jsonl') for name in generators for task in tasks}
     measured = dict.fromkeys(paths)
     paths = {cell: path for cell, path in paths.items() if path.exists()}
     sizes = [path.stat().st_size for path in paths.values()]

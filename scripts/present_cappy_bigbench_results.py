@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 from cappy.cli import flags, tables
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
+from cappy.files.inputs import size
 from cappy.files.updates import read_updates
 from cappy.files.wording import listed, near_names
 from cappy.study import cells, comparisons, curves, plots
@@ -200,7 +201,7 @@ def read_examples(results, n_workers):
         if cell.is_whole and all('comparison' in result for result in cell.results):
             paths = [ResultPaths(folder, cell.generator, cell.task) for folder in results.folders]
             arguments.append((paths, [result['rougeL'] for result in cell.results]))
-            sizes.append(sum(path.candidates.stat().st_size for path in paths if path.candidates.exists()))
+            sizes.append(sum(size(path.candidates) for path in paths))
     read = run_over_files(cells.examples_of_cell, arguments, sizes, n_workers, progress='reading candidates')
     notes = []
     for (paths, _), examples in zip(arguments, read, strict=True):
@@ -401,7 +402,7 @@ def draw_files(results, picture, gens_dir, n_workers):
         work, arguments = curves.read_scores, [(path.candidates,) for path in paths]
     else:
         work, arguments = read_updates, [(path.updates,) for path in paths]
-    sizes = [path.candidates.stat().st_size if path.candidates.exists() else 0 for path in paths]
+    sizes = [size(path.candidates) for path in paths]
     read = run_over_files(work, arguments, sizes, n_workers, progress='reading for the picture')
     faults = [str(values) for values in read if isinstance(values, InputError)]
     made = {path: values for path, values in zip(paths, read, strict=True) if not isinstance(values, InputError)}

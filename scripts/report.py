@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 from cappy.cli import flags
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
+from cappy.files.inputs import size
 from cappy.files.outputs import check_files, is_standard_output, is_stream
 from cappy.files.wording import listed
 from cappy.study import cells, report
@@ -91,7 +92,7 @@ def build_pages(folders, known, gens_dir, max_examples, n_workers):
     for cell in known:
         paths = [ResultPaths(folder, cell.generator, cell.task) for folder in folders]
         arguments.append((paths, cell.results, gens_dir, max_examples))
-        sizes.append(sum(path.candidates.stat().st_size for path in paths if path.candidates.exists()))
+        sizes.append(sum(size(path.candidates) for path in paths))
     return run_over_files(report.build_cell, arguments, sizes, n_workers, progress='reading candidates')
 
 
@@ -100,9 +101,9 @@ def print_summary(output, known, grid, remarks):
     for remark in remarks:
         print(remark, file=sys.stderr)
     missing = f', {len(grid) - len(known)} without a result' if len(known) < len(grid) else ''
-    size = '' if is_stream(output) else f', {Path(output).stat().st_size / 2**20:.1f} MiB'
+    written = '' if is_stream(output) else f', {Path(output).stat().st_size / 2**20:.1f} MiB'
     print(
-        f'{output}: {len(known)} cell{"" if len(known) == 1 else "s"}{missing}{size}',
+        f'{output}: {len(known)} cell{"" if len(known) == 1 else "s"}{missing}{written}',
         file=sys.stderr if is_standard_output(output) else sys.stdout,
     )
 

@@ -30,6 +30,7 @@ import cappy_bigbench
 from cappy import TrainingSettings
 from cappy.cli import flags, tables
 from cappy.errors import InputError
+from cappy.files.inputs import find
 from cappy.files.lock import check_result
 from cappy.files.outputs import check_files, check_folders
 from cappy.files.settings import differing
@@ -309,7 +310,8 @@ def check_cells(settings, todo, n_devices):
     folder, missing = Path(settings['bigbench_gen_dir']), []
     for job in todo:
         names = [f'{job.paths.generator}/{job.paths.task}_{split}.jsonl' for split in SPLITS]
-        missing += [name for name in names if not (folder / name).is_file() or not (folder / name).stat().st_size]
+        paths = {name: find(folder / name) for name in names}
+        missing += [name for name, path in paths.items() if not path.is_file() or not path.stat().st_size]
     if missing:
         missing = list(dict.fromkeys(missing))
         raise InputError(

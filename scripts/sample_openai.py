@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,11 +23,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 
 from cappy.cli import flags
 from cappy.errors import InputError
+from cappy.files.inputs import find
+from cappy.files.jsonl import describe_halves
 from cappy.files.lock import check_result
 from cappy.files.partial import OutputPaths
 from cappy.generate.decodings import Decoding
+from cappy.generate.sample_checks import (
+    CAUSES,
+    EMPTY_SHARE,
+    MIN_JUDGED,
+    check_empty_share,
+    describe_empty,
+    describe_thinking,
+    equal_draws,
+    has_thinking,
+)
 from cappy.generate.sample_files import SampledFile, candidate_path, check_existing, read_instructions, sampled_file
-from cappy.generate.server import RequestFailed, RequestRefused, Server, ServerError, ServerSettings
+from cappy.generate.server import AnswerFailed, RequestFailed, RequestRefused, Server, ServerError, ServerSettings
 from cappy.tasks.candidates import SPLITS, Example
 
 KEY_VARIABLE = 'OPENAI_API_KEY'
@@ -55,11 +68,13 @@ def main(
     system: str | None = None,  # text of the system message; chat only
     prompt: str | None = None,  # file with what is asked, {instruction} in it; default: the instruction as it is
     stop: str | None = None,  # text that ends a response; \n is a new line
-    max_tokens=256,  # tokens per response
+    max_tokens=256,  # tokens per response, the reasoning included
     greedy=True,  # one sample at temperature 0
     temperatures: flags.Names | None = ('1.0',),  # of the other decodings, 0.7,1.0; None: no others
     top_p=1.0,  # of the decodings of --temperatures, above 0 and at most 1
     n_samples=8,  # samples per instruction and temperature
+    strip_thinking=False,  # take <think>..</think> out of the responses
+    max_empty_share=EMPTY_SHARE,  # of samples without text, above which the run stops; 1: never
     logprobs=True,  # ask for log-probabilities, which the self-score baseline needs
     concurrency=8,  # requests at a time
     requests_per_minute: float | None = None,  # default: no limit
@@ -73,6 +88,7 @@ def main(
     decodings = choose_decodings(greedy, temperatures or (), top_p, n_samples)
     template = read_template(prompt)
     server_settings = check_server(settings)
+    check_empty_share(max_empty_share)
     jobs = [job for job in find_jobs(settings) if overwrite or not is_done(job, decodings)]
     check_result(*(OutputPaths(job.path) for job in jobs))
     if jobs:
@@ -127,12 +143,12 @@ def check_server(settings):
     key = os.environ.get(variable or KEY_VARIABLE, '').strip()
     if variable and not key:
         raise InputError(f'--api_key_variable {variable}: the environment has no such variable, or it is empty')
-    names = ('base_url', 'model', 'endpoint', 'system', 'max_tokens', 'logprobs', 'requests_per_minute')
+    names = ('base_url', 'model', 'endpoint', 'system', 'max_tokens', 'strip_thinking', 'logprobs')
     return ServerSettings(
         key=key or None,
         key_variable=variable or KEY_VARIABLE,
         stop=settings['stop'] and settings['stop'].replace('\\n', '\n'),
-        **{name: settings[name] for name in (*names, 'max_retries', 'timeout')},
+        **{name: settings[name] for name in (*names, 'requests_per_minute', 'max_retries', 'timeout')},
     )
 
 
@@ -145,8 +161,8 @@ def find_jobs(settings):
     jobs = []
     for task in settings['tasks']:
         for split in settings['splits']:
-            data = Path(settings['data_dir']) / f'{task}_{split}.jsonl'
             path = candidate_path(settings['output_dir'], generator, task, split)
+            data = find(Path(settings['data_dir']) / f'{task}_{split}.jsonl')
             jobs.append(Job(data, read_instructions(data), path))
             if data.resolve() == path.resolve():
                 raise InputError(f'{path}: would be written over itself; choose another --output_dir')
@@ -155,16 +171,17 @@ def find_jobs(settings):
 
 def is_done(job, decodings):
     """Whether the candidate file exists, with all that is asked for."""
-    if not job.path.exists():
+    path = find(job.path)
+    if not path.exists():
         return False
-    check_existing(job.path, list(job.examples.values()), {decoding.name: n for decoding, n in decodings.items()})
-    print(f'{job.path} exists and holds all {len(job.examples)} examples. Skipped; --overwrite begins again.')
+    check_existing(path, list(job.examples.values()), {decoding.name: n for decoding, n in decodings.items()})
+    print(f'{path} exists and holds all {len(job.examples)} examples. Skipped; --overwrite begins again.')
     return True
 
 
 def deciding_settings(settings, template, decodings):
     """What decides the samples; a file that was begun with other settings is not continued."""
-    names = ('model', 'endpoint', 'system', 'stop', 'max_tokens', 'logprobs')
+    names = ('model', 'endpoint', 'system', 'stop', 'max_tokens', 'strip_thinking', 'logprobs')
     return {
         **{name: settings[name] for name in names},
         'prompt': template,
@@ -179,25 +196,42 @@ async def draw_files(server_settings, jobs, template, decodings, settings):
     try:
         await server.check()
         for job in jobs:
+            n_requests, server.counts = server.n_requests, Counter()
             with sampled_file(job.path, list(job.examples.values()), deciding, settings['overwrite']) as file:
-                n_requests, n_cut = server.n_requests, server.n_cut
-                await Drawing(server, job, file, template, decodings).run(settings['concurrency'])
+                drawing = Drawing(server, job, file, template, decodings, settings['max_empty_share'])
+                await drawing.run(settings['concurrency'])
             print(f'{job.path}: {len(job.examples)} examples, {server.n_requests - n_requests} requests')
-            if server.n_cut > n_cut:
-                max_tokens = settings['max_tokens']
-                logger.warning('%d samples were cut off at --max_tokens %d', server.n_cut - n_cut, max_tokens)
+            for remark in remarks(file.whole, server.counts, settings['max_tokens']):
+                logger.warning('%s', remark)
     finally:
         await server.close()
 
 
-class Drawing:
-    """The samples of one file, drawn by several requests at a time. refused: one error per example refused."""
+def remarks(examples, counts, max_tokens):
+    """What a user should know of the samples of a file. counts: those of the server, of this run."""
+    responses = [sample.response for example in examples for sample in example.samples]
+    if n_cut := counts['cut at the limit']:
+        yield f'{n_cut} samples were cut off at --max_tokens {max_tokens}'
+    if n_empty := responses.count(''):
+        yield describe_empty(n_empty, len(responses), {cause: counts[cause] for cause in CAUSES})
+    if n_thinking := sum(map(has_thinking, responses)):
+        yield describe_thinking(n_thinking)
+    if counts['halves']:
+        yield f'the answers held {describe_halves(counts["halves"])}'
+    yield from equal_draws(examples)
 
-    def __init__(self, server: Server, job: Job, file: SampledFile, template, decodings):
-        self.server, self.file, self.decodings = server, file, decodings
-        self.refused = []
+
+class Drawing:
+    """The samples of one file, drawn by several requests at a time. set_aside: one error per example without answer."""
+
+    def __init__(self, server: Server, job: Job, file: SampledFile, template, decodings, max_empty_share=1.0):
+        self.server, self.file, self.decodings, self.max_empty_share = server, file, decodings, max_empty_share
+        self.set_aside = []
+        self._failed = []  # of these, those that failed since the last answer
         self._data, self._template = job.data, template
         self._line_of = {example.example_idx: line for line, example in job.examples.items()}
+        responses = [sample.response for example in file.whole for sample in example.samples]
+        self._n_samples, self._n_empty = len(responses), responses.count('')
 
     async def run(self, concurrency):
         """Draw the samples of all examples that have none. Raises InputError saying how many are done."""
@@ -215,9 +249,10 @@ class Drawing:
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
-        if self.refused:
-            more = f' (and {len(self.refused) - 1} more examples)' if len(self.refused) > 1 else ''
-            raise InputError(f'{self.refused[0]}{more}; change it or take it out of the data; {self._progress}')
+        self._check_text()
+        if self.set_aside:
+            more = f' (and {len(self.set_aside) - 1} more examples)' if len(self.set_aside) > 1 else ''
+            raise InputError(f'{self.set_aside[0]}{more}; change it or take it out of the data; {self._progress}')
 
     async def _work(self, waiting, bar):
         """Take examples off those waiting until none is left; the requests of an example follow each other."""
@@ -226,16 +261,40 @@ class Drawing:
                 samples = []
                 for decoding, n_samples in self.decodings.items():
                     samples += await self.server.samples(self._prompt(example), decoding, n_samples)
+            except AnswerFailed as error:
+                self._failed.append(InputError(f'{self._name(example)}: {error}'))
+                if len(self._failed) > 1:  # the server's fault, and not that of an example
+                    raise InputError(f'{self._failed[0]}; {self._progress}') from error
+                self.set_aside += self._failed
+                continue
             except RequestFailed as error:
                 raise InputError(f'{self._name(example)}: {error}; {self._progress}') from error
             except RequestRefused as error:
                 refusal = InputError(f'{self._name(example)}: {error}')
                 if not self.file.n_done:  # it may well refuse every example
                     raise InputError(f'{refusal}; {self._progress}') from error
-                self.refused.append(refusal)
+                self.set_aside.append(refusal)
                 continue
+            self._failed.clear()
             self.file.add(example, samples)
             bar.update()
+            self._n_samples += len(samples)
+            self._n_empty += sum(not sample.response for sample in samples)
+            if self._n_samples >= MIN_JUDGED:
+                self._check_text()
+
+    def _check_text(self):
+        """Raise InputError where too many samples are empty; where all are, none is kept."""
+        if self._n_empty <= self.max_empty_share * self._n_samples:
+            return
+        counts = self.server.counts
+        empty = describe_empty(self._n_empty, self._n_samples, {cause: counts[cause] for cause in CAUSES})
+        if self._n_empty == self._n_samples:
+            self.file.discard()
+            kept = 'nothing is kept'
+        else:
+            kept = f'{self._progress}, with --max_empty_share 1, or with other flags and --overwrite'
+        raise InputError(f'{self._data}: {empty}; more than --max_empty_share {self.max_empty_share:g}; {kept}')
 
     def _prompt(self, example):
         """The text to send."""

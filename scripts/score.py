@@ -38,7 +38,7 @@ RECORDS_AT_RISK = 1000  # written between two marks behind which a killed run co
 
 
 def main(
-    input_file: str,  # jsonl, csv or tsv; - is standard input
+    input_file: str,  # jsonl, csv or tsv, also gzipped (.gz); - is standard input
     output=STANDARD,  # the scored file, a device or a pipe; - is standard output
     format: Literal['jsonl', 'csv', 'tsv'] | None = None,  # of input and output; default: what the input's name says
     instruction_key='instruction',  # field or column of the instruction

@@ -163,7 +163,6 @@ def test_multiple_choice_examples_are_kept_with_their_choices_on_request(tmp_pat
         (b'{"examples": [{"input": 3, "target": "b"}]}', r'example 1: input: expected text, found 3'),
         (b'{"examples": [{"input": "a", "target": ["b", 3]}]}', r'example 1: target: expected text, found 3'),
         (b'{"examples": [{"input": "a", "target": []}]}', r'example 1: target: the list is empty'),
-        (b'{"examples": [{"input": "\\ud800", "target": "b"}]}', r'example 1: holds half of a surrogate pair'),
         (b'{"task_prefix": null, "examples": []}', r'task\.json: task_prefix: expected text, found null'),
     ],
 )

@@ -1,11 +1,13 @@
 """Reading and writing examples, and what is said of bad ones."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
 from cappy.errors import InputError
+from cappy.study.cells import sampled_tasks
 from cappy.tasks.candidates import Example, Sample, read_examples, read_task, write_examples
 
 GENS = Path(__file__).parent / 'recorded' / 'inputs' / 'bigbench_flan_gens'
@@ -171,10 +173,6 @@ def test_examples_without_samples_are_read_where_none_are_needed(tmp_path):
             GOOD | {'flan_samples': {'s': [{'response': 'r', 'log_likelihood_sum': '-3'}]}},
             'flan_samples, decoding \'s\': log_likelihood_sum: expected a number, found "-3"',
         ),
-        (
-            json.dumps(GOOD | {'instruction': 'XX'}).replace('XX', r'\ud83d!').encode(),
-            'instruction: holds half of a surrogate pair',
-        ),
     ],
 )
 def test_a_bad_line_is_named_with_its_field(tmp_path, bad, message):
@@ -202,6 +200,33 @@ def test_an_example_idx_that_repeats_is_named_with_both_lines(tmp_path):
     path = write_lines(tmp_path / 'f', GOOD, GOOD | {'example_idx': 1}, GOOD)
     with pytest.raises(InputError, match='f:3: example_idx 0 is on line 1 too'):
         read_examples(path)
+
+
+def test_the_bad_lines_of_both_files_are_named(tmp_path):
+    folder = tmp_path / 'gens' / 'g'
+    folder.mkdir(parents=True)
+    write_lines(folder / 't_train.jsonl', {}, GOOD, {}, GOOD)
+    write_lines(folder / 't_validation.jsonl', GOOD, b'{')
+    with pytest.raises(InputError) as raised:
+        read_task(tmp_path / 'gens', 'g', 't')
+    assert str(raised.value) == (
+        f'{folder}/t_train.jsonl:1: example_idx is missing; the line has nothing (line 3 too); line 4: example_idx 0 '
+        f'is on line 2 too; give every example its own; {folder}/t_validation.jsonl:2: not JSON (Expecting property '
+        "name enclosed in double quotes), found '{'"
+    )
+
+
+def test_packed_candidate_files_are_read_and_found(tmp_path):
+    folder = tmp_path / 'gens' / 'g'
+    folder.mkdir(parents=True)
+    for split in ('train', 'validation'):
+        path = write_lines(folder / 'f', GOOD)
+        (folder / f't_{split}.jsonl.gz').write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert [len(examples) for examples in read_task(tmp_path / 'gens', 'g', 't').values()] == [1, 1]
+    assert sampled_tasks(tmp_path / 'gens', ['g']) == {'t'}
+    with pytest.raises(InputError, match='tt_train.jsonl: no such file; near names in .*: t$|has t$'):
+        read_task(tmp_path / 'gens', 'g', 'tt')
 
 
 def test_an_empty_split_is_an_error(tmp_path):

@@ -1,6 +1,9 @@
 """The PromptSource experiment as a user runs it: the recorded run, its files, both gradings, every bad input."""
 
+import gzip
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +59,24 @@ def test_the_recorded_run_gives_its_json_alone_on_standard_output_and_every_scor
     assert nli['low'] < 0.275 < nli['high']
     assert 'ANLI R1' in err and '56.6' in err and 'tiny_wsc' in err
     assert '4 questions with several right choices' in err and '2 questions with no right choice: left out' in err
+
+
+def test_packed_data_and_a_pipe_give_the_same_result(tmp_path):
+    lines = DATA.read_bytes().splitlines(keepends=True)[:60]
+    plain, packed, pipe = tmp_path / 'few.jsonl', tmp_path / 'packed' / 'few.jsonl.gz', tmp_path / 'few'
+    plain.write_bytes(b''.join(lines))
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(plain.read_bytes(),), daemon=True)
+    writer.start()
+    results = []
+    for number, path in enumerate((plain, packed.with_suffix(''), pipe)):
+        assert run(*job('--results_dir', tmp_path / str(number), data=path)) == 0
+        result = json.loads((tmp_path / str(number) / 'tiny-cappy' / 'few.json').read_text())
+        results.append((result['accuracy'], result['data_sha256'], result['counts']))
+    writer.join(timeout=10)
+    assert results[0] == results[1] == results[2]
 
 
 def test_two_shards_give_the_same_json_and_scores(tmp_path, run_python):

@@ -132,12 +132,70 @@ def test_a_document_that_is_logged_once_for_each_filter_counts_once(capsys):
     assert run('log.jsonl', *COMMAND) == 0
     assert [[sample.response for sample in example.samples] for example in read('train')] == [['c', 'd']] * 2
     filtered = (*COMMAND, '--overwrite', '--response_key', 'filtered_resps')
-    assert 'log.jsonl:4: filtered_resps: not the samples of an earlier line of doc_id 1' in refused(
-        capsys, 'log.jsonl', *filtered
+    assert (
+        'log.jsonl:4: filtered_resps: not the samples of an earlier line of the same doc_id, with another filter'
+        in refused(capsys, 'log.jsonl', *filtered)
     )
     assert run('log.jsonl', *filtered, '--filter', 'strict') == 0
     assert [[sample.response for sample in example.samples] for example in read('train')] == [['C', 'D'], ['x']]
     assert "holds no examples of the filter 'no'" in refused(capsys, 'log.jsonl', *filtered, '--filter', 'no')
+
+
+def test_two_runs_in_one_log_are_told_apart_from_two_filters(capsys):
+    lines = [logged(n, f'Say {n}', 'b', [f'{run} {n}'], given=SAMPLING) for run in 'ab' for n in range(2)]
+    write('log.jsonl', lines)
+    message = refused(capsys, 'log.jsonl', *COMMAND)
+    assert (
+        'log.jsonl:3: resps: not the samples of an earlier line of the same doc_id, with the same filter ("none"); '
+        in message
+    )
+    assert 'two runs, put each into a file of its own, and give both with a comma between them (line 4 too)' in message
+    write('a.jsonl', lines[:2])
+    write('b.jsonl', lines[2:])
+    assert run('a.jsonl,b.jsonl', *COMMAND) == 0
+    assert [[sample.response for sample in example.samples] for example in read('train')] == [
+        ['a 0', 'b 0'],
+        ['a 1', 'b 1'],
+    ]
+    for line in lines:
+        del line['filter']
+    write('log.jsonl', lines)
+    assert 'doc_id, without a filter; if these are two runs' in refused(capsys, 'log.jsonl', *COMMAND, '--overwrite')
+
+
+def test_samples_without_text_are_counted_and_too_many_are_refused(capsys, caplog):
+    rows = [{'instruction': f'Say {n}', 'references': 'b', 'response': ['c', '', ' '][n % 3]} for n in range(6)]
+    write('mine.jsonl', rows)
+    message = refused(capsys, 'mine.jsonl', *COMMAND)
+    assert 'mine.jsonl: 4 of 6 samples are empty; more than --max_empty_share 0.5' in message
+    assert run('mine.jsonl', *COMMAND, '--max_empty_share', 0.7) == 0
+    assert caplog.messages == ['4 of 6 samples are empty']
+
+
+def test_thinking_is_noticed_and_taken_out_on_request(caplog):
+    row = {'instruction': 'a', 'references': 'b', 'response': '<think>c</think> d', 'log_likelihood_sum': -1.0}
+    write('mine.jsonl', [row, row | {'response': 'e', 'log_likelihood_sum': -2.0}])
+    assert run('mine.jsonl', *COMMAND) == 0
+    assert caplog.messages == ['1 sample has <think> in the text; --strip_thinking takes it out']
+    assert run('mine.jsonl', *COMMAND, '--strip_thinking', '--overwrite') == 0
+    assert read('train')[0].samples == (Sample('d', 'sampling'), Sample('e', 'sampling', -2.0))
+
+
+def test_equal_draws_are_noticed(caplog):
+    write('mine.jsonl', [{'instruction': f'{n}', 'references': 'b', 'response': ['c', 'c']} for n in range(3)])
+    assert run('mine.jsonl', *COMMAND) == 0
+    assert 'all samples of sampling are the same in each of 3 examples (up to 2 samples)' in caplog.text
+
+
+def test_half_of_a_surrogate_pair_is_replaced_and_every_bad_line_is_named(capsys, caplog):
+    write('mine.jsonl', [GOOD | {'response': 'x \ud83d', 'instruction': f'{n}'} for n in range(2)])
+    assert run('mine.jsonl', *COMMAND) == 0
+    assert [example.samples[0].response for example in read('train')] == ['x \ufffd'] * 2
+    assert 'mine.jsonl: 2 halves of surrogate pairs' in caplog.text
+    write('mine.jsonl', [GOOD, {}, GOOD | {'response': 4}, {}])
+    message = refused(capsys, 'mine.jsonl', *COMMAND, '--overwrite')
+    assert 'mine.jsonl:2: instruction is missing' in message and '(line 4 too)' in message
+    assert 'line 3: response: expected text or a list of texts, found 4' in message
 
 
 def test_keys_reach_into_the_document_of_a_log():
@@ -186,6 +244,7 @@ def test_bad_flags_are_named(capsys):
         ((*base, '--split', 'train', '--validation_share', 0.5), 'give either --split, for one split, or'),
         (('mine.jsonl', '--task', '../x', '--split', 'train'), "--task '../x': files are named after it"),
         (('mine.jsonl', '--task', 'x', '--generator', '', '--split', 'train'), "--generator '': files are named"),
+        ((*base, '--split', 'train', '--max_empty_share', -1), '--max_empty_share: expected 0 to 1, found -1'),
         ((*base, '--split', 'test'), "--split: expected 'train' or 'validation'"),
         ((*base, '--validation_share', 1), '--validation_share: expected more than 0 and less than 1, found 1'),
         ((*base, '--validation_share', 0.5), '--validation_share 0.5 of 1 examples leaves a split empty'),

@@ -49,13 +49,33 @@ def test_an_error_of_the_parser_gets_file_and_line_and_keeps_its_cause(tmp_path)
         (b'{"a": 1', 'not JSON .*found \'{"a": 1\'$'),
         (b'[1]', r'expected a JSON object, found \[1\]'),
         (b'{"a": "\xff"}', 'not UTF-8 \\(byte 8\\); save the file as UTF-8'),
-        (b'{"a": "\\ud83d"}', 'a: holds half of a surrogate pair'),
         (b'[' * 100_000, 'not JSON that can be read'),
     ],
 )
 def test_a_line_that_is_no_json_object_is_named(tmp_path, line, message):
     path = write(tmp_path / 'f.jsonl', b'{}', line)
     with pytest.raises(InputError, match=f'f.jsonl:2: {message}'):
+        list(jsonl.read(path))
+
+
+def test_the_bad_lines_after_the_first_are_named_too(tmp_path):
+    def parse(fields):
+        if 'a' not in fields:
+            raise InputError('a is missing')
+        return fields['a']
+
+    lines = [b'{"a": 1}', b'{}', b'{"a": 2}', *[b'{}'] * 7, b'[1]', b'{', b'5', b'6', b'{"a": 3}']
+    path = write(tmp_path / 'f.jsonl', *lines)
+    records = jsonl.read(path, parse)
+    assert next(records) == (1, 1)
+    with pytest.raises(InputError) as raised:
+        next(records)
+    assert str(raised.value) == (
+        f'{path}:2: a is missing (lines 4, 5, 6, 7 and 3 more too); line 11: expected a JSON object, found [1]; '
+        "line 12: not JSON (Expecting property name enclosed in double quotes), found '{'; 2 more lines are bad"
+    )
+    write(path, b'[1]', b'[1]')
+    with pytest.raises(InputError, match=r'f.jsonl:1: expected a JSON object, found \[1\] \(line 2 too\)$'):
         list(jsonl.read(path))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gzip
 import importlib.util
 import io
 import json
@@ -117,6 +118,38 @@ def test_rank_sorts_the_rows_of_each_instruction_best_first(tmp_path, model, cap
         expected += sorted(group, key=lambda row: -row['score'])
     assert [row['id'] for row in ranked] == [row['id'] for row in expected]
     assert '1 runs of pairs have an instruction that an earlier run has' in caplog.text
+
+
+@pytest.mark.parametrize('format', ['jsonl', 'csv'])
+def test_packed_files_and_pipes_are_scored_as_plain_files_are(format, tmp_path, model, capsys):
+    source = write_rows(tmp_path / f'in.{format}', odd_rows())
+    packed = tmp_path / f'packed.{format}.gz'
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(source.read_bytes(),), daemon=True)
+    writer.start()
+    for path, more in ((source, ()), (packed, ()), (pipe, ('--format', format))):
+        out = tmp_path / f'{path.name}.out'
+        assert run(path, '--output', out, '--model_name_or_path', model, *more) == 0
+    writer.join(timeout=10)
+    outputs = {path.read_bytes() for path in tmp_path.glob('*.out')}
+    assert len(outputs) == 1 and outputs.pop().count(b'\n') >= 27
+    capsys.readouterr()
+    assert run(pipe, '--output', out, '--n_processes', 2, '--format', format) == 1
+    assert f'{pipe} reaches one process; give a file that all of them can read' in capsys.readouterr().err
+
+
+def test_half_of_a_surrogate_pair_is_scored_as_the_character_for_lost_ones(tmp_path, model, scores_of, caplog):
+    line = '{"instruction": "say", "response": "half \\ud83d"}'
+    (tmp_path / 'in.jsonl').write_text(line + '\n')
+    assert run(tmp_path / 'in.jsonl', '--output', tmp_path / 'out', '--model_name_or_path', model) == 0
+    text = (tmp_path / 'out').read_text()
+    assert text.startswith(line[:-1] + ', "score": ')  # the record itself stays as it is
+    assert json.loads(text)['score'] == pytest.approx(scores_of([('say', 'half \ufffd')])[0], abs=1e-6)
+    assert caplog.messages == [
+        f'{tmp_path}/in.jsonl: half of a surrogate pair, which is no character, replaced by U+FFFD'
+    ]
 
 
 def test_equal_scores_keep_their_order():
@@ -380,6 +413,18 @@ def test_a_bad_row_is_named_before_the_model_is_looked_for_and_nothing_is_writte
     argv = [tmp_path / name, '--output', tmp_path / 'out', '--model_name_or_path', 'no-such-model']
     assert refused(capsys, *argv).startswith(f'error: {tmp_path / name}{words}')
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_bad_rows_after_the_first_are_named_too(tmp_path, capsys):
+    good = b'{"instruction": "i", "response": "r"}\n'
+    (tmp_path / 'in.jsonl').write_bytes(good + b'{"instruction": "i"}\n' + good + b'{"instruction": "i"}\n[1]\n')
+    line = refused(capsys, tmp_path / 'in.jsonl', '--model_name_or_path', 'no-such-model')
+    assert 'in.jsonl:2: response is missing' in line and line.endswith(
+        '(line 4 too); line 5: expected a JSON object, found [1]'
+    )
+    (tmp_path / 'in.csv').write_bytes(b'instruction,response\ni,r\ni\ni,r,s\ni\n')
+    line = refused(capsys, tmp_path / 'in.csv', '--model_name_or_path', 'no-such-model')
+    assert 'in.csv:3: 1 fields, but' in line and '(line 5 too); line 4: 3 fields, but' in line
 
 
 def test_bad_flags_and_places_are_named_and_leave_nothing(tmp_path, model, capsys):

@@ -1,5 +1,6 @@
 """Shards of pretraining data and the order in which their pairs are read."""
 
+import gzip
 import json
 from collections import Counter
 
@@ -32,6 +33,21 @@ def shards(tmp_path):
 def streamed(shards, first=0, **changes):
     stream = Stream(tuple(shards), **{'n_epochs': 1, 'window_size': 4, 'seed': 3} | changes)
     return [[int(pair.instruction.removeprefix('say ')) for pair in window] for window in stream.windows(first)]
+
+
+def test_packed_shards_are_the_same_stream(tmp_path):
+    folders = [tmp_path / 'plain', tmp_path / 'packed']
+    for folder in folders:
+        folder.mkdir()
+    for i in range(2):
+        rows = [{'instruction': f'q{n}', 'response': f'a{i}', 'label': 0.5} for n in range(5)]
+        content = ''.join(json.dumps(row) + '\n' for row in rows).encode()
+        (folders[0] / f'train-{i:05d}-of-00002.jsonl').write_bytes(content)
+        (folders[1] / f'train-{i:05d}-of-00002.jsonl.gz').write_bytes(gzip.compress(content))
+    plain, packed = (check_shards(find_shards(folder), progress=False) for folder in folders)
+    assert data_digest(plain) == data_digest(packed)
+    windows = [list(Stream(tuple(shards), 2, 4, 7).windows()) for shards in (plain, packed)]
+    assert windows[0] == windows[1] and sum(map(len, windows[1])) == 20
 
 
 def test_a_pass_gives_every_pair_once_in_windows_of_the_given_size(shards):

@@ -49,7 +49,7 @@ class Names(tuple):
     @classmethod
     def from_text(cls, text):
         """The names of a text; raises ValueError saying what is wrong with it."""
-        names = cls(name.strip() for name in text.split(','))
+        names = cls(name.strip() for name in _to_text(text).split(','))
         if not all(names):
             raise ValueError(f'expected names with commas between them (a,b,c), found {text!r}')
         repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -303,6 +303,11 @@ def _to_int(text):
         return int(float(text))
 
 
+def _to_text(text):
+    text.encode()  # a word that is not UTF-8 could not be written with the result; this is a ValueError
+    return text
+
+
 def _to_float(text):
     number = float(text)
     if number != number:
@@ -318,7 +323,7 @@ def _to_bool(text):
     raise ValueError(text)
 
 
-_CONVERTERS = {int: _to_int, float: _to_float, bool: _to_bool, str: str, Names: Names.from_text}
+_CONVERTERS = {int: _to_int, float: _to_float, bool: _to_bool, str: _to_text, Names: Names.from_text}
 _TYPE_NAMES = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'text', Names: 'names'}
 
 

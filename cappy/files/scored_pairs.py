@@ -1,5 +1,6 @@
 """Files of pairs in jsonl, csv or tsv, read one record at a time and written again with a score behind their fields."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -14,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files import inputs, jsonl
 from cappy.files.atomic import shortest_float32
-from cappy.files.jsonl import parse_object
 from cappy.files.outputs import STANDARD, is_stream
-from cappy.files.wording import listed, not_found, shown
+from cappy.files.wording import listed, shown
 
 FORMATS = ('jsonl', 'csv', 'tsv')
 _DELIMITERS = {'csv': ',', 'tsv': '\t'}
@@ -34,15 +35,15 @@ class Pair(NamedTuple):
 
 
 class PairFile:
-    """A file of pairs; or standard input or a pipe, which can be read once (is_stream).
+    """A file of pairs, gzip or not; or standard input or a pipe, which can be read once (is_stream).
 
     format: one of FORMATS, None: what the name of the file says. header: bytes before the records, known once the first
     of `pairs` was read; end: bytes that end a record. Raises InputError for a format that is not known.
     """
 
     def __init__(self, path, format=None, *, instruction_key='instruction', response_key='response', score_key='score'):
-        self.path = path if path == STANDARD else Path(path)
-        self.name = 'standard input' if path == STANDARD else str(path)
+        self.path = path if path == STANDARD else inputs.find(path)
+        self.name = 'standard input' if path == STANDARD else str(self.path)
         self.is_stream = is_stream(path)
         self.format = format or self._format_of_name()
         self.keys = {'instruction_key': instruction_key, 'response_key': response_key}
@@ -51,7 +52,10 @@ class PairFile:
         self.end = b'}\n' if self.format == 'jsonl' else b'\n'
 
     def pairs(self) -> Iterator[Pair]:
-        """The pairs in order. Raises InputError naming line and field when it comes to a bad one."""
+        """The pairs in order. Raises InputError naming line and field of a bad one: of a stream when it comes to it,
+
+        of a file at the end, with the other bad lines.
+        """
         lines = self._lines()
         if self.format == 'jsonl':
             pairs = self._json_pairs(lines)
@@ -72,36 +76,52 @@ class PairFile:
         return pair.text + repr(shortest_float32(score)).encode() + self.end
 
     def _format_of_name(self):
-        ending = '' if self.path == STANDARD else self.path.suffix.removeprefix('.').lower()
+        name = '' if self.path == STANDARD else self.path.name.lower().removesuffix(inputs.GZIP_ENDING)
+        ending = Path(name).suffix.removeprefix('.')
         if ending not in FORMATS:
             raise InputError(f'{self.name}: its name does not say how it is laid out; add --format {"|".join(FORMATS)}')
         return ending
 
     def _lines(self):
         """Lines as bytes, each with its end."""
-        is_standard = self.path == STANDARD
+        with self._opened() as file:
+            first = next(file, b'')
+            # Some editors begin UTF-8 with a mark.
+            yield from itertools.chain([first.removeprefix(b'\xef\xbb\xbf')] if first else [], file)
+
+    @contextlib.contextmanager
+    def _opened(self):
+        if self.path != STANDARD:
+            with inputs.opened(self.path, once=True) as file:
+                yield file
+            return
         try:
-            with open(sys.stdin.fileno() if is_standard else self.path, 'rb', closefd=not is_standard) as file:
-                first = next(file, b'')
-                # Some editors begin UTF-8 with a mark.
-                yield from itertools.chain([first.removeprefix(b'\xef\xbb\xbf')] if first else [], file)
-        except FileNotFoundError as error:
-            raise InputError(not_found(self.path)) from error
+            with open(sys.stdin.fileno(), 'rb', closefd=False) as file:
+                yield file
         except OSError as error:
             raise InputError(f'{self.name}: cannot be read ({error.strerror})') from error
 
     def _json_pairs(self, lines):
         field = ', ' + json.dumps(self.score_key, ensure_ascii=False) + ': '
+        faults, halves = jsonl.Faults(self.name), jsonl.Halves()
         for number, raw in enumerate(lines, start=1):
             if raw.isspace():
                 continue
             try:
-                fields = parse_object(raw)
+                fields = jsonl.parse_object(raw, halves)
                 texts = [self._text(fields, flag) for flag in self.keys]
                 self._check_score_is_new(fields)
             except InputError as error:
-                raise InputError(f'{self.name}:{number}: {error}') from error
-            yield Pair(number, *texts, raw.strip()[:-1].rstrip() + field.encode())
+                self._add(faults, number, error)
+            if not faults:
+                yield Pair(number, *texts, raw.strip()[:-1].rstrip() + field.encode())
+        faults.check()
+        halves.say(self.name)
+
+    def _add(self, faults, line, error):
+        faults.add(line, error)
+        if self.is_stream:  # of which earlier pairs are scored already, and which may have no end
+            faults.check()
 
     def _text(self, fields, flag):
         key = self.keys[flag]
@@ -162,14 +182,17 @@ class PairFile:
 
     def _delimited_pairs(self, reader, columns):
         places = [columns.index(key) for key in self.keys.values()]
+        faults, holds = jsonl.Faults(self.name), 'a comma' if self.format == 'csv' else 'a tab'
         for line, values in self._records(reader):
             if len(values) != len(columns):
-                raise InputError(
-                    f'{self.name}:{line}: {len(values)} fields, but the first line names {len(columns)}; quote a field '
-                    f'that holds {"a comma" if self.format == "csv" else "a tab"}'
+                wrong = (
+                    f'{len(values)} fields, but the first line names {len(columns)}; quote a field that holds {holds}'
                 )
-            text = self._delimited(values) + _DELIMITERS[self.format].encode()
-            yield Pair(line, *(values[place] for place in places), text)
+                self._add(faults, line, InputError(wrong))
+            if not faults:
+                text = self._delimited(values) + _DELIMITERS[self.format].encode()
+                yield Pair(line, *(values[place] for place in places), text)
+        faults.check()
 
     def _delimited(self, values):
         text = io.StringIO()

@@ -36,8 +36,8 @@ def near_names(name, names, place) -> str:
 
 
 def listed(names, max_names=6) -> str:
-    """Names with commas between them; those beyond max_names are counted."""
-    names = list(names)
+    """Names with commas between them, long ones cut; those beyond max_names are counted."""
+    names = [cut(str(name)) for name in names]
     if not names:
         return 'nothing'
     n_more = len(names) - max_names
@@ -46,7 +46,11 @@ def listed(names, max_names=6) -> str:
 
 def shown(value, max_characters=60) -> str:
     """A JSON value as the file spells it, cut to max_characters."""
-    return cut(json.dumps(value, ensure_ascii=False), max_characters)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (RecursionError, ValueError):  # nested too deep; an integer of too many digits
+        text = f'a {type(value).__name__} that is nested too deep, or of too many digits'
+    return cut(text, max_characters)
 
 
 def cut(text, max_characters=60) -> str:

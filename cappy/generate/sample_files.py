@@ -12,8 +12,10 @@ from pathlib import Path
 
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
-from cappy.files.jsonl import numbered_lines, parse_object
+from cappy.files.inputs import find
+from cappy.files.jsonl import Faults, numbered_lines, parse_object
 from cappy.files.lock import result_lock
+from cappy.files.names import check_name
 from cappy.files.partial import OutputPaths
 from cappy.tasks.candidates import Example, Sample, read_examples, write_examples
 
@@ -24,20 +26,21 @@ def read_instructions(path, src_key='instruction') -> dict[int, Example]:
     src_key: the field of the instruction. Raises InputError as `candidates.read_examples` does, and for an instruction
     that is empty or white space.
     """
-    path = Path(path)
+    path = find(path)
     examples = read_examples(path, src_key=src_key, samples_needed=False)
-    by_line = {}
+    by_line, faults = {}, Faults(path)
     for (number, _), example in zip(numbered_lines(path), examples, strict=True):
         if not example.instruction.strip():
-            raise InputError(f'{path}:{number}: {src_key}: is empty, so there is nothing to answer; write one')
+            faults.add(number, InputError(f'{src_key}: is empty, so there is nothing to answer; write one'))
         by_line[number] = replace(example, samples=())
+    faults.check()
     return by_line
 
 
 def candidate_path(output_dir, generator, task, split) -> Path:
-    """Where the samples of a task's split go. Raises InputError for a generator that cannot be the name of a folder."""
-    if not generator or '/' in generator or generator.startswith('.'):
-        raise InputError(f'generator {generator!r}: cannot be the name of a folder; give another name')
+    """Where the samples of a task's split go. Raises InputError where a name would leave the folder."""
+    check_name(generator, 'generator')
+    check_name(task, 'tasks')
     return Path(output_dir) / generator / f'{task}_{split}.jsonl'
 
 
@@ -64,11 +67,17 @@ class SampledFile:
     def __init__(self, paths, examples, done, file, keys):
         self.paths, self.examples, self.keys = paths, examples, keys
         self._done, self._file = done, file
+        self.is_discarded = False
 
     @property
     def n_done(self) -> int:
         """Number of examples that have their samples."""
         return len(self._done)
+
+    @property
+    def whole(self) -> list[Example]:
+        """Examples with their samples, in order, of those that are done."""
+        return [replace(e, samples=self._done[e.example_idx]) for e in self.examples if e.example_idx in self._done]
 
     @property
     def to_do(self) -> list[Example]:
@@ -88,10 +97,13 @@ class SampledFile:
             ) from error
         self._done[example.example_idx] = tuple(samples)
 
+    def discard(self):
+        """Leave no partial file behind when the run stops."""
+        self.is_discarded = True
+
     def finish(self):
         """Write the candidate file, which needs the samples of all examples, and remove the partial one."""
-        whole = [replace(e, samples=self._done[e.example_idx]) for e in self.examples]
-        write_examples(self.paths.result, whole, **self.keys)
+        write_examples(self.paths.result, self.whole, **self.keys)
         self.paths.partial.unlink()
         self.paths.settings.unlink()
 
@@ -115,19 +127,19 @@ def sampled_file(path, examples: Sequence[Example], settings: dict, overwrite=Fa
             file = open(paths.partial, 'r+b' if continues else 'wb')  # noqa: SIM115 - closed below, before it is removed
         except OSError as error:
             raise InputError(f'{paths.partial}: cannot be written ({error.strerror})') from error
+        sampled = SampledFile(paths, examples, done, file, keys or {})
         try:
             if not continues:
                 with write_atomically(paths.settings) as settings_file:
                     json.dump(settings, settings_file, indent=4)
             file.truncate(n_bytes)  # drops a line that a killed run had not finished
             file.seek(n_bytes)
-            sampled = SampledFile(paths, examples, done, file, keys or {})
             yield sampled
             sampled.finish()
         finally:
             with contextlib.suppress(OSError):  # a full disk, which `add` has reported
                 file.close()
-            if not done:
+            if not done or sampled.is_discarded:
                 paths.partial.unlink(missing_ok=True)
                 paths.settings.unlink(missing_ok=True)
 
@@ -142,6 +154,8 @@ def _read_partial(path, examples):
         try:
             record = parse_object(raw)
             samples = tuple(Sample(**sample) for sample in record['samples'])
+            if not all(isinstance(text, str) for sample in samples for text in (sample.response, sample.decoding)):
+                raise TypeError('a response or decoding that is no text')
             is_ours = instruction_of.get(record['example_idx']) == record['instruction']
         except (InputError, KeyError, TypeError) as error:
             raise InputError(f'{path}:{number}: not an example with samples; --overwrite begins again') from error

@@ -11,14 +11,16 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from cappy.errors import InputError
-from cappy.files.jsonl import parse_object
+from cappy.files.jsonl import is_number, load_object, without_halves
 from cappy.files.wording import cut, shown
 from cappy.generate.decodings import Decoding
+from cappy.generate.sample_checks import has_thinking, without_thinking
 from cappy.tasks.candidates import Sample
 
 logger = logging.getLogger(__name__)
@@ -30,12 +32,18 @@ RETRY_COUNT = 'x-stainless-retry-count'  # the header in which openai says how o
 
 
 class Answer(NamedTuple):
-    """One choice of an answer. was_cut: it ended at the limit of tokens."""
+    """One choice of an answer. was_cut: it ended at the limit of tokens.
+
+    missing: where the text is empty, why, a key of `sample_checks.CAUSES`; None where there is text. n_halves: halves
+    of surrogate pairs in the text that were replaced. (The tokens of the log-probabilities may well be halves.)
+    """
 
     text: str
     log_likelihood_sum: float | None
     log_likelihood_mean: float | None
     was_cut: bool
+    missing: str | None = None
+    n_halves: int = 0
 
 
 class ServerError(InputError):
@@ -50,6 +58,10 @@ class RequestFailed(InputError):
     """The server did not answer this request, although it was sent again as often as allowed."""
 
 
+class AnswerFailed(RequestFailed):
+    """The server is there and does not make an answer to this request; it may well to others."""
+
+
 class UnreadableAnswer(InputError):
     """The server answered with something that holds no choices."""
 
@@ -59,7 +71,8 @@ class ServerSettings:
     """Where and how to ask.
 
     key_variable: the environment variable of the key, for messages. stop: text that ends a response. max_tokens: per
-    response. requests_per_minute: None for no limit. max_retries: per request. timeout: seconds per request.
+    response. strip_thinking: take <think>..</think> out of responses. requests_per_minute: None for no limit.
+    max_retries: per request. timeout: seconds per request.
     """
 
     base_url: str
@@ -71,6 +84,7 @@ class ServerSettings:
     stop: str | None = None
     max_tokens: int = 256
     logprobs: bool = True
+    strip_thinking: bool = False
     requests_per_minute: float | None = None
     max_retries: int = 6
     timeout: float = 600.0
@@ -87,7 +101,8 @@ class ServerSettings:
 class Server:
     """Sends requests to a server.
 
-    n_requests: sent so far, each try counted. n_cut: samples so far that ended at max_tokens.
+    n_requests: sent so far, each try counted. counts: of the samples so far, 'cut at the limit' (of tokens), 'halves'
+    (of surrogate pairs, replaced), and those without text by their key of `sample_checks.CAUSES`.
     """
 
     def __init__(self, settings: ServerSettings):
@@ -96,7 +111,7 @@ class Server:
         except ImportError as error:
             raise InputError('the openai package is not installed; pip install openai') from error
         self.settings = settings
-        self.n_requests = self.n_cut = 0
+        self.n_requests, self.counts = 0, Counter()
         self._openai = openai
         self._client = openai.AsyncOpenAI(
             base_url=settings.base_url,
@@ -121,7 +136,7 @@ class Server:
         except (self._openai.APIStatusError, self._openai.APITimeoutError):
             pass  # a server is there; what it makes of requests is seen by sending them
         except self._openai.APIConnectionError as error:
-            problem = f'no server answers at {self.settings.base_url} ({_cause(error)})'
+            problem = f'no server answers at {self.settings.base_url} ({_reason(error)})'
             raise ServerError(f'{problem}; start it, or check the address') from error
 
     async def samples(self, prompt: str, decoding: Decoding, n_samples: int) -> list[Sample]:
@@ -133,11 +148,20 @@ class Server:
         while len(answers) < n_samples:
             n_missing = n_samples - len(answers)
             answers += (await self._ask(prompt, decoding, n_missing))[:n_missing]
-        self.n_cut += sum(answer.was_cut for answer in answers)
-        return [
-            Sample(answer.text.strip(), decoding.name, answer.log_likelihood_sum, answer.log_likelihood_mean)
-            for answer in answers
-        ]
+        return [self._as_sample(answer, decoding) for answer in answers]
+
+    def _as_sample(self, answer, decoding):
+        """The sample of an answer, which is counted."""
+        text, likelihoods = answer.text.strip(), (answer.log_likelihood_sum, answer.log_likelihood_mean)
+        missing = answer.missing
+        if self.settings.strip_thinking and has_thinking(text):
+            text, likelihoods = without_thinking(text), (None, None)  # they are of the thinking, too
+            missing = None if text else 'thinking'
+        self.counts['cut at the limit'] += answer.was_cut
+        self.counts['halves'] += answer.n_halves
+        if missing:
+            self.counts[missing] += 1
+        return Sample(text, decoding.name, *likelihoods)
 
     async def _ask(self, prompt, decoding, n):
         """At most n answers; a request that is refused is sent again without the options that may be the cause."""
@@ -199,7 +223,7 @@ class Server:
                 return read_answers(content)
             except UnreadableAnswer as error:
                 unreadable = error
-        raise RequestFailed(f'{self._without_key(str(unreadable))}, {_in_tries(n_tries)}') from unreadable
+        raise AnswerFailed(f'{self._without_key(str(unreadable))}, {_in_tries(n_tries)}') from unreadable
 
     async def _post(self, body):
         """The bytes of the answer to a request."""
@@ -213,7 +237,7 @@ class Server:
             problem = f'{base_url}: no answer within {self.settings.timeout:g} s'
             raise RequestFailed(f'{problem}, {_in_tries(_n_tries(error))}') from error
         except self._openai.APIConnectionError as error:
-            problem = f'{base_url}: the connection failed ({_cause(error)})'
+            problem = f'{base_url}: the connection failed ({_reason(error)})'
             raise RequestFailed(f'{problem}, {_in_tries(_n_tries(error))}') from error
         return response.content
 
@@ -244,7 +268,8 @@ class Server:
         if status in (408, 409, 429) or status >= 500:
             wait = error.response.headers.get('retry-after')
             asks = f', and asks to wait (Retry-After: {wait}); run the same command then' if wait else ''
-            return RequestFailed(f'{problem}, {_in_tries(_n_tries(error))}{asks}')
+            kind = AnswerFailed if status == 500 and not wait else RequestFailed
+            return kind(f'{problem}, {_in_tries(_n_tries(error))}{asks}')
         return RequestRefused(problem)
 
     def _without_key(self, text):
@@ -273,7 +298,7 @@ def read_answers(content: bytes) -> list[Answer]:
     if not content.strip():
         raise UnreadableAnswer('the answer is empty')
     try:
-        fields = parse_object(content + b'\n')
+        fields = load_object(content + b'\n')
     except InputError as error:
         raise UnreadableAnswer(f'the answer cannot be read: {error}') from error
     choices = fields.get('choices')
@@ -283,13 +308,42 @@ def read_answers(content: bytes) -> list[Answer]:
 
 
 def _answer(choice):
-    try:
-        text = choice['text'] if 'text' in choice else choice['message']['content']
-    except (TypeError, KeyError) as error:
-        raise UnreadableAnswer(f'the answer has a choice without text: {shown(choice)}') from error
-    if text is not None and not isinstance(text, str):  # null: an empty response
+    message = choice.get('message') if isinstance(choice, dict) else None
+    message = message if isinstance(message, dict) else {}
+    if not isinstance(choice, dict) or not ('text' in choice or message.keys() & {'content', *_INSTEAD_OF_TEXT}):
+        raise UnreadableAnswer(f'the answer has a choice without text: {shown(choice)}')
+    text = choice.get('text')
+    text = message.get('content') if text is None else text
+    if isinstance(text, list):  # parts, of which some may be images or thoughts
+        text = ''.join(part['text'] for part in text if isinstance(part, dict) and isinstance(part.get('text'), str))
+    if text is not None and not isinstance(text, str):
         raise UnreadableAnswer(f'the answer has a choice whose text is {shown(text)}')
-    return Answer(text or '', *_log_likelihoods(choice.get('logprobs')), choice.get('finish_reason') == 'length')
+    text, n_halves = without_halves(text or '')
+    was_cut = choice.get('finish_reason') == 'length'
+    missing = None if text.strip() else _cause(message, choice.get('finish_reason'))
+    return Answer(text, *_log_likelihoods(choice.get('logprobs')), was_cut, missing, n_halves)
+
+
+# Fields of a message that servers fill where there is no text, and why; the first that is there counts.
+_INSTEAD_OF_TEXT = {
+    'reasoning_content': 'reasoning',
+    'reasoning': 'reasoning',
+    'refusal': 'refusal',
+    'tool_calls': 'tool_calls',
+    'function_call': 'tool_calls',
+}
+
+
+def _cause(message, finish_reason):
+    """Why a choice has no text, a key of `sample_checks.CAUSES`."""
+    cause = next((cause for name, cause in _INSTEAD_OF_TEXT.items() if message.get(name)), None)
+    by_reason = {
+        'length': 'cut',
+        'content_filter': 'refusal',
+        'tool_calls': 'tool_calls',
+        'function_call': 'tool_calls',
+    }
+    return cause or (by_reason.get(finish_reason) if isinstance(finish_reason, str) else None) or 'empty'
 
 
 def _log_likelihoods(logprobs) -> tuple[float | None, float | None]:
@@ -301,10 +355,10 @@ def _log_likelihoods(logprobs) -> tuple[float | None, float | None]:
         values = [token.get('logprob') if isinstance(token, dict) else None for token in logprobs['content']]
     if not isinstance(values, list) or not values:
         return None, None
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    if not all(map(is_number, values)):
         return None, None
-    total = math.fsum(values)
-    return total, total / len(values)
+    total = sum(values)
+    return (total, total / len(values)) if is_number(total) else (None, None)
 
 
 def _possible_causes(body, supported, message) -> list[set[str]]:
@@ -324,7 +378,7 @@ def _message(error):
     return cut(' '.join((text or error.response.text or 'no message').split()), 200)
 
 
-def _cause(error):
+def _reason(error):
     """Why a connection failed, in the HTTP library's words."""
     return str(error.__cause__ or error) or type(error.__cause__).__name__
 

@@ -34,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cappy.errors import InputError
+from cappy.files.names import check_name
 from cappy.files.outputs import check_places
 
 TOKENIZER_PATTERNS = (
@@ -195,7 +196,7 @@ def _weight_files(path: Path) -> list[str]:
     if name is None:
         return []
     shards = _read_json(path / name).get('weight_map') if name.endswith('.json') else None
-    return [name, *sorted(set(shards.values()) if isinstance(shards, dict) else ())]
+    return [name, *(_shard_names(path / name, shards) if isinstance(shards, dict) else ())]
 
 
 def _file_digest(file: Path) -> str:
@@ -365,7 +366,7 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> 
     if not isinstance(places, dict) or not places:
         raise InputError(f'{index}: weight_map: not a tensor-to-file object; fetch the file again')
     tensors = {}
-    for shard in sorted(set(places.values())):
+    for shard in _shard_names(index, places):
         file = index.parent / shard
         if not file.is_file():
             raise InputError(f'{file}: missing shard, named by {index.name}; fetch it')
@@ -374,6 +375,12 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> 
     if absent:
         raise InputError(f'{index}: its shards lack {_first_few(absent)}; fetch them again')
     return tensors
+
+
+def _shard_names(index: Path, places: Mapping[str, Any]) -> list[str]:
+    """The files that a weight_map names, which lie beside it."""
+    names = {name if isinstance(name, str) else repr(name) for name in places.values()}
+    return [check_name(name, f'{index}: weight_map:') for name in sorted(names)]
 
 
 READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {

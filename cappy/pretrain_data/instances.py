@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from cappy.errors import InputError
 from cappy.files import jsonl
+from cappy.files.inputs import find, stems
 from cappy.files.wording import listed, not_found, shown
 from cappy.tasks.candidates import read_examples
 
@@ -117,9 +118,11 @@ def sample_files(folder) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise InputError(not_found(folder, 'folder', 'give one of candidate files'))
     files = {}
-    paths = [*folder.glob(f'*{CANDIDATES_ENDING}'), *folder.glob(f'*/*{CANDIDATES_ENDING}')]
-    for path in sorted(paths, key=lambda path: (path.name, path)):
-        files.setdefault(path.name.removesuffix(CANDIDATES_ENDING), []).append(path)
+    folders = [folder, *(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith('.'))]
+    places = [(task, inner) for inner in folders for task in stems(inner, CANDIDATES_ENDING)]
+    paths = [(task, find(inner / f'{task}{CANDIDATES_ENDING}')) for task, inner in places]
+    for task, path in sorted(paths, key=lambda named: (named[1].name, named[1])):
+        files.setdefault(task, []).append(path)
     if not files:
         raise InputError(f'{folder}: has no {{task}}{CANDIDATES_ENDING} or {{generator}}/{{task}}{CANDIDATES_ENDING}')
     return files

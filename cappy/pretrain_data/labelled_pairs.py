@@ -1,7 +1,6 @@
 """Labelled pairs: an instruction, a response, and how correct the response is; and their form as a line of a file."""
 
 import json
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -46,7 +45,7 @@ def parse_pair(fields) -> LabelledPair:
         if not isinstance(fields[key], str) or not fields[key].strip():
             raise InputError(f'{key}: expected text, found {shown(fields[key])}')
     label = fields.get('label')
-    if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
+    if not jsonl.is_number(label):
         raise InputError(f'label: expected a number from 0 to 1, found {shown(label)}')
     if not 0 <= label <= 1:
         raise InputError(f'label: {label} is outside 0 to 1')

@@ -17,6 +17,7 @@ import tqdm
 
 from cappy.errors import InputError
 from cappy.files import jsonl
+from cappy.files.inputs import find, stems
 from cappy.files.wording import not_found
 from cappy.pretrain_data.labelled_pairs import LabelledPair, parse_pair
 
@@ -45,10 +46,11 @@ def find_shards(folder) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(not_found(folder, 'folder', REMEDY))
-    paths = sorted(folder.glob(SHARD_PATTERN))
-    if not paths:
+    beginning, ending = SHARD_PATTERN.split('*')
+    names = sorted(f'{stem}{ending}' for stem in stems(folder, ending) if stem.startswith(beginning))
+    if not names:
         raise InputError(f'{folder}: has no {SHARD_PATTERN}; {REMEDY}')
-    numbered = [_SHARD_OF_A_SET.fullmatch(path.name) for path in paths]
+    numbered = [_SHARD_OF_A_SET.fullmatch(name) for name in names]
     if all(numbered):
         n_shards = {int(name[2]) for name in numbered}
         if len(n_shards) > 1:
@@ -58,24 +60,30 @@ def find_shards(folder) -> list[Path]:
             raise InputError(
                 f'{folder}: shard {missing[0]} of {n_shards.pop()} is missing; copy it there or make all of them again'
             )
-    return paths
+    return [find(folder / name) for name in names]
 
 
 def check_shards(paths: Sequence[Path], progress=True) -> list[Shard]:
     """Read every pair once and count them, so that a bad line is named before any work.
 
-    Raises InputError naming file, line and field.
+    Raises InputError naming file, lines and fields.
     """
     shards = []
     n_bytes = sum(path.stat().st_size for path in paths)
     with tqdm.tqdm(total=n_bytes, desc='checking', unit='B', unit_scale=True, disable=not progress) as bar:
         for path in paths:
             digest, n_pairs = hashlib.sha256(), 0
+            faults, halves = jsonl.Faults(path), jsonl.Halves()
             for number, raw in jsonl.numbered_lines(path):
-                jsonl.parse_line(path, number, raw, parse_pair)
+                try:
+                    parse_pair(jsonl.parse_object(raw, halves))
+                except InputError as error:
+                    faults.add(number, error)
                 digest.update(raw)
                 n_pairs += 1
                 bar.update(len(raw))
+            faults.check()
+            halves.say(path)
             if not n_pairs:
                 raise InputError(f'{path}: holds no pairs; make it again or delete it')
             shards.append(Shard(path, n_pairs, digest.hexdigest()))
@@ -120,7 +128,10 @@ class Stream:
                 lines = itertools.islice(jsonl.numbered_lines(shard.path), n_skipped, None)
                 n_skipped = 0
                 for number, raw in lines:
-                    yield jsonl.parse_line(shard.path, number, raw, parse_pair)
+                    try:
+                        yield parse_pair(jsonl.parse_object(raw))
+                    except InputError as error:  # it was sound when it was checked
+                        raise InputError(f'{shard.path}:{number}: {error}') from error
 
 
 def data_digest(shards: Sequence[Shard]) -> str:

@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files.inputs import stems
+from cappy.files.jsonl import is_number
+from cappy.files.names import check_name
 from cappy.files.wording import near_names, not_found
 from cappy.study import results
 from cappy.study.results import ResultPaths
@@ -77,7 +80,7 @@ class Cell:
             return None
         row = _comparison(self.results[0]).get(ADAPTED, {})
         low, high = row.get('low'), row.get('high')
-        return (low, high) if _is_number(low) and _is_number(high) else None
+        return (low, high) if is_number(low) and is_number(high) else None
 
     def rougeL_of(self, pick) -> float | None:
         """Mean over the folders of another pick, by its name; None where a folder's comparison lacks it."""
@@ -130,7 +133,7 @@ def read_task_names(data_dir) -> list[str]:
         raise InputError(f'{path}: cannot be read ({error})') from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise InputError(f'{path}: expected a list of names of tasks')
-    return list(dict.fromkeys(names))
+    return [check_name(name, f'{path}: the task') for name in dict.fromkeys(names)]
 
 
 def choose_tasks(asked: Sequence[str] | None, data_dir, found: Iterable[str]) -> list[str]:
@@ -234,12 +237,8 @@ def found_tasks(folders, generators) -> set[str]:
 
 def sampled_tasks(gens_dir, generators, splits=SPLITS) -> set[str]:
     """Tasks of which one of the generators has a file of samples, of one of the splits."""
-    return {
-        path.name.removesuffix(f'_{split}.jsonl')
-        for generator in generators
-        for split in splits
-        for path in (Path(gens_dir) / generator).glob(f'*_{split}.jsonl')
-    }
+    folders = [Path(gens_dir) / generator for generator in generators]
+    return set().union(*(stems(folder, f'_{split}.jsonl') for folder in folders for split in splits))
 
 
 def whole_tasks(cells: Sequence[Cell], tasks) -> list[str]:
@@ -334,11 +333,7 @@ def _comparison(result):
     """{pick: its row of the comparison}, of a result that may have another shape."""
     rows = result.get('comparison')
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return {row['name']: row for row in rows if isinstance(row.get('name'), str) and _is_number(row.get('rougeL'))}
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return {row['name']: row for row in rows if isinstance(row.get('name'), str) and is_number(row.get('rougeL'))}
 
 
 def _subfolders(folder):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.files.wording import shown
+from cappy.files.inputs import find
 from cappy.study.results import ResultPaths, read_candidates
 from cappy.tasks.candidates import Example, read_examples
 from cappy.tasks.rouge import RougeL
@@ -67,16 +67,8 @@ class Calibration:
 
 
 def read_lines(path) -> list[dict]:
-    """The lines of a candidates file, their texts checked too. Raises InputError naming the line that is broken."""
-    lines = read_candidates(path)
-    for number, line in enumerate(lines, start=1):
-        for candidate in line['candidates']:
-            response, decodings = candidate['response'], candidate['decodings']
-            if not isinstance(response, str):
-                raise InputError(f'{path}:{number}: response: expected text, found {shown(response)}')
-            if not isinstance(decodings, list) or not all(isinstance(name, str) for name in decodings):
-                raise InputError(f'{path}:{number}: decodings: expected a list of names, found {shown(decodings)}')
-    return lines
+    """The lines of a candidates file. Raises InputError naming the lines that are broken."""
+    return read_candidates(path)
 
 
 def read_generator_file(paths: ResultPaths, lines: Sequence[dict], settings: dict, gens_dir=None):
@@ -85,8 +77,9 @@ def read_generator_file(paths: ResultPaths, lines: Sequence[dict], settings: dic
     settings: those of the result, which name the file's fields, and its folder where gens_dir is None. Returns a list
     of candidates.Example. Raises InputError where they are not the examples that were scored.
     """
+    settings = {name: value for name, value in settings.items() if isinstance(value, str)}  # others name nothing
     folder = gens_dir or settings.get('bigbench_gen_dir')
-    path = Path(folder or '') / paths.generator / f'{paths.task}_validation.jsonl'
+    path = find(Path(folder or '') / paths.generator / f'{paths.task}_validation.jsonl')
     if not folder or not path.exists():
         return None
     keys = {name: settings[name] for name in ('src_key', 'tgt_key', 'refs_key') if settings.get(name)}

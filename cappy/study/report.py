@@ -21,6 +21,8 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
+from cappy.files.inputs import find
+from cappy.files.jsonl import is_number
 from cappy.files.updates import read_updates
 from cappy.study import cells, curves, verdict
 from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED
@@ -55,7 +57,7 @@ def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=N
         page.summary['seeds'] = {'values': values, **spread(values)._asdict()}
     attempt = _Attempts(page.faults)
     has_files = [
-        path.candidates.exists() or 'comparison' in result for path, result in zip(paths, results, strict=True)
+        find(path.candidates).exists() or 'comparison' in result for path, result in zip(paths, results, strict=True)
     ]
     # A published number, or the reference implementation's own result, has no files beside it.
     examples = attempt(cells.examples_of_cell, paths, values) if all(has_files) else None
@@ -189,9 +191,9 @@ def _comparison(result):
     keys = ('rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high')
     rows = result.get('comparison')
     return [
-        {'name': row['name'], **{key: row[key] for key in keys if _is_number(row.get(key))}}
+        {'name': row['name'], **{key: row[key] for key in keys if is_number(row.get(key))}}
         for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict) and isinstance(row.get('name'), str) and _is_number(row.get('rougeL'))
+        if isinstance(row, dict) and isinstance(row.get('name'), str) and is_number(row.get('rougeL'))
     ]
 
 
@@ -207,10 +209,6 @@ def _mean_comparison(by_folder):
         keys = [key for key in ('rougeL', 'gap_closed') if all(key in other for other in same)]
         kept.append({'name': row['name'], **{key: float(np.mean([other[key] for other in same])) for key in keys}})
     return kept
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _training(paths):

@@ -12,6 +12,7 @@ from cappy.errors import InputError
 from cappy.files import jsonl
 from cappy.files.atomic import read_text, shortest_float32, to_json, write_together
 from cappy.files.updates import write_rows
+from cappy.files.wording import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +107,11 @@ def read_result(path) -> dict:
     """The result at `path`. Raises InputError where it is missing, not JSON, or without a rougeL."""
     text = read_text(path)
     try:
-        result = json.loads(text)
-    except ValueError as error:
+        result, _ = jsonl.without_halves(json.loads(text))
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not a result ({error}), found {text[:40].strip()!r}') from error
     rougeL = result.get('rougeL') if isinstance(result, dict) else None
-    if isinstance(rougeL, bool) or not isinstance(rougeL, int | float) or not math.isfinite(rougeL):
+    if not jsonl.is_number(rougeL):
         raise InputError(f'{path}: not a result; expected an object with a number rougeL')
     return result
 
@@ -129,13 +130,39 @@ def _check_line(line):
         if not 0 <= line['pick'] < len(candidates):
             raise ValueError(f'pick {line["pick"]} of {len(candidates)} candidates')
         for candidate in candidates:
-            candidate['response'], candidate['score'], candidate['rougeL'], candidate['decodings']
-        line['example_idx'], line['rougeL']
+            _check_candidate(candidate)
+        if isinstance(line['example_idx'], bool) or not isinstance(line['example_idx'], int | str):
+            raise InputError(f'example_idx: expected an integer or text, found {shown(line["example_idx"])}')
+        _check_number(line, 'rougeL')
+        if isinstance(line['pick'], bool) or not isinstance(line['pick'], int):
+            raise InputError(f'pick: expected the number of a candidate, found {shown(line["pick"])}')
+        for name in line.get('picked') or ():
+            _check_number(line['picked'], name)
     except KeyError as error:
         raise InputError(f'{error.args[0]} is missing') from error
+    except InputError:
+        raise
     except (ValueError, TypeError) as error:
         raise InputError(f'not a line of candidates ({error})') from error
     return line
+
+
+def _check_candidate(candidate):
+    response, decodings = candidate['response'], candidate['decodings']
+    if not isinstance(response, str):
+        raise InputError(f'response: expected text, found {shown(response)}')
+    for key in ('score', 'rougeL'):
+        _check_number(candidate, key)
+    if not isinstance(decodings, list) or not all(isinstance(name, str) for name in decodings):
+        raise InputError(f'decodings: expected a list of names, found {shown(decodings)}')
+
+
+def _check_number(fields, key):
+    if not jsonl.is_number(fields[key]):
+        is_float = isinstance(fields[key], float)
+        raise InputError(
+            f'a {key} is {"a number that is not finite" if is_float else "not a number"}: {shown(fields[key])}'
+        )
 
 
 def _check_scores_are_finite(path, lines):

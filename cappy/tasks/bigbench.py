@@ -6,6 +6,7 @@ hub's files (huggingface/datasets, datasets/bigbench/bigbench.py), so that examp
 """
 
 import json
+import logging
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files import jsonl
 from cappy.files.wording import listed, near_names, not_found, shown
 from cappy.tasks.candidates import Example
+
+logger = logging.getLogger(__name__)
 
 INPUT_PREFIX, OUTPUT_PREFIX, CHOICE_PREFIX = '\nQ: ', '\nA: ', '\n  choice: '  # where a task.json gives none
 SPLIT_SEED = 42  # of BIG-bench, for the splits and for the order of choices
@@ -119,7 +123,7 @@ def _read_parts(path):
 
 def _read_json(path):
     try:
-        fields = json.loads(path.read_bytes().decode('utf-8-sig'))
+        fields, n_halves = jsonl.without_halves(json.loads(path.read_bytes().decode('utf-8-sig')))
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
     except UnicodeDecodeError as error:
@@ -130,6 +134,8 @@ def _read_json(path):
         raise InputError(f'{path}: not JSON that can be read ({error})') from error
     if not isinstance(fields, dict):
         raise InputError(f'{path}: expected a JSON object, found {shown(fields)}')
+    if n_halves:
+        logger.warning('%s: %s', path, jsonl.describe_halves(n_halves))
     for key in ('task_prefix', 'example_input_prefix', 'example_output_prefix', 'choice_prefix'):
         if not isinstance(fields.get(key, ''), str):
             raise InputError(f'{path}: {key}: expected text, found {shown(fields[key])}')
@@ -188,12 +194,7 @@ def _read_pair(fields, example):
     for key, value in [('input', example['input']), *(('target', value) for value in targets)]:
         if not isinstance(value, str):
             raise InputError(f'{key}: expected text, found {shown(value)}')
-    pair = compose_prompt(fields, example['input']), tuple(value.strip() for value in targets)
-    try:
-        ''.join([pair[0], *pair[1]]).encode('utf-8')
-    except UnicodeEncodeError as error:
-        raise InputError('holds half of a surrogate pair, which is no character') from error
-    return pair
+    return compose_prompt(fields, example['input']), tuple(value.strip() for value in targets)
 
 
 def _as_examples(name, parts):

@@ -1,7 +1,6 @@
 """Examples of a task with a generator's samples, read from JSON lines, checked, and written."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,8 @@ from pathlib import Path
 from cappy.errors import InputError
 from cappy.files import jsonl
 from cappy.files.atomic import write_together
+from cappy.files.inputs import find, stems
+from cappy.files.names import check_name
 from cappy.files.wording import listed, near_names, not_found, shown
 
 SAMPLES_KEYS = ('flan_samples', 'samples')  # two names of one field; the first is written
@@ -67,19 +68,19 @@ def read_examples(
     """Read a file of examples, one JSON object per line, in file order; blank lines are skipped.
 
     src_key, tgt_key, refs_key: names of the fields of an instruction, of a sample's response and of the references.
-    samples_needed: whether an example without samples is an error. Raises InputError naming file, line and field.
+    samples_needed: whether an example without samples is an error. Raises InputError naming file, lines and fields. A
+    file {path}.gz is read where there is none at path.
     """
-    path = Path(path)
-    examples, line_of = [], {}
+    path = find(path)
+    line_of = {}
     parse = partial(_parse_example, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key, samples_needed=samples_needed)
-    for number, example in jsonl.read(path, parse):
+
+    def check(number, example):
         first = line_of.setdefault(example.example_idx, number)
         if first != number:
-            raise InputError(
-                f'{path}:{number}: example_idx {example.example_idx!r} is on line {first} too; '
-                'give every example its own'
-            )
-        examples.append(example)
+            raise InputError(f'example_idx {example.example_idx!r} is on line {first} too; give every example its own')
+
+    examples = [example for _, example in jsonl.read(path, parse, check=check)]
     if not examples:
         raise InputError(f'{path}: holds no examples; write one JSON object per line')
     return examples
@@ -96,17 +97,28 @@ def read_task(
 ) -> dict[str, list[Example]]:
     """Read both splits of a task from {gens_dir}/{generator}/{task}_{split}.jsonl: {'train': .., 'validation': ..}.
 
-    Raises InputError for a folder or file that is missing, with near names, and for bad lines as `read_examples` does.
+    Raises InputError for a folder or file that is missing, with near names, and for the bad lines of both files as
+    `read_examples` does.
     """
+    check_name(generator, 'generator')
+    check_name(task, 'task')
     gens_dir = Path(gens_dir)
     _check_is_folder(gens_dir, 'folder of generators', GENERATORS_REMEDY)
     _check_is_folder(gens_dir / generator, 'generator')
-    paths = {split: gens_dir / generator / f'{task}_{split}.jsonl' for split in SPLITS}
+    paths = {split: find(gens_dir / generator / f'{task}_{split}.jsonl') for split in SPLITS}
     for path in paths.values():
         if not path.exists():
             raise InputError(f'{path}: no such file{_near_tasks(path.parent, task)}')
     keys = {'src_key': src_key, 'tgt_key': tgt_key, 'refs_key': refs_key}
-    return {split: read_examples(path, **keys) for split, path in paths.items()}
+    splits, faults = {}, []
+    for split, path in paths.items():
+        try:
+            splits[split] = read_examples(path, **keys)
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError('; '.join(faults))
+    return splits
 
 
 def write_examples(path, examples: Iterable[Example], src_key='instruction', tgt_key='response'):
@@ -197,11 +209,7 @@ def _parse_log_likelihood(entry, key, where):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f'{where}: {key}: expected a number, found {shown(value)}')
-    try:
-        value = float(value)
-    except OverflowError:
-        return None
-    return value if math.isfinite(value) else None
+    return float(value) if jsonl.is_number(value) else None
 
 
 def _as_json(example, src_key, tgt_key):
@@ -229,12 +237,7 @@ def _check_is_folder(folder, kind, remedy=''):
 
 
 def _near_tasks(folder, task):
-    tasks = {
-        entry.name.removesuffix(f'_{split}.jsonl')
-        for entry in folder.iterdir()
-        for split in SPLITS
-        if entry.name.endswith(f'_{split}.jsonl')
-    }
+    tasks = set().union(*(stems(folder, f'_{split}.jsonl') for split in SPLITS))
     if task in tasks:
         return f'; {folder} has only the other split of {task}'
     return near_names(task, tasks, folder)
