@@ -22,7 +22,6 @@ from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
 from cappy.files.lock import ALLOW_NO_LOCKS
 from cappy.files.settings import differing
-from cappy.files.wording import listed
 from cappy.study import sweep
 from cappy.study.sweep import Job, Outcome, Worker
 
@@ -37,6 +36,7 @@ HELD_STATES = ('REQUEUE_HOLD', 'SPECIAL_EXIT')
 # Slurm's reasons for a job to wait that do not pass by themselves, beside those with 'held' in them.
 NEVER_STARTS = ('DependencyNeverSatisfied', 'BadConstraints', 'InvalidAccount', 'InvalidQOS')
 LOCK_SECONDS = 600  # for the lock of a node that has vanished: NFS keeps it for 90 s, or as its server is set
+N_SHOWN = 3  # jobs of other flags that an error describes
 SILENT_SECONDS = 600  # in which Slurm must answer again
 
 
@@ -274,9 +274,9 @@ def refuse_other_flags(jobs: Sequence[Job], options: SlurmOptions):
         if other := differing(made, asked):
             different[record['job']] = f'{job.name} with {", ".join(other)}'
     if different:
+        shown = '; '.join(list(different.values())[:N_SHOWN]) + ('; ..' if len(different) > N_SHOWN else '')
         raise InputError(
-            f'{len(different)} Slurm jobs in the queue were submitted with other flags: '
-            f'{listed(different.values(), 3)}. Give the same flags or another results folder; or end the jobs, '
+            f'{len(different)} Slurm jobs in the queue were submitted with other flags: {shown}. Give the same flags or another results folder; or end the jobs, '
             f'scancel {" ".join(different)}, and the same command submits their cells with the new flags'
         )
 
