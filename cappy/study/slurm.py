@@ -276,9 +276,9 @@ def refuse_other_flags(jobs: Sequence[Job], options: SlurmOptions):
     if different:
         shown = '; '.join(list(different.values())[:N_SHOWN]) + ('; ..' if len(different) > N_SHOWN else '')
         raise InputError(
-            f'{len(different)} Slurm jobs in the queue were submitted with other flags: {shown}. Give the same flags or '
-            f'another results folder; or end the jobs, scancel {" ".join(different)}, and the same command submits their '
-            'cells with the new flags'
+            f'{len(different)} Slurm jobs in the queue were submitted with other flags: {shown}. Give the same '
+            f'flags or another results folder; or end the jobs, scancel {" ".join(different)}, and the same command '
+            'submits their cells with the new flags'
         )
 
 
