@@ -19,9 +19,11 @@ import numpy as np
 from cappy import Cappy, TrainingSettings, get_devices
 from cappy.cli import flags, tables
 from cappy.cli.phase_timer import PhaseTimer
+from cappy.errors import InputError
 from cappy.files.environment import environment
-from cappy.files.lock import result_lock
+from cappy.files.lock import check_result, result_lock
 from cappy.files.names import check_name
+from cappy.files.outputs import check_folders
 from cappy.files.settings import differing
 from cappy.model.devices import is_first_process
 from cappy.model.model_files import check_writable
@@ -83,6 +85,8 @@ def main(
     paths = ResultPaths(results_dir, bigbench_gen_model, bigbench_subset_name)
     if paths.result.exists() and not overwrite:
         return show_existing(paths, settings)
+    if not process_id:  # None or the first, which writes
+        check_outputs(paths, save_dir, checkpoint_every, overwrite)
     timer = PhaseTimer()
     task = read_task(
         bigbench_gen_dir, bigbench_gen_model, bigbench_subset_name, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key
@@ -107,7 +111,8 @@ def main(
         if is_first_process():
             if paths.result.exists() and not overwrite:  # another process made it while this one started
                 return show_existing(paths, settings)
-            prepare_outputs(checkpoint, save_dir, overwrite)
+            if overwrite:
+                checkpoint.remove()
         scorer = Cappy.from_pretrained(
             model_name_or_path,
             devices=devices,
@@ -156,10 +161,11 @@ def main(
             'versions': environment(),
             'device': devices.description,
         }
-        if save_dir:
-            scorer.save_pretrained(save_dir, model_card=model_card(result), overwrite=overwrite)
+        fault = save_scorer(scorer, save_dir, model_card(result), overwrite) if save_dir else None
         if is_first_process():
             write_result(paths, result, candidates_lines(validation, scores, rougeL, rougeL_by_pick), trained.updates)
+            if fault:
+                raise InputError(describe_unsaved(fault, paths, checkpoint)) from fault
             checkpoint.remove()
     if is_first_process():
         print(describe_result(result))
@@ -188,12 +194,28 @@ def warn_of_faults(task, rouge):
     return counts
 
 
-def prepare_outputs(checkpoint, save_dir, overwrite):
-    """Find out before any work that a folder cannot be written, and remove what is to be replaced."""
+def check_outputs(paths, save_dir, checkpoint_every, overwrite):
+    """Find out before any work that a file or a folder cannot be written."""
+    check_result(paths)
+    if checkpoint_every:
+        check_folders(paths.checkpoint)
     if save_dir:
         check_writable(save_dir, overwrite)
-    if overwrite:
-        checkpoint.remove()
+
+
+def save_scorer(scorer, save_dir, card, overwrite):
+    """Keep the adapted scorer; the InputError where that fails, since the result is worth keeping without it."""
+    try:
+        scorer.save_pretrained(save_dir, model_card=card, overwrite=overwrite)
+    except InputError as error:
+        return error
+    return None
+
+
+def describe_unsaved(fault, paths, checkpoint):
+    """What to say of a result whose scorer could not be saved, on a full disk for one."""
+    remedy = 'delete the result, and the same command goes on from its checkpoint'
+    return f'{fault}. The result is there, {paths.result}' + (f'; {remedy}' if checkpoint.exists() else '')
 
 
 def score_candidates(scorer, examples, progress):

@@ -23,9 +23,11 @@ from cappy.cli.phase_timer import PhaseTimer
 from cappy.files.atomic import read_fields, write_atomically, write_json
 from cappy.files.environment import environment
 from cappy.files.inputs import GZIP_ENDING, find
-from cappy.files.lock import result_lock
+from cappy.files.lock import check_result, result_lock
+from cappy.files.outputs import check_folders
 from cappy.files.updates import write_updates
 from cappy.model.devices import is_first_process
+from cappy.model.model_files import check_writable
 from cappy.model.pretraining import PretrainingSettings
 from cappy.model.training_state import Checkpoint
 from cappy.pretrain_data import evaluation
@@ -68,6 +70,8 @@ def main(
     paths = PretrainingPaths(Path(output_dir))
     if paths.result.exists() and not overwrite:
         return show_existing(paths)
+    if not process_id:  # None or the first, which writes
+        check_outputs(paths, tensorboard_dir)
     timer = PhaseTimer()
     training = PretrainingSettings.of(settings)
     stream = read_stream(data_dir, training)
@@ -180,6 +184,14 @@ def show_existing(paths):
     """Show the result that is there, and say last that it is an old one."""
     report(read_fields(paths.result, ('counts', 'comparison', 'best', 'settings')), paths)
     print(f'Result already exists in {paths.result}. Skipped: nothing was computed. --overwrite replaces it.')
+
+
+def check_outputs(paths, tensorboard_dir):
+    """Find out before any work that a file or a folder cannot be written."""
+    check_result(paths)
+    check_folders(paths.checkpoint, *([tensorboard_dir] if tensorboard_dir else []))
+    for folder in (paths.best, paths.last):
+        check_writable(folder, overwrite=True)
 
 
 def read_held_out(data_dir):

@@ -22,10 +22,10 @@ from cappy import Cappy, get_devices
 from cappy.cli import flags, tables
 from cappy.cli.phase_timer import PhaseTimer
 from cappy.errors import InputError
-from cappy.files.atomic import read_fields, write_json
+from cappy.files.atomic import read_fields, to_json, write_together
 from cappy.files.environment import environment
 from cappy.files.inputs import GZIP_ENDING, digest
-from cappy.files.lock import result_lock
+from cappy.files.lock import check_result, result_lock
 from cappy.files.names import check_name
 from cappy.files.settings import differing
 from cappy.model.devices import is_first_process
@@ -62,6 +62,8 @@ def main(
     paths = choice_paths(results_dir, model_name_or_path, data_file) if results_dir else None
     if paths and paths.result.exists() and not overwrite:
         return show_existing(paths, settings)
+    if paths and not process_id:  # None or the first, which writes
+        check_result(paths)
     timer = PhaseTimer()
     choices = questions.read_choices(data_file, sent0_key=sent0_key, sent1_key=sent1_key)
     timer.lap('data')
@@ -112,8 +114,9 @@ def main(
             'device': devices.description,
         }
         if paths and is_first_process():  # the result last: where it exists, the scores do
-            questions.write_choice_scores(paths.candidates, choices, scores)
-            write_json(paths.result, result)
+            with write_together(paths.candidates, paths.result) as (of_scores, of_result):
+                questions.write_choice_scores(of_scores, choices, scores)
+                of_result.write(to_json(paths.result, result, indent=4) + '\n')
     if is_first_process():
         report(result)
 

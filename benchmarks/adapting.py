@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 
 from cappy import Cappy
 from cappy.cli import flags, tables
+from cappy.files.outputs import check_files
 from cappy.model.training import TrainingSettings
 from cappy.tasks import picks
 from cappy.tasks.candidates import read_task
@@ -38,6 +39,7 @@ def main(
     output='adapting.jsonl',  # the file of measurements
 ):
     """Adapt each model with each seed, and print a table of means."""
+    check_files(output)
     after = [int(number) for number in measured_after]
     examples = read_task(bigbench_gen_dir, generator, task)
     rouge = RougeL()

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files.inputs import find, stems
+from cappy.files.lock import check_result
+from cappy.files.partial import OutputPaths
 from cappy.files.wording import listed, not_found
 from cappy.generate.decodings import DEFAULT_TOP_K, parse_decoding
 from cappy.generate.generator import Generator
@@ -86,6 +88,8 @@ def main(
     n_samples = {decoding.name: 1 if decoding.n_beams else n_sample_gens for decoding in chosen}
     files = {path: examples for path, examples in files.items() if overwrite or not is_done(path, examples, n_samples)}
     if files:
+        if is_first_process():
+            check_result(*map(OutputPaths, files))
         model = Generator.from_pretrained(
             model_name_or_path,
             devices=devices,

@@ -27,9 +27,10 @@ from cappy.files import hub
 from cappy.files.atomic import write_atomically
 from cappy.files.inputs import find
 from cappy.files.names import check_name
+from cappy.files.outputs import check_files, check_folders
 from cappy.files.wording import listed, near_names, shown
 from cappy.tasks.bigbench import SPLIT_SEED, Task, find_tasks_dir, read_task, task_names
-from cappy.tasks.candidates import SPLITS, Example, write_examples
+from cappy.tasks.candidates import SPLITS, Example, write_splits
 
 NAMES_FILE = Path(__file__).parents[1] / 'bigbench_data' / 'subset_names.json'
 PACKAGE_DIR = 'bigbench_package'
@@ -61,6 +62,7 @@ def main(
     missing = [name for name in chosen if not all(find(path).is_file() for path in task_paths(output_dir, name))]
     if len(missing) < len(chosen):
         logger.info('%s: %d of %d tasks are there already', output_dir, len(chosen) - len(missing), len(chosen))
+    check_outputs(output_dir, missing, cache_dir if folder is None else None)
     if folder is None:
         failed = write_tasks(output_dir, missing, partial(read_hub_task, hub_name, cache_dir=cache_dir))
     else:
@@ -77,6 +79,14 @@ def main(
             'a second run makes only what is missing'
         )
     print(f'{output_dir}: {len(chosen)} tasks')
+
+
+def check_outputs(output_dir, names, cache_dir):
+    """Find out before anything is fetched that a file of these tasks, or the cache, cannot be written."""
+    if names:
+        paths = [path for name in names for path in task_paths(output_dir, name)]
+        check_files(*paths, Path(output_dir) / NAMES_FILE.name)
+        check_folders(*([cache_dir] if cache_dir else []))
 
 
 def find_package():
@@ -116,7 +126,7 @@ def write_tasks(output_dir, names, read):
     for number, name in enumerate(names):
         try:
             task = read(name)
-            write_task(task_paths(output_dir, name), task)
+            write_splits(dict(zip(task_paths(output_dir, name), (task.train, task.validation), strict=True)))
         except hub.Unreachable as error:
             failed += names[number:]
             logger.error('%s: failed: %s; %d more tasks are not tried', name, error, len(names) - number - 1)
@@ -130,17 +140,6 @@ def write_tasks(output_dir, names, read):
         counts += ''.join(f', {n:,} {kind} left out' for kind, n in left_out.items() if n)
         logger.info('%s: %s', name, counts)
     return failed
-
-
-def write_task(paths, task):
-    """Write both files of a task, or none where one of them cannot be written."""
-    train, validation = paths
-    write_examples(train, task.train)
-    try:
-        write_examples(validation, task.validation)
-    except BaseException:
-        train.unlink()
-        raise
 
 
 def read_hub_task(hub_name, name, cache_dir):

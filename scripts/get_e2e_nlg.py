@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 
 from cappy.cli import flags
 from cappy.errors import InputError
+from cappy.files.outputs import check_files, check_folders
 from cappy.files.wording import not_found
-from cappy.tasks.candidates import Example, Sample, write_examples
+from cappy.tasks.candidates import SPLITS, Example, Sample, write_splits
 
 REPOSITORIES = {
     'e2e-dataset': 'https://github.com/tuetschek/e2e-dataset',  # Novikova et al., SIGDIAL 2017
@@ -50,6 +51,10 @@ def main(
 ):
     """Build the candidate files of the E2E NLG Challenge."""
     logging.basicConfig(level=logging.INFO, format='%(message)s')
+    paths = {split: Path(output_dir) / f'{TASK}_{split}.jsonl' for split in SPLITS}
+    check_files(*paths.values())
+    if not (dataset_dir and evaluation_dir):
+        check_folders(cache_dir)
     dataset_dir = Path(dataset_dir or fetch('e2e-dataset', cache_dir))
     evaluation_dir = Path(evaluation_dir or fetch('e2e-eval', cache_dir))
     references = read_references(dataset_dir / REFERENCES_FILE)
@@ -57,11 +62,9 @@ def main(
         system: read_outputs(evaluation_dir / OUTPUTS_FOLDER / f'{system}.tsv', references) for system in SYSTEMS
     }
     splits = split_inputs(list(outputs[SYSTEMS[0]]), n_validation)
+    write_splits({paths[split]: make_examples(inputs, references, outputs) for split, inputs in splits.items()})
     for split, inputs in splits.items():
-        path = Path(output_dir) / f'{TASK}_{split}.jsonl'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_examples(path, make_examples(inputs, references, outputs))
-        print(f'{path}: {len(inputs)} inputs')
+        print(f'{paths[split]}: {len(inputs)} inputs')
     if len(references) != N_INPUTS:
         logger.warning('%d inputs, but the published files have %d', len(references), N_INPUTS)
     print(f'{len(SYSTEMS)} systems; licence of the texts: CC BY-SA 4.0 (see the two repositories)')

@@ -31,6 +31,7 @@ from cappy.errors import InputError
 from cappy.files import hub, jsonl
 from cappy.files.atomic import write_atomically
 from cappy.files.inputs import find, opened
+from cappy.files.outputs import check_files
 from cappy.files.wording import listed, not_found, shown
 from cappy.tasks.templates import read_templates
 
@@ -161,6 +162,7 @@ def main(
     if list_tasks:
         print(describe_tasks())
         return
+    check_files(output)
     chosen = choose_tasks(tasks)
     files, other_splits = by_task(local, '--local', chosen), by_task(splits, '--splits', chosen)
     folder = find_templates_dir(templates_dir)

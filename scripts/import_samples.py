@@ -27,6 +27,7 @@ from cappy.errors import InputError
 from cappy.files import jsonl
 from cappy.files.inputs import find
 from cappy.files.names import check_name
+from cappy.files.outputs import check_files
 from cappy.files.wording import listed, shown
 from cappy.generate.sample_checks import (
     EMPTY_SHARE,
@@ -36,7 +37,7 @@ from cappy.generate.sample_checks import (
     has_thinking,
     without_thinking,
 )
-from cappy.tasks.candidates import Example, Sample, write_examples
+from cappy.tasks.candidates import Example, Sample, write_splits
 
 logger = logging.getLogger('import_samples')
 
@@ -73,9 +74,10 @@ def main(
     check_examples(examples, settings)
     whole = finished(examples, settings)
     notices = check_samples(whole, settings)
-    for name, chosen in divide(whole, split, validation_share, seed).items():
-        path = output_path(settings, name)
-        write_examples(path, chosen)
+    divided = divide(whole, split, validation_share, seed)
+    files = {output_path(settings, name): chosen for name, chosen in divided.items()}
+    write_splits(files)
+    for path, chosen in files.items():
         print(f'{path}: {len(chosen)} examples, {sum(len(example.samples) for example in chosen)} samples')
     for notice in notices:
         logger.warning('%s', notice)
@@ -91,6 +93,7 @@ def check_flags(settings):
     if settings['decoding'] and settings['decoding_key']:
         raise InputError('--decoding and --decoding_key both name the decoding; give one of them')
     for name in (settings['split'],) if settings['split'] else ('train', 'validation'):
+        check_files(output_path(settings, name))
         path = find(output_path(settings, name))
         if path.exists() and not settings['overwrite']:
             raise InputError(f'{path}: exists; --overwrite replaces it, another --task or --generator keeps both')

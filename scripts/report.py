@@ -20,6 +20,7 @@ from cappy.cli import flags
 from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
 from cappy.files.inputs import size
+from cappy.files.outputs import check_files, is_standard_output, is_stream
 from cappy.files.wording import listed
 from cappy.study import cells, report
 from cappy.study.cells import PUBLISHED
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(
     results_dir: flags.Names = ('bigbench_cappy_results',),  # {generator}/{task}.json; a,b,c: one folder per seed
-    output='report.html',  # the page
+    output='report.html',  # the page; a device or a pipe is written as it is, - is standard output
     data_dir='bigbench_data',  # folder of subset_names.json, the list of tasks
     gen_models: flags.Names | None = None,  # generators; default: those that have a folder
     tasks: flags.Names | None = None,  # default: all with results; all: those of subset_names.json without, too
@@ -40,6 +41,7 @@ def main(
     n_workers: flags.Count | None = None,  # processes; default: one per core
 ):
     """Write one HTML page of the results of a sweep."""
+    check_files(output, streams=True)
     folders = cells.choose_folders(results_dir)
     generators = cells.choose_generators(gen_models, folders, '--gen_models')
     names = cells.choose_tasks(tasks, data_dir, cells.found_tasks(folders, generators))
@@ -98,8 +100,11 @@ def print_summary(output, known, grid, remarks):
     for remark in remarks:
         print(remark, file=sys.stderr)
     missing = f', {len(grid) - len(known)} without a result' if len(known) < len(grid) else ''
-    size = Path(output).stat().st_size / 2**20
-    print(f'{output}: {len(known)} cell{"" if len(known) == 1 else "s"}{missing}, {size:.1f} MiB')
+    written = '' if is_stream(output) else f', {Path(output).stat().st_size / 2**20:.1f} MiB'
+    print(
+        f'{output}: {len(known)} cell{"" if len(known) == 1 else "s"}{missing}{written}',
+        file=sys.stderr if is_standard_output(output) else sys.stdout,
+    )
 
 
 if __name__ == '__main__':

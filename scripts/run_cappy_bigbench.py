@@ -31,10 +31,12 @@ from cappy import TrainingSettings
 from cappy.cli import flags, tables
 from cappy.errors import InputError
 from cappy.files.inputs import find
+from cappy.files.lock import check_result
+from cappy.files.outputs import check_files, check_folders
 from cappy.files.settings import differing
 from cappy.files.wording import listed
 from cappy.model import scoring, training
-from cappy.model.model_files import find_model
+from cappy.model.model_files import check_writable, find_model
 from cappy.study import cells, results, slurm, sweep
 from cappy.tasks.candidates import SPLITS
 
@@ -80,6 +82,7 @@ def main(
     todo = choose_todo(jobs, settings)
     n_failed = 0
     if todo:
+        check_outputs(settings, todo, cluster)
         check_cells(settings, todo, options.gpus if options else settings['n_model_shards'])
         with Progress(jobs, todo, notes) as progress:
             if cluster == 'slurm':
@@ -280,6 +283,19 @@ def digest_of_model(settings):
 
     with suppress(InputError):
         return model_digest(find_model(settings['model_name_or_path']))
+
+
+def check_outputs(settings, todo, cluster):
+    """Check before any cell starts that the files of each can be written."""
+    check_result(*(job.paths for job in todo))
+    check_files(*(path for job in todo for path in (job.log, job.queue_record)))
+    if settings['checkpoint_every']:
+        check_folders(*{job.paths.checkpoint.parent for job in todo})
+    if cluster == 'slurm':
+        check_folders(Path(settings['results_dir']) / slurm.FOLDER)
+    for job in todo:
+        if job.save_dir and not sweep.lock_holder(job.paths):  # else another process may be saving it
+            check_writable(job.save_dir, job.overwrite or sweep.is_save_dir_unfinished(job))
 
 
 def check_cells(settings, todo, n_devices):

@@ -25,6 +25,8 @@ from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files.inputs import find
 from cappy.files.jsonl import describe_halves
+from cappy.files.lock import check_result
+from cappy.files.partial import OutputPaths
 from cappy.generate.decodings import Decoding
 from cappy.generate.sample_checks import (
     CAUSES,
@@ -86,6 +88,7 @@ def main(
     template = read_template(prompt)
     server_settings = check_server(settings)
     jobs = [job for job in find_jobs(settings) if overwrite or not is_done(job, decodings)]
+    check_result(*(OutputPaths(job.path) for job in jobs))
     if jobs:
         asyncio.run(draw_files(server_settings, jobs, template, decodings, settings))
 

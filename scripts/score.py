@@ -6,7 +6,8 @@
 
 A few windows of 16,384 pairs are in memory at a time, whatever the file's length. A file is read once before the scorer
 is loaded, so that a bad line is named first. With --output, records go to {output}.partial until all are there, and the
-same command continues a stopped one; {output}.settings.json says which scorer and input the scores are of.
+same command continues a stopped one; {output}.settings.json says which scorer and input the scores are of. Of an output
+that is a link, these files are where it points; an output that is a device or a pipe is written as it is, without them.
 """
 
 import collections
@@ -22,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 from cappy import Cappy, get_devices
 from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.files.lock import result_lock
+from cappy.files.lock import check_result, result_lock
+from cappy.files.outputs import STANDARD, check_files, is_standard_output, is_stream, open_stream
 from cappy.files.partial import OutputPaths, PartialOutput
-from cappy.files.scored_pairs import STANDARD, PairFile, Runs, TopTies, best_first
+from cappy.files.scored_pairs import PairFile, PairsDigest, Runs, TopTies, best_first
 from cappy.model.devices import from_first_process, is_first_process
 from cappy.model.model_files import model_digest
 from cappy.model.tokens import describe_cut
@@ -38,7 +40,7 @@ RECORDS_AT_RISK = 1000  # written between two marks behind which a killed run co
 
 def main(
     input_file: str,  # jsonl, csv or tsv, also gzipped (.gz); - is standard input
-    output=STANDARD,  # the scored file; - is standard output
+    output=STANDARD,  # the scored file, a device or a pipe; - is standard output
     format: Literal['jsonl', 'csv', 'tsv'] | None = None,  # of input and output; default: what the input's name says
     instruction_key='instruction',  # field or column of the instruction
     response_key='response',  # field or column of the response
@@ -62,19 +64,20 @@ def main(
     file = PairFile(input_file, format, **keys)
     if file.is_stream and n_processes not in (None, 1):
         raise InputError(f'{file.name} reaches one process; give a file that all of them can read')
-    paths = None if output == STANDARD else OutputPaths(Path(output))
-    check_output(paths, file)
+    paths = None if is_stream(output) else OutputPaths(Path(output))
+    if not process_id:  # None or the first, which writes
+        check_output(output, paths, file)
     n_pairs = check_pairs(file, rank)
     made_with = {name: settings[name] for name in DECIDING} | {'format': file.format}
     made_with['model_digest'] = model_digest(model_name_or_path)
     if paths and not file.is_stream:
         made_with['input_digest'] = file.digest()
     if paths and paths.result.exists() and not overwrite:
-        return confirm_existing(paths, made_with)
+        return confirm_existing(paths, made_with, file)
 
     devices = get_devices(n_model_shards, n_processes, host0_address, host0_port, process_id, n_local_devices)
     runs, ties = Runs(), TopTies()
-    with writing(paths, file, made_with, overwrite) as (write, pairs, n_done):
+    with writing(output, paths, file, made_with, overwrite) as (write, pairs, n_done):
         scorer = Cappy.from_pretrained(
             model_name_or_path,
             devices=devices,
@@ -92,14 +95,14 @@ def main(
         warn_of_split_runs(runs.n_again)
 
 
-def check_output(paths, file):
-    """The output is not the input, and not a folder, before a long file is read."""
+def check_output(output, paths, file):
+    """The output can be written and is not the input, before a long file is read."""
     if not paths:
+        check_files(output, streams=True)
         return
-    if file.path != STANDARD and paths.result.exists() and file.path.exists() and paths.result.samefile(file.path):
+    if not file.is_stream and paths.result.exists() and file.path.exists() and paths.result.samefile(file.path):
         raise InputError(f'--output {paths.result}: is the input itself; name another file')
-    if paths.result.is_dir():
-        raise InputError(f'--output {paths.result}: is a folder; name a file in it')
+    check_result(paths)
 
 
 def check_pairs(file, rank):
@@ -135,10 +138,20 @@ def warn_of_ties(ties):
         )
 
 
-def confirm_existing(paths, made_with):
+def confirm_existing(paths, made_with, file):
     """An output of the same scorer, input and flags is left alone; another one is an error."""
+    if file.is_stream:
+        made_with = made_with | {'pairs_digest': digest_of(file.pairs())}
     n_pairs = paths.check_made_with(made_with)['records']
     print(f'{paths.result} exists and holds all {n_pairs} scores. Skipped; --overwrite scores again.', file=sys.stderr)
+
+
+def digest_of(pairs):
+    """What tells pairs that cannot be read again from others."""
+    digest = PairsDigest()
+    for pair in pairs:
+        digest.add(pair)
+    return digest.hexdigest()
 
 
 def score_pairs(scorer, pairs, n_pairs):
@@ -165,33 +178,51 @@ def score_pairs(scorer, pairs, n_pairs):
 
 
 @contextlib.contextmanager
-def writing(paths, file, made_with, overwrite):
+def writing(output, paths, file, made_with, overwrite):
     """(write(pair, score), pairs to come, number of pairs done); the output appears when the block ends."""
     with contextlib.ExitStack() as stack:
-        pairs, output = file.pairs(), None
+        pairs, part = file.pairs(), None
         if paths and is_first_process():
             stack.enter_context(result_lock(paths))
             pairs, first = peek(pairs)
-            output = PartialOutput(paths, made_with)
-            output.open(file.header, overwrite)
-            stack.callback(output.close)
-            if output.n_records:
-                print(f'{paths.partial} holds {output.n_records} scores; continuing behind them', file=sys.stderr)
-        n_done = from_first_process(output.n_records if output else 0)
-        pairs = itertools.islice(pairs, n_done, None)
+            part = PartialOutput(paths, made_with)
+            part.open(file.header, overwrite)
+            stack.callback(part.close)
+            if part.n_records:
+                print(f'{paths.partial} holds {part.n_records} scores; continuing behind them', file=sys.stderr)
+        n_done = from_first_process(part.n_records if part else 0)
+        done = itertools.islice(pairs, n_done)
+        records = Records(file, part, made_with['rank'], done) if part else None
+        collections.deque(done, maxlen=0)  # the pairs that are done pass
         if not is_first_process():
             yield (lambda pair, score: None), pairs, n_done
-        elif output is None:
-            yield StandardOutput(file).write, pairs, 0
-            sys.stdout.buffer.flush()
+        elif records is None:
+            with writing_in_place(output) as opened:
+                yield InPlace(file, opened).write, pairs, 0
         else:
-            records = Records(file, output, made_with['rank'])
             try:
                 yield records.write, pairs, n_done
             except BaseException:
                 records.mark_written()
                 raise
-            output.finish(records.n_written)
+            records.finish()
+
+
+@contextlib.contextmanager
+def writing_in_place(output):
+    """Standard output, another descriptor, a device or a pipe, open for bytes."""
+    is_standard = is_standard_output(output)
+    try:
+        with contextlib.nullcontext(sys.stdout.buffer) if is_standard else open_stream(output, 'wb') as opened:
+            yield opened
+            opened.flush()
+    except BrokenPipeError:
+        raise  # its reader has gone, and need not be told
+    except OSError as error:
+        if error.filename not in (None, output):
+            raise
+        name = 'standard output' if is_standard else output
+        raise InputError(f'{name}: cannot be written ({error.strerror})') from error
 
 
 def peek(iterator):
@@ -200,38 +231,68 @@ def peek(iterator):
     return itertools.chain([first], iterator), first
 
 
-class StandardOutput:
-    """Writes scored pairs to standard output, the header first."""
+class InPlace:
+    """Writes scored pairs to an open file, the header first."""
 
-    def __init__(self, file):
-        self.file, self.is_first = file, True
+    def __init__(self, file, opened):
+        self.file, self.opened, self.is_first = file, opened, True
 
     def write(self, pair, score):
         if self.is_first:
-            sys.stdout.buffer.write(self.file.header)
+            self.opened.write(self.file.header)
         self.is_first = False
-        sys.stdout.buffer.write(self.file.with_score(pair, score))
+        self.opened.write(self.file.with_score(pair, score))
 
 
 class Records:
-    """Writes scored pairs to a PartialOutput, and marks at times how far it is whole: with rank, behind whole runs."""
+    """Writes scored pairs to a PartialOutput, and marks at times how far it is whole: with rank, behind whole runs.
 
-    def __init__(self, file, output, rank):
-        self.file, self.output, self.rank = file, output, rank
-        self.n_written, self.last = output.n_records, None
+    done: the pairs that it holds already. Where the input cannot be read twice, nothing says before that it is the one
+    that the part was begun with; so these pairs are compared. Raises InputError where they are others.
+    """
+
+    def __init__(self, file, part, rank, done):
+        self.file, self.part, self.rank = file, part, rank
+        self.n_written, self.last = part.n_records, None
+        self.digest = PairsDigest() if file.is_stream else None
+        if self.digest:
+            for pair in done:
+                self.digest.add(pair)
+            if self.n_written and part.state.get('pairs_digest') != self.digest.hexdigest():
+                raise InputError(
+                    f'{part.paths.partial}: was begun with other pairs than the first {self.n_written} of {file.name}; '
+                    '--overwrite begins again'
+                )
 
     def write(self, pair, score):
         is_whole = not self.rank or pair.instruction != self.last
-        if is_whole and self.n_written - self.output.n_records >= RECORDS_AT_RISK:
-            self.output.mark(self.n_written)
-        self.output.write(self.file.with_score(pair, score))
+        if is_whole and self.n_written - self.part.n_records >= RECORDS_AT_RISK:
+            self.mark()
+        self.part.write(self.file.with_score(pair, score))
+        if self.digest:
+            self.digest.add(pair)
         self.n_written, self.last = self.n_written + 1, pair.instruction
+
+    def mark(self):
+        """Keep what is written."""
+        self.note_pairs()
+        self.part.mark(self.n_written)
 
     def mark_written(self):
         """Keep what a run that stops has written; with rank the last run may not be whole."""
         if not self.rank:
             with contextlib.suppress(InputError):  # a full disk, which is why it stops
-                self.output.mark(self.n_written)
+                self.mark()
+
+    def finish(self):
+        """The output takes its place."""
+        self.note_pairs()
+        self.part.finish(self.n_written)
+
+    def note_pairs(self):
+        """Say of which pairs the written scores are, where the input cannot be read again."""
+        if self.digest:
+            self.part.state['pairs_digest'] = self.digest.hexdigest()
 
 
 if __name__ == '__main__':

@@ -14,8 +14,10 @@ import pytest
 from conftest import run_main
 
 import cappy_bigbench
+from cappy.errors import InputError
 from cappy.files.lock import result_lock
 from cappy.files.updates import read_updates
+from cappy.model import model_files
 from cappy.study import results
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +60,29 @@ def written(folder, train=None, validation=None):
         raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         (place / f'colours_{split}.jsonl').write_bytes(b''.join(line + b'\n' for line in raw))
     return folder
+
+
+def test_a_scorer_that_cannot_be_saved_costs_neither_the_result_nor_the_checkpoint(
+    tmp_path, capsys, caplog, monkeypatch
+):
+    def fail(directory, *rest, **options):
+        raise InputError(f'{directory}: cannot be written (No space left on device); free some space')
+
+    argv = [*job(tmp_path / 'out', 'colours', written(tmp_path / 'gens')), '--train_size', '4', '--nocompare_before']
+    argv += ['--per_device_batch_size', '4', '--accumulate_grad_batches', '1', '--checkpoint_every', '1']
+    argv += ['--save_dir', tmp_path / 'saved']
+    with monkeypatch.context() as patch:
+        patch.setattr(model_files, 'write_model', fail)
+        assert run(*argv) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    paths = results.ResultPaths(tmp_path / 'out', 'flan-t5-tiny', 'colours')
+    assert 'saved: cannot be written (No space' in message and f'The result is there, {paths.result}; delete' in message
+    first = results.read_result(paths.result)
+    assert paths.candidates.exists() and paths.updates.exists() and not (tmp_path / 'saved').exists()
+    paths.result.unlink()
+    assert run(*argv) == 0 and 'continuing after update 0' in caplog.text
+    assert (tmp_path / 'saved' / 'model.safetensors').exists() and not paths.checkpoint.exists()
+    assert results.read_result(paths.result)['rougeL'] == first['rougeL']
 
 
 def files_in(folder):

@@ -412,6 +412,15 @@ def test_a_reader_that_goes_away_leaves_no_traceback(tmp_path):
     assert process.wait() == 141
 
 
+@pytest.mark.parametrize('n', [1, 100_000])  # characters: written when the script ends, and before
+def test_a_full_disk_ends_in_one_line_wherever_it_is_met(n, capsys, monkeypatch):
+    with open('/dev/full', 'w') as full, pytest.raises(SystemExit) as raised:
+        monkeypatch.setattr(sys, 'stdout', full)
+        run(lambda: print('x' * n), [])
+    assert raised.value.code == 1
+    assert capsys.readouterr().err == 'error: an output: cannot be written (No space left on device); make room\n'
+
+
 def test_an_interrupt_signal_leaves_no_traceback(tmp_path):
     process = script(tmp_path, "    print('begun', flush=True)\n    time.sleep(60)")
     assert process.stdout.readline() == 'begun\n'

@@ -15,7 +15,7 @@ from sweep_cells import SCRIPT, sweep_flags
 
 from cappy.cli import flags
 from cappy.files.lock import result_lock
-from cappy.study import results, slurm, sweep
+from cappy.study import results, sweep
 
 script = load_script('scripts/run_cappy_bigbench.py')
 
@@ -282,93 +282,6 @@ def test_help_explains_the_flags_of_the_sweep_and_of_a_cell(run):
     assert code == 0 and '--gpus' in out and '--learning_rate' in out and '200' in out
     assert 'cells at a time on the CPU' in out  # a comment of the sweep's
     assert 'hub name or folder of the scorer to adapt' in out  # a comment of cappy_bigbench.py
-
-
-class FakeSlurm:
-    """Slurm as the runner uses it: it keeps what is submitted, and has the states that a test sets."""
-
-    def __init__(self, monkeypatch):
-        self.states, self.arrays, self.on_poll = {}, [], []
-        monkeypatch.setattr(slurm, 'submit_array', self.submit)
-        monkeypatch.setattr(slurm, 'queue_states', self.queue)
-
-    def submit(self, jobs, folder, options):
-        ids = [f'{len(self.arrays) + 1}_{number}' for number in range(len(jobs))]
-        self.arrays.append([job.name for job in jobs])
-        self.states |= dict.fromkeys(ids, 'RUNNING')
-        return ids
-
-    def queue(self):
-        if self.on_poll and self.arrays:
-            self.on_poll.pop(0)()
-        return dict(self.states)
-
-
-def finished(paths):
-    paths.result.parent.mkdir(parents=True, exist_ok=True)
-    paths.result.write_text('{"rougeL": 0.5}')
-
-
-def slurm_events(tmp_path, fake, tasks, steps, **options):
-    jobs = [sweep.Job(results.ResultPaths(tmp_path, 'lm', task), ('x',)) for task in tasks]
-    events, fake.on_poll = [], list(steps)
-    note = lambda event, job, detail: event != 'tick' and events.append((event, job.paths.task, detail))  # noqa: E731
-    slurm.SlurmRunner(jobs, tmp_path, slurm.SlurmOptions(**options), note, poll_seconds=0.01).run()
-    return [(event, task) for event, task, _ in events], events
-
-
-def test_slurm_jobs_cut_short_are_submitted_again_and_failed_ones_are_not(tmp_path, monkeypatch):
-    fake = FakeSlurm(monkeypatch)
-    log = results.ResultPaths(tmp_path, 'lm', 'bad').result.with_suffix('.log')
-
-    def first():
-        finished(results.ResultPaths(tmp_path, 'lm', 'good'))
-        log.write_text(f'{sweep.MARK}2026-01-01T00:00:00+00:00] failed: gens:3: no\n')
-        fake.states |= {'1_0': 'COMPLETED', '1_1': 'COMPLETED', '1_2': 'TIMEOUT', '1_4': 'CANCELLED'}
-        del fake.states['1_3']  # its node died long ago
-
-    def second():
-        for task in ('slow', 'lost'):
-            finished(results.ResultPaths(tmp_path, 'lm', task))
-        fake.states = {}
-
-    tasks = ('good', 'bad', 'slow', 'lost', 'cancelled')
-    kinds, events = slurm_events(tmp_path, fake, tasks, [lambda: None, first, lambda: None, lambda: None, second])
-    assert fake.arrays == [[f'lm/{task}' for task in tasks], ['lm/slow', 'lm/lost']]
-    assert [kind for kind in kinds if kind[0] != 'started'] == [
-        *(('done', 'good'), ('failed', 'bad'), ('again', 'slow'), ('again', 'lost'), ('failed', 'cancelled')),
-        *(('done', 'slow'), ('done', 'lost')),
-    ]
-    assert any('gens:3: no' in str(detail) for _, _, detail in events)
-    assert not list(tmp_path.rglob('*.job'))
-
-
-def test_cells_that_slurm_already_has_are_not_submitted_twice(tmp_path, monkeypatch):
-    fake = FakeSlurm(monkeypatch)
-    fake.states = {'7_1': 'PENDING'}
-    for task, job_id in (('queued', '7_1'), ('gone', '7_2')):
-        paths = results.ResultPaths(tmp_path, 'lm', task)
-        paths.result.parent.mkdir(exist_ok=True)
-        paths.result.with_suffix('.job').write_text(json.dumps({'job': job_id}))
-
-    def end():
-        for task in ('queued', 'gone'):
-            finished(results.ResultPaths(tmp_path, 'lm', task))
-        fake.states = {}
-
-    kinds, _ = slurm_events(tmp_path, fake, ('queued', 'gone'), [lambda: None, end])
-    assert fake.arrays == [['lm/gone']]
-    assert sorted(kind for kind in kinds if kind[0] == 'done') == [('done', 'gone'), ('done', 'queued')]
-
-
-def test_a_cell_that_slurm_keeps_cutting_short_is_given_up_after_max_resubmits(tmp_path, monkeypatch):
-    fake = FakeSlurm(monkeypatch)
-
-    def cut():
-        fake.states = dict.fromkeys(fake.states, 'TIMEOUT')
-
-    kinds, _ = slurm_events(tmp_path, fake, ('a',), [cut] * 20, max_resubmits=2)
-    assert fake.arrays == [['lm/a']] * 3 and kinds[-1] == ('failed', 'a')
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """scripts/score.py: rows in, the same rows with scores out; a stopped run continues; what is wrong is named."""
 
+import contextlib
 import csv
 import gzip
 import importlib.util
@@ -202,6 +203,74 @@ def test_standard_input_goes_to_standard_output(tmp_path, model, scores_of):
     scored = read_rows(tmp_path / f'out.{format}')
     pairs = [(row['instruction'], row['response']) for row in rows]
     np.testing.assert_allclose([row['score'] for row in scored], scores_of(pairs), rtol=0, atol=1e-6)
+
+
+def test_an_output_that_is_a_pipe_a_link_or_full_is_never_replaced(tmp_path, model, capsys):
+    source = write_rows(tmp_path / 'in.jsonl', odd_rows())
+    argv = [source, '--model_name_or_path', model, '--output']
+    os.mkfifo(tmp_path / 'fifo')
+    (tmp_path / 'far').mkdir()
+    (tmp_path / 'link').symlink_to('far/out.jsonl')
+    found = []
+    reader = threading.Thread(target=lambda: found.append((tmp_path / 'fifo').read_bytes()), daemon=True)
+    reader.start()
+    assert run(*argv, tmp_path / 'fifo') == 0
+    reader.join(10)
+    assert run(*argv, tmp_path / 'link') == 0
+    assert found == [(tmp_path / 'far' / 'out.jsonl').read_bytes()] and found[0].count(b'\n') == 27
+    assert (tmp_path / 'fifo').is_fifo() and (tmp_path / 'link').is_symlink()
+    assert 'exists and holds all 27 scores' in refused_or_kept(capsys, *argv, tmp_path / 'link')
+    assert 'error: /dev/full: cannot be written (No space left' in refused(capsys, *argv, '/dev/full')
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*'))
+    assert names == ['far', 'far/out.jsonl', 'far/out.jsonl.settings.json', 'fifo', 'in.jsonl', 'link']
+
+
+def refused_or_kept(capsys, *argv):
+    """The last line on standard error of a run in which nothing is scored."""
+    capsys.readouterr()
+    run(*argv)
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@contextlib.contextmanager
+def standard_input(path, rows):
+    """Standard input has these rows."""
+    with open(write_rows(path, rows)) as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'stdin', file)
+        yield
+
+
+@pytest.mark.parametrize('rank', [(), ('--rank',)])
+def test_standard_input_continues_only_what_began_with_the_same_pairs(tmp_path, model, capsys, monkeypatch, rank):
+    out, source, other = tmp_path / 'out', tmp_path / 'in.jsonl', odd_rows()
+    other[2]['response'] = 'another'
+    argv = ['-', '--format', 'jsonl', '--output', out, '--model_name_or_path', model, *rank]
+
+    def stop(scorer, pairs, n_pairs):
+        yield from ((pair, 0.5) for pair, _ in zip(pairs, range(20), strict=False))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(score, 'RECORDS_AT_RISK', 5)
+    with monkeypatch.context() as patch, standard_input(source, odd_rows()):
+        patch.setattr(score, 'score_pairs', stop)
+        assert run(*argv) == 130
+    n_done = json.loads(OutputPaths(out).settings.read_text())['records']
+    assert n_done == (9 if rank else 20)  # whole runs of one instruction alone
+    with standard_input(source, other):
+        message = refused(capsys, *argv)
+    assert f'was begun with other pairs than the first {n_done} of standard input; --overwrite begins' in message
+    with standard_input(source, odd_rows()):
+        assert run(*argv) == 0
+    assert [row['score'] == 0.5 for row in read_rows(write_copy(out))] == [True] * n_done + [False] * (27 - n_done)
+    with standard_input(source, odd_rows()):
+        assert 'exists and holds all 27 scores' in refused_or_kept(capsys, *argv)
+    with standard_input(source, other):
+        assert 'exists, made with pairs_digest' in refused(capsys, *argv)
+
+
+def write_copy(path):
+    """The file under a name that says how it is laid out."""
+    return Path(shutil.copy(path, path.with_suffix('.jsonl')))
 
 
 def test_a_partial_output_that_was_cut_off_anywhere_continues_behind_its_last_mark(tmp_path):

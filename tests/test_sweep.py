@@ -257,6 +257,14 @@ def test_a_full_disk_fails_the_cell_and_leaves_no_result(make_job, run, tmp_path
         subprocess.run(['umount', folder], check=True)
 
 
+def test_a_cell_whose_scorer_could_not_be_saved_has_a_result_and_is_reported_as_failed(make_job, run, tmp_path):
+    saved = tmp_path / 'saved'
+    events = run([make_job('a', save_dir=str(saved))])  # the cell of these tests saves none
+    assert kinds(events, 'a') == ['started', 'failed'] and f'its scorer is not in {saved}' in events[-1][2]
+    saved.mkdir()
+    assert kinds(run([make_job('b', save_dir=str(saved))]), 'b') == ['started', 'done']
+
+
 def test_only_a_scorer_saved_by_a_killed_attempt_is_replaced(make_job, tmp_path):
     saved = tmp_path / 'saved'
     saved.mkdir()

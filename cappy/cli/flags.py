@@ -6,6 +6,8 @@ complains of a misspelt flag after the job has run. argparse would need a rule o
 """
 
 import ast
+import contextlib
+import errno
 import inspect
 import io
 import math
@@ -34,6 +36,7 @@ WIDTH = 100  # of the help's text
 LARGEST_INTEGER = 2**63 - 1  # beyond it numpy and jax overflow
 _TRUE, _FALSE = ('true', '1', 'yes'), ('false', '0', 'no')
 _FLAG = re.compile('--|-[a-zA-Z]')  # and not -5, which is a value
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'
 _DEVICE_STATUS = re.compile(rf'\b({_OUT_OF_MEMORY}|INTERNAL|ABORTED|UNAVAILABLE|UNKNOWN)\b')
 
@@ -160,9 +163,9 @@ def run(main, argv=None, aliases=None):
     Names, one of these or None, a Literal of texts, or a number of a Range. Those without a default may be given by
     position.
     argv: the words after the script's name; those of sys.argv if None. aliases: {old name: name of a flag}.
-    Exit codes: 0; 1 for an InputError, with one line `error: ..` on standard error; 75 where memory ran out, in one
-    line too, or a device failed; 130 for Ctrl-C; 141 where the reader of the output is gone. Any other error is a bug
-    and shows its traceback.
+    Exit codes: 0; 1 for an InputError or a full disk, with one line `error: ..` on standard error; 75 where memory ran
+    out, in one line too, or a device failed; 130 for Ctrl-C; 141 where the reader of the output is gone. Any other
+    error is a bug and shows its traceback.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     name = os.path.basename(sys.argv[0])
@@ -180,10 +183,12 @@ def run(main, argv=None, aliases=None):
     except KeyboardInterrupt:
         _end(INTERRUPTED, 'interrupted')
     except BrokenPipeError:
-        # Python flushes standard output once more at exit, and would complain of the same pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_standard_output()
         sys.exit(BROKEN_PIPE)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            place = error.filename or 'an output'
+            _end(INPUT_ERROR, f'error: {place}: cannot be written ({error.strerror}); make room')
         status = device_status(error)
         if status is None:
             raise
@@ -213,8 +218,18 @@ def _describe_device_failure(error, status):
 
 
 def _end(code, message):
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_standard_output()
     print(' '.join(message.split()), file=sys.stderr)
     sys.exit(code)
+
+
+def _drop_standard_output():
+    """Python flushes standard output once more at exit, and would complain of the same closed pipe or full disk."""
+    with contextlib.suppress(OSError, ValueError):  # no descriptor, where something else has taken its place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_dashes(message, main):

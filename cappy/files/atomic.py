@@ -4,36 +4,71 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files.outputs import is_stream, open_stream, target_of
+
+TEXT = {'encoding': 'utf-8', 'newline': '\n'}
 
 
 @contextmanager
-def write_atomically(path):
-    """A text file (UTF-8) that takes its place at `path` when the block ends, and vanishes if it fails.
+def write_atomically(path, mode='w'):
+    """A file that takes its place at `path` when the block ends, and vanishes if it fails; text is UTF-8.
 
-    Makes the folders above. Raises InputError where the file cannot be written (rights, space).
+    Makes the folders above. A link stays, and what it points to is replaced; a device or a pipe is written in place.
+    mode: 'w', or 'wb' for bytes. Raises InputError where the file cannot be written (rights, space).
     """
-    path = Path(path)
-    partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, 'w', encoding='utf-8', newline='\n') as file:
+    options = {} if 'b' in mode else TEXT
+    if is_stream(path):
+        with _writing(path, path), open_stream(path, mode, **options) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if not _is_about(error, path, partial):
-            raise  # the caller's block failed on a file or pipe of its own
-        raise InputError(f'{path}: cannot be written ({error.strerror or error})') from error
+        return
+    target = target_of(path)
+    partial = target.with_name(f'.{target.name}.{uuid.uuid4().hex[:12]}.partial')
+    try:
+        with _writing(path, target, partial):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, mode, **options) as file:
+                yield file
+                _to_disk(file)
+            os.replace(partial, target)
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+@contextmanager
+def write_together(*paths):
+    """Text files (UTF-8) that take their places together when the block ends, in the order of the paths.
+
+    All are on the disk before the first takes its place: where one cannot be written, the old ones all stay.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(write_atomically(path)) for path in reversed(paths)][::-1]
+        yield files
+        for path, file in zip(paths, files, strict=True):
+            with _writing(path, path):
+                _to_disk(file)
+
+
+@contextmanager
+def _writing(path, *places):
+    """Turn an OSError about one of the places into an InputError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if not _is_about(error, *places):
+            raise  # the caller's block failed on a file or pipe of its own
+        raise InputError(f'{path}: cannot be written ({error.strerror or error})') from error
+
+
+def _to_disk(file):
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def shortest_float32(value) -> float:
@@ -71,10 +106,10 @@ def to_json(path, value, indent=None) -> str:
         raise InputError(f'{path}: not written, since it would hold a number that is not finite') from error
 
 
-def _is_about(error, path, partial):
+def _is_about(error, *places):
     if error.filename is None:  # a write that failed, by lack of space for one
         return not isinstance(error, ConnectionError)
-    return str(error.filename) in map(str, (partial, path, *path.parents))
+    return str(error.filename) in {str(part) for place in places for part in (place, *Path(place).parents)}
 
 
 def _plain(value):

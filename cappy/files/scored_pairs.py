@@ -17,10 +17,10 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files import inputs, jsonl
 from cappy.files.atomic import shortest_float32
+from cappy.files.outputs import STANDARD, is_stream
 from cappy.files.wording import listed, shown
 
 FORMATS = ('jsonl', 'csv', 'tsv')
-STANDARD = '-'  # standard input or output
 _DELIMITERS = {'csv': ',', 'tsv': '\t'}
 # Scores that differ by no more tell nothing: the sums of float32 differ as much when a pair meets others in its row.
 SAME_SCORE = 1e-6
@@ -46,7 +46,7 @@ class PairFile:
     def __init__(self, path, format=None, *, instruction_key='instruction', response_key='response', score_key='score'):
         self.path = path if path == STANDARD else inputs.find(path)
         self.name = 'standard input' if path == STANDARD else str(self.path)
-        self.is_stream = path == STANDARD or inputs.is_pipe(path)
+        self.is_stream = is_stream(path)
         self.format = format or self._format_of_name()
         self.keys = {'instruction_key': instruction_key, 'response_key': response_key}
         self.score_key = score_key
@@ -208,6 +208,22 @@ class PairFile:
             raise InputError(f'{self.name}: holds no pairs')
         yield first
         yield from pairs
+
+
+class PairsDigest:
+    """What tells the pairs of an input that cannot be read twice from others, in any order: a sum of their digests."""
+
+    def __init__(self):
+        self._sum = 0
+
+    def add(self, pair):
+        """Count a pair in."""
+        self._sum += int.from_bytes(hashlib.blake2b(pair.text, digest_size=32).digest())
+        self._sum %= 1 << 256
+
+    def hexdigest(self) -> str:
+        """64 hexadecimal digits."""
+        return f'{self._sum:064x}'
 
 
 class Runs:

@@ -6,11 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cappy.errors import InputError
-from cappy.files.atomic import (
-    read_text,
-    shortest_float32,
-    write_atomically,
-)
+from cappy.files.atomic import read_text, shortest_float32, write_atomically
 
 
 class Update(NamedTuple):
@@ -26,14 +22,19 @@ class Update(NamedTuple):
 def write_updates(path, updates: Iterable[Sequence]):
     """Write rows as `Update` has them. Raises InputError where a number is not finite."""
     with write_atomically(path) as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(Update._fields)
-        for row in updates:
-            row = Update(*row)
-            numbers = [shortest_float32(value) for value in row[2:]]
-            if not all(map(math.isfinite, numbers)):
-                raise InputError(f'{path}: update {row.update} is not finite: {numbers}')
-            writer.writerow([int(row.update), int(row.pairs), *numbers])
+        write_rows(file, path, updates)
+
+
+def write_rows(file, path, updates: Iterable[Sequence]):
+    """As `write_updates`, to a file that is open."""
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(Update._fields)
+    for row in updates:
+        row = Update(*row)
+        numbers = [shortest_float32(value) for value in row[2:]]
+        if not all(map(math.isfinite, numbers)):
+            raise InputError(f'{path}: update {row.update} is not finite: {numbers}')
+        writer.writerow([int(row.update), int(row.pairs), *numbers])
 
 
 def read_updates(path) -> list[Update]:

@@ -35,6 +35,7 @@ from safetensors.numpy import save_file
 
 from cappy.errors import InputError
 from cappy.files.names import check_name
+from cappy.files.outputs import check_places
 
 TOKENIZER_PATTERNS = (
     'tokenizer*',
@@ -445,10 +446,11 @@ def write_model(
 
 
 def check_writable(directory: str | os.PathLike, overwrite: bool = False) -> None:
-    """Raise InputError where write_model would refuse the directory for what it holds."""
+    """Raise InputError where write_model would refuse the directory for what it holds, or could not make it."""
     directory = Path(directory).expanduser()
     if directory.exists() and not directory.is_dir():
         raise InputError(f'{directory}: is a file; name a directory to write to')
+    check_places(directory)
     held = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
     if held and not overwrite:
         remedy = 'name another directory, or set overwrite'

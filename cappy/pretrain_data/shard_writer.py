@@ -18,6 +18,7 @@ from random import Random
 import tqdm
 
 from cappy.errors import InputError
+from cappy.files.outputs import check_places
 from cappy.pretrain_data.labelled_pairs import LabelledPair, as_line, folded
 from cappy.pretrain_data.stream import HELD_OUT_FILE, SHARD_PATTERN, shard_name
 
@@ -78,8 +79,11 @@ class ShardWriter:
 
 
 def check_output(output_dir, overwrite):
-    """Raise InputError where the folder exists and is not to be replaced, or holds other files, which never are."""
+    """Raise InputError where the folder cannot be written, exists and is not to be replaced, or holds other files,
+    which never are.
+    """
     output_dir = Path(output_dir)
+    check_places(output_dir)
     if not output_dir.exists() and not output_dir.is_symlink():
         return
     if not overwrite:

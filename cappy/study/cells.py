@@ -17,10 +17,11 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.files.inputs import stems
+from cappy.files.jsonl import is_number
 from cappy.files.names import check_name
 from cappy.files.wording import listed, near_names, not_found
 from cappy.study import results
-from cappy.study.results import ResultPaths, is_finite_number
+from cappy.study.results import ResultPaths
 from cappy.tasks.candidates import GENERATORS_REMEDY, SPLITS
 from cappy.tasks.faults import describe_by_name
 from cappy.tasks.picks import TIES, is_constant
@@ -81,7 +82,7 @@ class Cell:
             return None
         row = _comparison(self.results[0]).get(ADAPTED, {})
         low, high = row.get('low'), row.get('high')
-        return (low, high) if is_finite_number(low) and is_finite_number(high) else None
+        return (low, high) if is_number(low) and is_number(high) else None
 
     def rougeL_of(self, pick) -> float | None:
         """Mean over the folders of another pick, by its name; None where a folder's comparison lacks it."""
@@ -348,7 +349,7 @@ def ties_of(row: dict) -> dict | None:
     """The ties in a row of a comparison; None where it has none that are well-formed."""
     ties = row.get('ties')
     ties = ties if isinstance(ties, dict) else {}
-    return {key: ties[key] for key in TIES} if all(is_finite_number(ties.get(key)) for key in TIES) else None
+    return {key: ties[key] for key in TIES} if all(is_number(ties.get(key)) for key in TIES) else None
 
 
 def faults_of(result: dict) -> list[dict]:
@@ -360,7 +361,7 @@ def faults_of(result: dict) -> list[dict]:
         for of_split in (faults.values() if isinstance(faults, dict) else ())
         if isinstance(of_split, dict)
         and {'examples', 'letters', 'unread_letters'} <= of_split.keys()
-        and all(map(is_finite_number, of_split.values()))
+        and all(map(is_number, of_split.values()))
     ]
 
 
@@ -395,9 +396,7 @@ def _comparison(result):
     """{pick: its row of the comparison}, of a result that may have another shape."""
     rows = result.get('comparison')
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return {
-        row['name']: row for row in rows if isinstance(row.get('name'), str) and is_finite_number(row.get('rougeL'))
-    }
+    return {row['name']: row for row in rows if isinstance(row.get('name'), str) and is_number(row.get('rougeL'))}
 
 
 def _subfolders(folder):

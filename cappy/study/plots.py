@@ -7,16 +7,15 @@ imported only where it is needed.
 
 import io
 import math
-import os
 import textwrap
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.files.atomic import write_atomically
+from cappy.files.outputs import check_files
 from cappy.files.updates import Update
 from cappy.study.curves import calibrate
 
@@ -29,13 +28,14 @@ N_SHOWN = 40  # independent points of a run's losses; those of more updates are 
 
 
 def check(path):
-    """Raise InputError where a picture with this file name cannot be made."""
+    """Raise InputError where a picture with this file name cannot be made or written."""
     if Path(path).suffix.lower() not in ENDINGS:
         raise InputError(f'{path}: not a format of pictures; let the name end in one of {", ".join(ENDINGS)}')
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise InputError("pictures need matplotlib, which is not installed: pip install -e '.[plots]'") from error
+    check_files(path, streams=True)
 
 
 def save(figure, path):
@@ -46,21 +46,12 @@ def save(figure, path):
     import matplotlib
 
     check(path)
-    path, content = Path(path), io.BytesIO()
-    kind = path.suffix.lower()[1:]
+    kind, content = Path(path).suffix.lower()[1:], io.BytesIO()
     dates = {'png': {}, 'svg': {'Date': None}, 'pdf': {'CreationDate': None}}
     with matplotlib.rc_context({'svg.hashsalt': 'cappy', 'pdf.fonttype': 42}):
         figure.savefig(content, format=kind, dpi=200, metadata=dates[kind])
-    partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content.getvalue())
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror or error})') from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+    with write_atomically(path, 'wb') as file:
+        file.write(content.getvalue())
 
 
 def gain_per_task(rows: Sequence[Mapping], against: str):

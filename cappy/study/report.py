@@ -22,10 +22,11 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
 from cappy.files.inputs import find
+from cappy.files.jsonl import is_number
 from cappy.files.updates import read_updates
 from cappy.study import cells, curves, verdict
 from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED, Cell
-from cappy.study.results import ResultPaths, is_finite_number, read_candidates, text_settings
+from cappy.study.results import ResultPaths, read_candidates, text_settings
 from cappy.tasks.faults import describe_faults
 from cappy.tasks.picks import describe_ties
 from cappy.tasks.statistics import spread
@@ -194,9 +195,9 @@ def _comparison(result):
     rows = result.get('comparison')
     return [
         {'name': row['name']}
-        | {key: row[key] for keys in together if all(is_finite_number(row.get(key)) for key in keys) for key in keys}
+        | {key: row[key] for keys in together if all(is_number(row.get(key)) for key in keys) for key in keys}
         for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict) and isinstance(row.get('name'), str) and is_finite_number(row.get('rougeL'))
+        if isinstance(row, dict) and isinstance(row.get('name'), str) and is_number(row.get('rougeL'))
     ]
 
 

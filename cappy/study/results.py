@@ -11,9 +11,9 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.files import jsonl
-from cappy.files.atomic import read_text, shortest_float32, to_json, write_atomically, write_text
-from cappy.files.jsonl import is_number as is_finite_number
-from cappy.files.updates import write_updates
+from cappy.files.atomic import read_text, shortest_float32, to_json, write_together
+from cappy.files.jsonl import is_number
+from cappy.files.updates import write_rows
 from cappy.files.wording import shown
 
 
@@ -89,19 +89,20 @@ def describe_candidates(example, scores, rougeL, rougeL_by_pick=None) -> dict:
 
 
 def write_result(paths: ResultPaths, result: dict, candidates: Iterable[dict], updates: Iterable[Sequence]):
-    """Write the three files of a cell, the result last: where it exists, the others do.
+    """Write the three files of a cell together, the result last: where it exists, the others do.
 
     result: JSON values, 'rougeL' among them; candidates: lines as `describe_candidates` makes them, in order; updates:
-    as `cappy.files.updates.Update`. Raises InputError where a number is not finite, or a file cannot be written.
+    as `cappy.files.updates.Update`. Raises InputError where a number is not finite, or a file cannot be written; then
+    those of an earlier result stay.
     """
     candidates = list(candidates)
     _check_scores_are_finite(paths.candidates, candidates)
     text = to_json(paths.result, result, indent=4)
-    with write_atomically(paths.candidates) as file:
+    with write_together(paths.candidates, paths.updates, paths.result) as (of_candidates, of_updates, of_result):
         for line in candidates:
-            file.write(to_json(paths.candidates, line) + '\n')
-    write_updates(paths.updates, updates)
-    write_text(paths.result, text)
+            of_candidates.write(to_json(paths.candidates, line) + '\n')
+        write_rows(of_updates, paths.updates, updates)
+        of_result.write(text + '\n')
 
 
 def read_result(path) -> dict:
@@ -114,7 +115,7 @@ def read_result(path) -> dict:
         result, _ = jsonl.without_halves(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not a result ({error}), found {text[:40].strip()!r}') from error
-    if not isinstance(result, dict) or not is_finite_number(result.get('rougeL')):
+    if not isinstance(result, dict) or not is_number(result.get('rougeL')):
         raise InputError(f'{path}: not a result; expected an object with a number rougeL')
     return result
 
@@ -183,7 +184,7 @@ def _check(fields, key, kind, expected):
 def _check_number(fields, key):
     """NaN is one here: it is shown as missing."""
     _check(fields, key, int | float, 'a number')
-    if isinstance(fields[key], int) and not is_finite_number(fields[key]):
+    if isinstance(fields[key], int) and not is_number(fields[key]):
         raise InputError(f'{key}: expected a number, found one of {len(str(fields[key]))} digits')
 
 

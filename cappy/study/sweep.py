@@ -235,6 +235,9 @@ class Attempt:
         is_done = identity(result) is not None and (not self.job.overwrite or identity(result) != self._before)
         message = last_error(read_tail(self.job.log, self._start))
         outcome = judge(returncode, message, is_done, lock_holder(self.job.paths))
+        saved = self.job.save_dir
+        if is_done and saved and (not os.path.isdir(saved) or message.startswith(f'{saved}: ')):
+            return Outcome('failed', f'it has a result, but its scorer is not in {saved}: {message}')
         if outcome.kind not in ('done', 'stopped', 'locked') and _is_full(self.job.log.parent):
             outcome = dataclasses.replace(outcome, why=f'{outcome.why}; the disk of {self.job.log.parent} is full')
         return outcome

@@ -1,14 +1,14 @@
 """Examples of a task with a generator's samples, read from JSON lines, checked, and written."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from cappy.errors import InputError
 from cappy.files import jsonl
-from cappy.files.atomic import write_atomically
+from cappy.files.atomic import write_together
 from cappy.files.inputs import find, stems
 from cappy.files.names import check_name
 from cappy.files.wording import listed, near_names, not_found, shown
@@ -123,9 +123,15 @@ def read_task(
 
 def write_examples(path, examples: Iterable[Example], src_key='instruction', tgt_key='response'):
     """Write examples as `read_examples` reads them, samples by decoding; the file appears whole or not at all."""
-    with write_atomically(path) as file:
-        for example in examples:
-            file.write(json.dumps(_as_json(example, src_key, tgt_key), ensure_ascii=False, allow_nan=False) + '\n')
+    write_splits({path: examples}, src_key, tgt_key)
+
+
+def write_splits(examples: Mapping[Path, Iterable[Example]], src_key='instruction', tgt_key='response'):
+    """Write the examples of several files, which appear together or not at all."""
+    with write_together(*examples) as files:
+        for file, of_file in zip(files, examples.values(), strict=True):
+            for example in of_file:
+                file.write(json.dumps(_as_json(example, src_key, tgt_key), ensure_ascii=False, allow_nan=False) + '\n')
 
 
 def _parse_example(fields, src_key, tgt_key, refs_key, samples_needed):

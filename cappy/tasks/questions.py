@@ -14,7 +14,7 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.files import jsonl
-from cappy.files.atomic import shortest_float32, write_atomically
+from cappy.files.atomic import shortest_float32
 from cappy.files.scored_pairs import SAME_SCORE
 from cappy.files.wording import listed, shown
 from cappy.tasks.statistics import CONFIDENCE, N_RESAMPLES, bootstrap_means, percentiles
@@ -191,20 +191,19 @@ def describe_faults(counts, grading) -> list[str]:
     return lines
 
 
-def write_choice_scores(path, choices: Sequence[Choice], scores):
-    """Write one line per choice: its place, response, label and score; the file appears whole or not at all."""
-    with write_atomically(path) as file:
-        for choice, score in zip(choices, scores, strict=True):
-            line = {
-                'line': choice.line,
-                'dataset_name': choice.dataset_name,
-                'template_name': choice.template_name,
-                'example_idx': choice.example_idx,
-                'response': choice.response,
-                'label': int(choice.is_gold),
-                'score': shortest_float32(score),
-            }
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + '\n')
+def write_choice_scores(file, choices: Sequence[Choice], scores):
+    """Write one line per choice to an open file: its place, response, label and score."""
+    for choice, score in zip(choices, scores, strict=True):
+        line = {
+            'line': choice.line,
+            'dataset_name': choice.dataset_name,
+            'template_name': choice.template_name,
+            'example_idx': choice.example_idx,
+            'response': choice.response,
+            'label': int(choice.is_gold),
+            'score': shortest_float32(score),
+        }
+        file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + '\n')
 
 
 def read_published() -> dict:
