@@ -439,7 +439,8 @@ def test_cappy_promptsource(n, tmp_path, monkeypatch):
             assert questions.accuracy(verdicts)[questions.AVERAGE] >= 0
             questions.compare_with_published(questions.summarise(verdicts, n_resamples=3), questions.read_published())
         questions.describe_faults(questions.count_faults(choices, scores), grading)
-        questions.write_choice_scores(tmp_path / 'scores.jsonl', choices, scores)
+        with open(tmp_path / 'scores.jsonl', 'w') as file:
+            questions.write_choice_scores(file, choices, scores)
 
     fuzz(n, check, content=spoilt(CHOICES), results_dir=either(None, 'results'))
 
