@@ -358,9 +358,9 @@ def test_all_attentions_are_found():
 
 
 @pytest.mark.parametrize('attention', ATTENTIONS)
-@pytest.mark.parametrize('spread', [0.5, 20.0])
+@pytest.mark.parametrize('spread', [pytest.param(0.5, marks=pytest.mark.slow), 20.0])
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('rate', [0.0, 0.3])
+@pytest.mark.parametrize('rate', [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_no_bit_of_a_pair_and_of_its_gradients_depends_on_its_neighbours_in_the_row(attention, spread, dtype, rate):
     if attention is cpu.attend_bounded and (rate or dtype != jnp.float32):
         pytest.skip('is for scoring in float32, where nothing is dropped')

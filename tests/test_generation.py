@@ -133,8 +133,8 @@ def test_samples_do_not_depend_on_other_instructions_and_decodings():
 
 
 @pytest.fixture(scope='module')
-def jobs(request, run_python):
-    """{name: processes that run `main`}, of the jobs that are tested, all at the same time."""
+def jobs(run_python):
+    """{name: processes that run `main`}, all at the same time."""
     hosts = {'n_processes': 2, 'host0_address': '127.0.0.1', 'host0_port': free_port()}
     arguments = {
         'two shards': (4, [{'n_model_shards': 2}]),
@@ -143,7 +143,6 @@ def jobs(request, run_python):
     started = {
         name: [run_python(__file__, json.dumps(own), n_devices=n_devices) for own in each]
         for name, (n_devices, each) in arguments.items()
-        if any(name in item.name for item in request.session.items)
     }
     yield started
     for process in itertools.chain(*started.values()):
@@ -156,7 +155,8 @@ def free_port():
         return found.getsockname()[1]
 
 
-@pytest.mark.parametrize('name', ['two shards', pytest.param('two processes', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['two shards', 'two processes'])
 def test_the_same_is_drawn_on_four_devices(jobs, name):
     expected = json.loads(json.dumps(texts_of((index, by) for index, by in drawn().items() if index < 6)))
     for process in jobs[name]:

@@ -373,6 +373,7 @@ scorer.adapt(job['examples'], TrainingSettings(**job['settings']), progress=Fals
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_terminated_leaves_a_checkpoint_to_continue(
     adapt, straight, examples, run_python, tiny_directories, tmp_path
 ):
