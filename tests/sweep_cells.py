@@ -24,6 +24,7 @@ TASKS = ('tiny_arithmetic', 'tiny_tense', 'tiny_third')
 GENERATORS = ('flan-t5-tiny', 'other-lm')
 # An update of 16 pairs, as in the recorded run.
 CELL_FLAGS = ('--train_size', '512', '--accumulate_grad_batches', '2', '--learning_rate', '5e-5', '--nocompare_before')
+SHARED = 'validation instructions are in the train split too'  # 22 of 60 of one task
 FORMATS = ('reference', 'table', 'markdown', 'latex', 'csv', 'json')
 PICTURES = ('gain', 'heatmap', 'samples', 'scores', 'training')
 
@@ -96,9 +97,11 @@ def check_tables_pictures_and_page(data, folder, output_dir, capsys):
 
     by_format = {style: present('--format', style, '--show', 'cells') for style in FORMATS}
     assert {code for code, _, _ in by_format.values()} == {0}
-    remarks = {style: err for style, (_, _, err) in by_format.items() if err}
-    assert remarks.keys() == {'table', 'markdown', 'latex'}  # which show averages below the cells
-    assert all('no interval and no p, since there are fewer than 5 tasks (3)' in err for err in remarks.values())
+    remarks = {style: err for style, (_, _, err) in by_format.items()}
+    assert all(SHARED in err for err in remarks.values())
+    few = 'no interval and no p, since there are fewer than 5 tasks (3)'
+    with_averages = {'table', 'markdown', 'latex'}  # below the cells
+    assert {style for style, err in remarks.items() if few in err} == with_averages
     out = {style: text for style, (_, text, _) in by_format.items()}
     reference = json.loads(out['reference'][: out['reference'].rindex('}') + 1])
     assert reference == {name: {task: rougeL[name, task] for task in TASKS} for name in GENERATORS}
@@ -116,7 +119,7 @@ def check_tables_pictures_and_page(data, folder, output_dir, capsys):
     page = output_dir / 'page.html'
     argv = ['--data_dir', data, '--results_dir', folder, '--output', page]
     code, _, err = run_script(capsys, 'report.py', *argv)
-    assert (code, err) == (0, '')
+    assert code == 0 and [line for line in err.splitlines() if SHARED not in line] == []
     summary, blocks = read_page(page)
     assert {(cell['generator'], cell['task']): cell['rougeL'] for cell in summary['cells']} == rougeL
     assert {key: (len(block['examples']), len(block['training']['loss'])) for key, block in blocks.items()} == {
