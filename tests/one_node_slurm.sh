@@ -14,7 +14,7 @@ free_port() {
 
 write_conf() {
     local host cpus memory
-    host=$(hostname -s) cpus=$(nproc) memory=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 * 9 / 10))
+    host=$(hostname -s) cpus=$(getconf _NPROCESSORS_ONLN) memory=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 * 9 / 10))
     cat >"$dir/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$host
