@@ -1,6 +1,6 @@
 """Choose the study's tasks by a rule, draw their examples, and write a prompt for each.
 
-    python studies/gemma-3-270m/prepare.py --data_dir bigbench_data --output_dir work/data
+    python studies/gemma-3-270m/prepare.py --data_dir bigbench_data --output_dir scratch/data
 
 The rule, written down before any sample was drawn; nothing in it depends on a model's answers:
 
@@ -17,7 +17,6 @@ Writes {output_dir}/{task}_{split}.jsonl, {output_dir}/{task}.prompt, which has 
 instruction, and {output_dir}/tasks.json with the counts, which is written last.
 """
 
-import json
 import logging
 import random
 import statistics
@@ -29,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, b
 
 from cappy.cli import flags
 from cappy.errors import InputError
-from cappy.files.atomic import write_atomically
+from cappy.files.atomic import write_json, write_text
+from cappy.files.inputs import stems
 from cappy.files.wording import listed, not_found
 from cappy.model.model_files import find_model
 from cappy.model.tokens import load_tokenizer
-from cappy.tasks.candidates import SPLITS, Example, read_examples, write_examples
+from cappy.tasks.candidates import SPLITS, Example, read_examples, write_splits
 from cappy.tasks.rouge import RougeL
 
 N_SHOTS = 4
@@ -55,16 +55,16 @@ class Prepared:
 
 def main(
     data_dir='bigbench_data',  # folder of {task}_{split}.jsonl, as scripts/get_bigbench_data.py writes it
-    output_dir='studies/gemma-3-270m/work/data',
+    output_dir='studies/gemma-3-270m/scratch/data',
     tokenizer='minilm',  # hub name or folder of the model whose tokens are counted
     tasks: flags.Names | None = None,  # a,b,c in place of the third part of the rule
-    n_tasks=18,
-    max_instruction_tokens=400,
-    min_train=60,  # training examples that a task needs, beside those of the prompt
-    min_validation=30,
-    max_train=200,  # training examples that are taken
-    max_validation=80,
-    seed=0,
+    n_tasks: flags.Count = 18,
+    max_instruction_tokens: flags.Count = 400,
+    min_train: flags.Count = 60,  # training examples that a task needs, beside those of the prompt
+    min_validation: flags.Count = 30,
+    max_train: flags.Count = 200,  # training examples that are taken
+    max_validation: flags.Count = 80,
+    seed: flags.Seed = 0,
 ):
     """Choose tasks, draw examples and write prompts."""
     logging.basicConfig(format='%(message)s', level=logging.INFO)
@@ -80,7 +80,8 @@ def main(
             qualifying.append(prepare(name, examples, limits, count_tokens, seed))
     if not qualifying:
         raise InputError(f'{data_dir}: no task qualifies; see the rule in {Path(__file__).name}')
-    chosen = sorted(qualifying, key=lambda task: (task.counts['tokens'], task.name))[: len(tasks or ()) or n_tasks]
+    by_cost = sorted(qualifying, key=lambda task: (task.counts['tokens'], task.name))
+    chosen = by_cost if tasks else by_cost[:n_tasks]
     write_tasks(chosen, Path(output_dir))
     logger.info('%d of %d tasks that qualify: %s', len(chosen), len(qualifying), listed(task.name for task in chosen))
 
@@ -90,8 +91,7 @@ def found_tasks(data_dir):
     folder = Path(data_dir)
     if not folder.is_dir():
         raise InputError(not_found(folder, 'folder of tasks', 'python scripts/get_bigbench_data.py makes it'))
-    names = [path.name.removesuffix('_train.jsonl') for path in sorted(folder.glob('*_train.jsonl'))]
-    return [name for name in names if (folder / f'{name}_validation.jsonl').exists()]
+    return sorted(set.intersection(*(stems(folder, f'_{split}.jsonl') for split in SPLITS)))
 
 
 def token_counter(tokenizer):
@@ -149,14 +149,11 @@ def prompt_of(shots):
 
 
 def write_tasks(chosen, output_dir):
-    output_dir.mkdir(parents=True, exist_ok=True)
+    """Write the splits and the prompt of each task; tasks.json last."""
     for task in chosen:
-        for split, examples in task.examples.items():
-            write_examples(output_dir / f'{task.name}_{split}.jsonl', examples)
-        with write_atomically(output_dir / f'{task.name}.prompt') as file:
-            file.write(prompt_of(task.shots) + '\n')
-    with write_atomically(output_dir / 'tasks.json') as file:
-        json.dump({task.name: task.counts for task in chosen}, file, indent=1)
+        write_splits({output_dir / f'{task.name}_{split}.jsonl': found for split, found in task.examples.items()})
+        write_text(output_dir / f'{task.name}.prompt', prompt_of(task.shots))
+    write_json(output_dir / 'tasks.json', {task.name: task.counts for task in chosen})
 
 
 if __name__ == '__main__':

@@ -16,9 +16,9 @@ source scripts/venv.sh
 
 STUDY=studies/gemma-3-270m
 NAME=${NAME:-gemma-3-270m}
-GGUF=${GGUF:-$STUDY/work/gemma-3-270m-q4_k_m.gguf}
+GGUF=${GGUF:-$STUDY/scratch/gemma-3-270m-q4_k_m.gguf}
 PORT=${PORT:-8765}
-WORK=$STUDY/work/$NAME
+SCRATCH=$STUDY/scratch/$NAME
 RESULTS=${RESULTS:-bigbench_cappy_results}
 TASKS=()
 TRAIN_SIZE=${TRAIN_SIZE:-5760}
@@ -31,8 +31,8 @@ for argument in "$@"; do
             ;;
         --quick)
             TASKS=(--tasks tense,auto_categorization --max_train 60 --max_validation 30)
-            WORK=$WORK-quick
-            RESULTS=$WORK/results
+            SCRATCH=$SCRATCH-quick
+            RESULTS=$SCRATCH/results
             TRAIN_SIZE=1280
             ;;
         *)
@@ -52,7 +52,7 @@ install_for_study() {
 
 # The task.json files of BIG-bench's package: its dependencies are not needed, and pip does not take one of them.
 fetch_tasks() {
-    local package=$STUDY/work/bigbench
+    local package=$STUDY/scratch/bigbench
     if [ ! -e "$package/complete" ]; then
         echo "Fetching the tasks (358 MB, once)"
         mkdir -p "$package"
@@ -64,60 +64,60 @@ fetch_tasks() {
         touch "$package/complete"
     fi
     # Tasks that are no task.json (one of the 45) are named, and are no failure here.
-    .venv/bin/python scripts/get_bigbench_data.py --bigbench_dir "$package" --output_dir "$STUDY/work/tasks" ||
-        [ -e "$STUDY/work/tasks/tense_train.jsonl" ]
+    .venv/bin/python scripts/get_bigbench_data.py --bigbench_dir "$package" --output_dir "$STUDY/scratch/tasks" ||
+        [ -e "$STUDY/scratch/tasks/tense_train.jsonl" ]
 }
 
 # Starts the server, unless BASE_URL names one, and waits until it answers. It ends with this script.
 start_server() {
     if [ -n "${BASE_URL-}" ]; then return; fi
     BASE_URL=http://127.0.0.1:$PORT/v1
-    .venv/bin/python "$STUDY/serve.py" --gguf "$GGUF" --port "$PORT" > "$WORK/server.log" 2>&1 &
+    .venv/bin/python "$STUDY/serve.py" --gguf "$GGUF" --port "$PORT" > "$SCRATCH/server.log" 2>&1 &
     server=$!
     trap 'kill "$server" 2> /dev/null || true' EXIT
     for _ in $(seq 600); do
-        if grep -q "^http" "$WORK/server.log"; then return; fi
+        if grep -q "^http" "$SCRATCH/server.log"; then return; fi
         if ! kill -0 "$server" 2> /dev/null; then
-            grep -h "^error" "$WORK/server.log" >&2 || tail -n 5 "$WORK/server.log" >&2
-            echo "$0: the server did not start; see $WORK/server.log" >&2
+            grep -h "^error" "$SCRATCH/server.log" >&2 || tail -n 5 "$SCRATCH/server.log" >&2
+            echo "$0: the server did not start; see $SCRATCH/server.log" >&2
             exit 1
         fi
         sleep 0.5
     done
-    echo "$0: the server does not answer after 5 minutes; see $WORK/server.log" >&2
+    echo "$0: the server does not answer after 5 minutes; see $SCRATCH/server.log" >&2
     exit 1
 }
 
 # is_drawn TASK: whether both files of its samples are there.
 is_drawn() {
-    [ -e "$WORK/samples/$NAME/$1_train.jsonl" ] && [ -e "$WORK/samples/$NAME/$1_validation.jsonl" ]
+    [ -e "$SCRATCH/samples/$NAME/$1_train.jsonl" ] && [ -e "$SCRATCH/samples/$NAME/$1_validation.jsonl" ]
 }
 
 make_venv
 install_once study install_for_study
-mkdir -p "$WORK"
+mkdir -p "$SCRATCH"
 fetch_tasks
-if [ ! -e "$WORK/data/tasks.json" ]; then
-    .venv/bin/python "$STUDY/prepare.py" --data_dir "$STUDY/work/tasks" --output_dir "$WORK/data" \
+if [ ! -e "$SCRATCH/data/tasks.json" ]; then
+    .venv/bin/python "$STUDY/prepare.py" --data_dir "$STUDY/scratch/tasks" --output_dir "$SCRATCH/data" \
         ${TASKS[@]+"${TASKS[@]}"}
 fi
-tasks=$(.venv/bin/python -c 'import json, sys; print(*json.load(open(sys.argv[1])))' "$WORK/data/tasks.json")
+tasks=$(.venv/bin/python -c 'import json, sys; print(*json.load(open(sys.argv[1])))' "$SCRATCH/data/tasks.json")
 
 server=
 for task in $tasks; do
     if is_drawn "$task"; then continue; fi
     if [ -z "$server" ]; then start_server; fi
     .venv/bin/python scripts/sample_openai.py --base_url "$BASE_URL" --model "${MODEL:-$NAME}" --generator "$NAME" \
-        --tasks "$task" --data_dir "$WORK/data" --output_dir "$WORK/samples" --prompt "$WORK/data/$task.prompt" \
+        --tasks "$task" --data_dir "$SCRATCH/data" --output_dir "$SCRATCH/samples" --prompt "$SCRATCH/data/$task.prompt" \
         --endpoint completions --stop '\n' --max_tokens 64 --temperatures 1.0 --top_p 0.95 --n_samples 12 \
         --concurrency 2 || {
-        echo "$0: sampling $task stopped; the same command continues (server: $WORK/server.log)" >&2
+        echo "$0: sampling $task stopped; the same command continues (server: $SCRATCH/server.log)" >&2
         exit 1
     }
 done
 if [ -n "$server" ]; then kill "$server" 2> /dev/null || true; fi
 
-.venv/bin/python scripts/run_cappy_bigbench.py --bigbench_gen_dir "$WORK/samples" --gen_models "$NAME" \
+.venv/bin/python scripts/run_cappy_bigbench.py --bigbench_gen_dir "$SCRATCH/samples" --gen_models "$NAME" \
     --tasks "${tasks// /,}" --results_dir "$RESULTS" --model_name_or_path minilm --workers 1 --max_length 256 \
     --train_size "$TRAIN_SIZE" --accumulate_grad_batches 4 --learning_rate 2e-4 --lr_schedule corrected \
     --combine consensus ${SEEDS:+--seeds "$SEEDS"}
@@ -130,8 +130,8 @@ fi
 present=(.venv/bin/python scripts/present_cappy_bigbench_results.py --results_dir "$folders" --gen_models "$NAME")
 "${present[@]}" --format table --against all
 for picture in gain samples scores; do
-    "${present[@]}" --bigbench_gen_dir "$WORK/samples" --picture "$picture" --plot "$WORK/$picture.svg" > /dev/null
+    "${present[@]}" --bigbench_gen_dir "$SCRATCH/samples" --picture "$picture" --plot "$SCRATCH/$picture.svg" > /dev/null
 done
-.venv/bin/python scripts/report.py --results_dir "$folders" --gen_models "$NAME" --bigbench_gen_dir "$WORK/samples" \
-    --output "$WORK/report.html"
-echo "Tables: above. Pictures and the page of all candidates: $WORK"
+.venv/bin/python scripts/report.py --results_dir "$folders" --gen_models "$NAME" --bigbench_gen_dir "$SCRATCH/samples" \
+    --output "$SCRATCH/report.html"
+echo "Tables: above. Pictures and the page of all candidates: $SCRATCH"

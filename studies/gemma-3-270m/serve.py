@@ -21,10 +21,10 @@ HOST = '127.0.0.1'
 
 def main(
     gguf: str,  # file of the model; if it is missing and called gemma-3-270m-q4_k_m.gguf, it is made from its package
-    port=8765,
-    n_parallel=26,  # sequences at a time: two prompts of thirteen samples
-    tokens_per_sequence=1024,  # prompt and response
-    n_threads: int | None = None,  # default: one per core
+    port: flags.Port = 8765,
+    n_parallel: flags.Count = 26,  # sequences at a time: two prompts of thirteen samples
+    tokens_per_sequence: flags.Count = 1024,  # prompt and response
+    n_threads: flags.Count | None = None,  # default: one per core
 ):
     """Serve a model."""
     try:
