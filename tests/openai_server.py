@@ -91,8 +91,11 @@ class FakeServer:
             protocol_version = 'HTTP/1.1'
 
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-                reply = take(self.path, self.headers, body)
+                length = int(self.headers['Content-Length'])
+                sent = self.rfile.read(length)
+                if len(sent) < length:
+                    raise ConnectionAbortedError('the client left in the middle of its request')
+                reply = take(self.path, self.headers, json.loads(sent))
                 if reply is None:  # close the connection without an answer
                     self.close_connection = True
                     return
