@@ -29,7 +29,14 @@ from cappy.model.devices import is_first_process
 from cappy.model.model_files import check_writable
 from cappy.model.tokens import describe_cut
 from cappy.model.training_state import Checkpoint
-from cappy.study.results import ResultPaths, describe_candidates, read_result, shown_result, write_result
+from cappy.study.results import (
+    ResultPaths,
+    describe_candidates,
+    read_result,
+    settings_of,
+    shown_result,
+    write_result,
+)
 from cappy.tasks import blending, picks
 from cappy.tasks.candidates import read_task
 from cappy.tasks.faults import count_faults, describe_faults
@@ -179,9 +186,7 @@ def show_existing(paths, settings):
             print(describe_result(result))
     print(f'Result already exists in {paths.result}. Skipped: nothing was computed.')
     not_deciding = ('overwrite', 'results_dir', 'save_dir')
-    made_with = result.get('settings')
-    made_with = made_with if isinstance(made_with, dict) else {}
-    if other := differing(made_with, settings, ignoring=not_deciding, found=('max_length',)):
+    if other := differing(settings_of(result), settings, ignoring=not_deciding, found=('max_length',)):
         print(f'It was made with {", ".join(other)}.')
     print('--overwrite replaces it; another --results_dir keeps both.')
 

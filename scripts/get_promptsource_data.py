@@ -333,14 +333,14 @@ def parse_csv(lines, name, delimiter):
 
 def read_json(path):
     """Yield (place, fields) of each object of a file that is one list of objects."""
+    halves = jsonl.Halves()
     with opened(path) as file:
         raw = file.read()
     try:
-        examples, n_halves = jsonl.without_halves(json.loads(raw.decode('utf-8-sig')))
+        examples = halves.replaced(json.loads(raw.decode('utf-8-sig')))
     except (ValueError, RecursionError) as error:
         raise InputError(f'{path}: not JSON ({error}); a file of JSON lines is named .jsonl') from error
-    if n_halves:
-        logger.warning('%s: %s', path, jsonl.describe_halves(n_halves))
+    halves.say(path)
     if not isinstance(examples, list):
         raise InputError(f'{path}: expected a list of objects, found {shown(examples)}')
     for number, fields in enumerate(examples, start=1):
@@ -405,9 +405,7 @@ def write_choices(file, task, template, index, question, halves):
         try:
             file.write(json.dumps(fields, ensure_ascii=False) + '\n')
         except UnicodeEncodeError:  # a template can make one
-            fields, n = jsonl.without_halves(fields)
-            halves.n += n
-            file.write(json.dumps(fields, ensure_ascii=False) + '\n')
+            file.write(json.dumps(halves.replaced(fields), ensure_ascii=False) + '\n')
     return len(question.choices)
 
 

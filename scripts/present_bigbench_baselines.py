@@ -27,7 +27,7 @@ from cappy.files.wording import listed
 from cappy.study import cells
 from cappy.tasks.candidates import REFERENCE_DECODINGS
 from cappy.tasks.faults import describe_by_name
-from cappy.tasks.picks import TIES, TaskBaselines, describe_ties, measure_file
+from cappy.tasks.picks import TaskBaselines, describe_ties, measure_file, sum_ties
 
 SPLIT = ('validation',)
 MAIN_PICKS = ('random candidate', 'self-score sum', 'consensus', 'oracle')  # and the first decoding
@@ -172,9 +172,7 @@ def ties(measured, generator, tasks):
     """Remarks on the examples of one generator in which several candidates have a pick's highest value."""
     of_tasks = [measured[generator, task].ties for task in tasks]
     common = [pick for pick in (of_tasks[0] if of_tasks else ()) if all(pick in own for own in of_tasks)]
-    summed = {pick: {key: sum(own[pick][key] for own in of_tasks) for key in TIES} for pick in common}
-    for of_pick in summed.values():
-        of_pick['rougeL'] /= len(tasks)  # a mean over tasks, as in the table
+    summed = {pick: sum_ties([own[pick] for own in of_tasks]) for pick in common}
     return [f'{generator}: {line}' for line in describe_ties(summed)]
 
 

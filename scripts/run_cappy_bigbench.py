@@ -262,9 +262,7 @@ def describe_kept(jobs, settings):
     digest = digest_of_model(settings) if any('model_digest' in result for result in made.values()) else None
     for job, result in made.items():
         asked = settings | ({} if job.seed is None else {'seed': job.seed})
-        made_with = result.get('settings')
-        made_with = made_with if isinstance(made_with, dict) else {}
-        differences = differing(made_with, asked, cells.HARMLESS_SETTINGS, found=('max_length',))
+        differences = differing(results.settings_of(result), asked, cells.HARMLESS_SETTINGS, found=('max_length',))
         if digest and result.get('model_digest') not in (None, digest):
             name = settings['model_name_or_path']
             differences.append(f'weights {result["model_digest"][:12]} ({name} now has {digest[:12]})')

@@ -212,7 +212,7 @@ def remarks(examples, counts, max_tokens):
 class Drawing:
     """The samples of one file, drawn by several requests at a time. set_aside: one error per example without answer."""
 
-    def __init__(self, server: Server, job: Job, file: SampledFile, template, decodings, max_empty_share=1.0):
+    def __init__(self, server: Server, job: Job, file: SampledFile, template, decodings, max_empty_share):
         self.server, self.file, self.decodings, self.max_empty_share = server, file, decodings, max_empty_share
         self.set_aside = []
         self._failed = []  # of these, those that failed since the last answer

@@ -141,17 +141,9 @@ def warn_of_ties(ties):
 def confirm_existing(paths, made_with, file):
     """An output of the same scorer, input and flags is left alone; another one is an error."""
     if file.is_stream:
-        made_with = made_with | {'pairs_digest': digest_of(file.pairs())}
+        made_with = made_with | {'pairs_digest': PairsDigest(file.pairs()).hexdigest()}
     n_pairs = paths.check_made_with(made_with)['records']
     print(f'{paths.result} exists and holds all {n_pairs} scores. Skipped; --overwrite scores again.', file=sys.stderr)
-
-
-def digest_of(pairs):
-    """What tells pairs that cannot be read again from others."""
-    digest = PairsDigest()
-    for pair in pairs:
-        digest.add(pair)
-    return digest.hexdigest()
 
 
 def score_pairs(scorer, pairs, n_pairs):
@@ -254,15 +246,12 @@ class Records:
     def __init__(self, file, part, rank, done):
         self.file, self.part, self.rank = file, part, rank
         self.n_written, self.last = part.n_records, None
-        self.digest = PairsDigest() if file.is_stream else None
-        if self.digest:
-            for pair in done:
-                self.digest.add(pair)
-            if self.n_written and part.state.get('pairs_digest') != self.digest.hexdigest():
-                raise InputError(
-                    f'{part.paths.partial}: was begun with other pairs than the first {self.n_written} of {file.name}; '
-                    '--overwrite begins again'
-                )
+        self.digest = PairsDigest(done) if file.is_stream else None
+        if self.digest and self.n_written and part.state.get('pairs_digest') != self.digest.hexdigest():
+            raise InputError(
+                f'{part.paths.partial}: was begun with other pairs than the first {self.n_written} of {file.name}; '
+                '--overwrite begins again'
+            )
 
     def write(self, pair, score):
         is_whole = not self.rank or pair.instruction != self.last

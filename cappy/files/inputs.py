@@ -58,12 +58,12 @@ def size(path) -> int:
 
 
 def is_pipe(path) -> bool:
-    """Whether `path` can be read once only, as what a shell makes of <(..)."""
+    """Whether `path` is a pipe or a device, which is read once and written in place, as what a shell makes of <(..)."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,12 @@ class Halves:
     def __init__(self):
         self.n = 0
 
+    def replaced(self, value):
+        """A JSON value without its halves, which are counted."""
+        value, n = without_halves(value)
+        self.n += n
+        return value
+
     def say(self, place):
         """Warn of them, once for a place."""
         if self.n and place not in self._said:
@@ -113,11 +119,9 @@ def parse_object(raw, halves: Halves | None = None):
     fields = load_object(raw)
     if _SURROGATE_ESCAPE.search(raw):
         try:
-            fields, n = without_halves(fields)
+            fields = (halves or Halves()).replaced(fields)
         except RecursionError as error:
             raise InputError(f'not JSON that can be read ({error})') from error
-        if halves is not None:
-            halves.n += n
     return fields
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cappy.errors import InputError
+from cappy.files.inputs import is_pipe
 
 STANDARD = '-'  # standard input or output
 BYTES_TRIED = 4096  # a block: none is left on a disk that is full
@@ -32,12 +33,7 @@ def target_of(path) -> Path:
 
 def is_stream(path) -> bool:
     """Whether a path is written in place: '-', a descriptor of this process, a pipe, or a device such as /dev/null."""
-    if _descriptor(path) is not None:
-        return True
-    with suppress(OSError):
-        mode = os.stat(path).st_mode
-        return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
-    return False
+    return _descriptor(path) is not None or is_pipe(path)
 
 
 def is_standard_output(path) -> bool:

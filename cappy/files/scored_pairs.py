@@ -213,8 +213,10 @@ class PairFile:
 class PairsDigest:
     """What tells the pairs of an input that cannot be read twice from others, in any order: a sum of their digests."""
 
-    def __init__(self):
+    def __init__(self, pairs=()):
         self._sum = 0
+        for pair in pairs:
+            self.add(pair)
 
     def add(self, pair):
         """Count a pair in."""

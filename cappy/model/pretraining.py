@@ -7,11 +7,11 @@ import concurrent.futures
 import dataclasses
 import logging
 
-import jax
 import numpy as np
 
 from cappy.errors import InputError
 from cappy.model.costs import compile_cost, row_cost
+from cappy.model.devices import is_first_process
 from cappy.model.optimizer import DECAYS, Optimizer, SettingsOfFlags, check_settings
 from cappy.model.packing import choose_row_lengths, describe_packing, plan_batches, slots_needed
 from cappy.model.tokens import EncodedPairs, encode_pairs
@@ -104,7 +104,7 @@ class Feed:
         self.row_lengths = self.slots = self.packing = None
         encoded, labels = next(self._encoded(0))
         self._plan_shapes(encoded, labels)
-        if encoded.truncated.any() and jax.process_index() == 0:
+        if encoded.truncated.any() and is_first_process():
             logger.warning(
                 '%d of the first %d pairs are truncated to %d tokens',
                 encoded.truncated.sum(),

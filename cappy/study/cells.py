@@ -24,7 +24,7 @@ from cappy.study import results
 from cappy.study.results import ResultPaths
 from cappy.tasks.candidates import GENERATORS_REMEDY, SPLITS
 from cappy.tasks.faults import describe_by_name
-from cappy.tasks.picks import TIES, is_constant
+from cappy.tasks.picks import TIES, is_constant, sum_ties
 from cappy.tasks.statistics import Difference, paired_intervals
 
 ADAPTED = 'scorer after adapting'  # the pick whose rougeL is the result of the cell
@@ -94,10 +94,7 @@ class Cell:
         folder's comparison lacks them.
         """
         of_folders = [ties_of(_comparison(result or {}).get(pick, {})) for result in self.results]
-        if None in of_folders:
-            return None
-        summed = {key: sum(ties[key] for ties in of_folders) for key in TIES}
-        return summed | {'rougeL': summed['rougeL'] / len(of_folders)}
+        return None if None in of_folders else sum_ties(of_folders)
 
     @property
     def faults(self) -> list[dict]:

@@ -120,11 +120,15 @@ def read_result(path) -> dict:
     return result
 
 
+def settings_of(result: dict) -> dict:
+    """The settings of a result; none where it was written by something else."""
+    settings = result.get('settings')
+    return settings if isinstance(settings, dict) else {}
+
+
 def text_settings(result: dict) -> dict[str, str]:
     """Those settings of a result that are texts; none where it was written by something else."""
-    settings = result.get('settings')
-    settings = settings if isinstance(settings, dict) else {}
-    return {name: value for name, value in settings.items() if isinstance(value, str)}
+    return {name: value for name, value in settings_of(result).items() if isinstance(value, str)}
 
 
 @contextmanager

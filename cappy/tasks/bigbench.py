@@ -6,7 +6,6 @@ hub's files (huggingface/datasets, datasets/bigbench/bigbench.py), so that examp
 """
 
 import json
-import logging
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from cappy.errors import InputError
 from cappy.files import jsonl
 from cappy.files.wording import listed, near_names, not_found, shown
 from cappy.tasks.candidates import Example
-
-logger = logging.getLogger(__name__)
 
 INPUT_PREFIX, OUTPUT_PREFIX, CHOICE_PREFIX = '\nQ: ', '\nA: ', '\n  choice: '  # where a task.json gives none
 SPLIT_SEED = 42  # of BIG-bench, for the splits and for the order of choices
@@ -122,8 +119,9 @@ def _read_parts(path):
 
 
 def _read_json(path):
+    halves = jsonl.Halves()
     try:
-        fields, n_halves = jsonl.without_halves(json.loads(path.read_bytes().decode('utf-8-sig')))
+        fields = halves.replaced(json.loads(path.read_bytes().decode('utf-8-sig')))
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
     except UnicodeDecodeError as error:
@@ -134,8 +132,7 @@ def _read_json(path):
         raise InputError(f'{path}: not JSON that can be read ({error})') from error
     if not isinstance(fields, dict):
         raise InputError(f'{path}: expected a JSON object, found {shown(fields)}')
-    if n_halves:
-        logger.warning('%s: %s', path, jsonl.describe_halves(n_halves))
+    halves.say(path)
     for key in ('task_prefix', 'example_input_prefix', 'example_output_prefix', 'choice_prefix'):
         if not isinstance(fields.get(key, ''), str):
             raise InputError(f'{path}: {key}: expected text, found {shown(fields[key])}')

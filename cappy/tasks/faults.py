@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cappy.files.wording import listed
 from cappy.tasks.candidates import Example
-from cappy.tasks.rouge import RougeL
+from cappy.tasks.rouge import RougeL, most_unread
 
 # Number of examples with each fault: what is said of n of all examples of the splits that count it.
 _SENTENCES = {
@@ -81,7 +81,7 @@ def _of_texts(examples, rouge):
         counts['examples'] += 1
         counts['letters'] += sum(n for _, n in letters)
         counts['unread_letters'] += sum(n for n, _ in letters)
-        counts['unread'] += any(map(rouge.is_unread, texts))
+        counts['unread'] += any(most_unread(*of_text) for of_text in letters)
         counts['references_without_words'] += not any(map(_has_word, example.references))
         counts['responses_without_words'] += not any(map(_has_word, example.candidates))
         counts['blank_instructions'] += not example.instruction.strip()

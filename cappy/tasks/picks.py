@@ -124,11 +124,6 @@ def self_score_rougeL(examples, rougeL, which) -> np.ndarray | None:
     return np.array(picked)
 
 
-def consensus_rougeL(examples, rougeL, rouge: RougeL) -> np.ndarray:
-    """That of the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding)."""
-    return scorer_rougeL(rougeL, consensus_of(examples, rouge))
-
-
 def consensus_of(examples, rouge: RougeL, progress=None) -> list[np.ndarray]:
     """`consensus` of each example. progress: text beside a progress bar, which a terminal shows if it takes long."""
     bar = tqdm.tqdm(examples, desc=progress, unit='example', delay=BAR_AFTER, disable=None if progress else True)
@@ -146,11 +141,6 @@ def consensus(example: Example, rouge: RougeL) -> np.ndarray:
     # another order give another last bit.
     sums = (agreement * counts).sum(axis=1) - agreement.diagonal()
     return np.round(sums, 9) / max(counts.sum() - 1, 1)
-
-
-def consensus_pick(example: Example, rouge: RougeL) -> int:
-    """Index of the candidate with the highest mean rougeL to the other samples of the example."""
-    return int(np.argmax(consensus(example, rouge)))
 
 
 def scorer_rougeL(rougeL, scores) -> np.ndarray:
@@ -217,6 +207,12 @@ def count_ties(rougeL, values) -> dict[str, dict]:
     highest value}.
     """
     return {name: _count_ties(rougeL, own) for name, own in values.items()}
+
+
+def sum_ties(parts: Sequence[dict]) -> dict:
+    """The ties of one pick in several tasks or seeds as one: counts summed, rougeL averaged."""
+    summed = {key: sum(ties[key] for ties in parts) for key in TIES}
+    return summed | {'rougeL': summed['rougeL'] / len(parts)}
 
 
 def describe_ties(ties: dict[str, dict]) -> list[str]:

@@ -118,8 +118,7 @@ class RougeL:
 
     def is_unread(self, text: str) -> bool:
         """Whether most letters of a text are in no token, so that its score says little or nothing of it."""
-        n_unread, n_letters = self.unread_letters(text)
-        return 2 * n_unread > n_letters
+        return most_unread(*self.unread_letters(text))
 
     def _measures(self, references, responses):
         self._make_room()
@@ -167,6 +166,11 @@ class RougeL:
             self._encoded.clear()
             self._character_of_word.clear()
             self._character_of_stem.clear()
+
+
+def most_unread(n_unread: int, n_letters: int) -> bool:
+    """Whether most of a text's letters, as `RougeL.unread_letters` counts them, are in no token."""
+    return 2 * n_unread > n_letters
 
 
 def _default_words(text):
