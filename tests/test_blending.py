@@ -40,6 +40,13 @@ def test_a_candidates_likelihood_is_the_highest_of_its_samples():
     assert values.tolist() == [-2.0, -1.0]
 
 
+def test_an_empty_response_without_a_likelihood_is_the_least_likely():
+    likelihoods = [-3.0, None, -1.0, None]
+    assert blending.self_score(example(0, 'a', '', 'b', ' ', likelihoods=likelihoods)).tolist() == [-3, -3, -1, -3]
+    assert blending.self_score(example(0, '', '', likelihoods=[None, None])).tolist() == [0]
+    assert blending.self_score(example(0, '', 'b', likelihoods=[-4.0, -1.0])).tolist() == [-4, -1]
+
+
 def test_the_consensus_of_a_candidate_is_its_mean_rougeL_to_the_other_samples():
     # 'a b' and 'a c' share one of two words: rougeL 1/2; 'a b' was drawn twice.
     signals = blending.signals_of([example(0, 'a b', 'a c', 'a b')], ('consensus',), RougeL())

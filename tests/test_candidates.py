@@ -121,6 +121,14 @@ def test_what_is_written_is_read_again_the_same(tmp_path):
     )
 
 
+def test_which_samples_were_cut_is_kept(tmp_path):
+    samples = (Sample('red', 's'), Sample('re', 's', -1.5, -0.75, was_cut=True))
+    path = tmp_path / 'tiny_train.jsonl'
+    write_examples(path, [Example('tiny', 0, 'Name a colour.', ('red',), samples)])
+    assert json.loads(path.read_text())['flan_samples']['s'][0] == {'response': 'red'}
+    assert read_examples(path)[0].samples == samples
+
+
 def test_examples_without_samples_are_read_where_none_are_needed(tmp_path):
     path = write_lines(tmp_path / 'f', without('flan_samples'))
     (example,) = read_examples(path, samples_needed=False)
@@ -172,6 +180,10 @@ def test_examples_without_samples_are_read_where_none_are_needed(tmp_path):
         (
             GOOD | {'flan_samples': {'s': [{'response': 'r', 'log_likelihood_sum': '-3'}]}},
             'flan_samples, decoding \'s\': log_likelihood_sum: expected a number, found "-3"',
+        ),
+        (
+            GOOD | {'flan_samples': {'s': [{'response': 'r', 'was_cut': 'length'}]}},
+            'flan_samples, decoding \'s\': was_cut: expected true or false, found "length"',
         ),
     ],
 )

@@ -56,6 +56,13 @@ def test_blank_instructions_and_those_of_the_train_split_are_counted():
     assert said['instructions_in_train'].startswith('2 of 3 validation instructions are in the train split too')
 
 
+def test_samples_that_are_empty_or_cut_are_counted():
+    samples = (Sample('red', 's'), Sample('', 's', was_cut=True), Sample(' ', 's'), Sample('red', 's', was_cut=True))
+    counts = count_faults({'train': [Example('colours', 0, 'Name one.', ('red',), samples)]}, RougeL())['train']
+    names = ('examples', 'samples', 'candidates', 'empty_samples', 'cut_samples')
+    assert [counts[name] for name in names] == [1, 4, 3, 2, 2]
+
+
 def test_a_task_without_anything_to_pick_is_said():
     _, said = faults_of([example(0)], [example(1, responses=['red', 'red']), example(2, responses=['blue'])])
     assert said['single_candidates'].startswith('2 of 2 validation examples have a single candidate')

@@ -334,6 +334,8 @@ def test_samples_cut_off_at_the_limit_are_counted(data, serve, caplog):
 
     assert run(serve(behave), data, '--max_tokens', 3) == 0
     assert '10 samples were cut off at --max_tokens 3' in caplog.text
+    samples = [sample for example in read_examples(result_path(data)) for sample in example.samples]
+    assert sum(sample.was_cut for sample in samples) == 10 < len(samples)
 
 
 def test_a_wrong_key_stops_at_once_with_one_line(data, serve, capsys, monkeypatch):

@@ -161,7 +161,7 @@ class Server:
         self.counts['halves'] += answer.n_halves
         if missing:
             self.counts[missing] += 1
-        return Sample(text, decoding.name, *likelihoods)
+        return Sample(text, decoding.name, *likelihoods, answer.was_cut)
 
     async def _ask(self, prompt, decoding, n):
         """At most n answers; a request that is refused is sent again without the options that may be the cause."""

@@ -21,17 +21,20 @@ HELD_OUT_SHARE = 0.1
 
 
 def self_score(example, rouge=None):
-    """Mean log-likelihood of each candidate's tokens by its generator, float64 [C_i]; None where a sample has none.
+    """Mean log-likelihood of each candidate's tokens by its generator, float64 [C_i]; None where a text lacks one.
 
-    A response that was sampled several times has the highest of its samples' values.
+    A response that was sampled several times has the highest of its samples' values. A blank response may have no
+    tokens, and so no mean: it gets the lowest of the example.
     """
     likelihoods = {}
     for sample in example.samples:
-        if sample.log_likelihood_mean is None:
+        if sample.log_likelihood_mean is not None:
+            known = likelihoods.setdefault(sample.response, sample.log_likelihood_mean)
+            likelihoods[sample.response] = max(known, sample.log_likelihood_mean)
+        elif sample.response.strip():
             return None
-        known = likelihoods.setdefault(sample.response, sample.log_likelihood_mean)
-        likelihoods[sample.response] = max(known, sample.log_likelihood_mean)
-    return np.array([likelihoods[candidate] for candidate in example.candidates])
+    lowest = min(likelihoods.values(), default=0.0)
+    return np.array([likelihoods.get(candidate, lowest) for candidate in example.candidates])
 
 
 SIGNALS = {'consensus': consensus, 'self_score': self_score}

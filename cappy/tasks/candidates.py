@@ -27,13 +27,15 @@ class Sample:
     """One response of a generator by a decoding.
 
     The log-likelihoods are natural logarithms, summed and averaged over the tokens of the response; None where the file
-    has none, null or a number that is not finite.
+    has none, null or a number that is not finite. was_cut: the response ended at the limit of tokens; False also where
+    the file does not say.
     """
 
     response: str
     decoding: str
     log_likelihood_sum: float | None = None
     log_likelihood_mean: float | None = None
+    was_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ def _parse_sample(entry, decoding, tgt_key, where):
         decoding,
         _parse_log_likelihood(entry, 'log_likelihood_sum', where),
         _parse_log_likelihood(entry, 'log_likelihood_mean', where),
+        _parse_was_cut(entry, where),
     )
 
 
@@ -212,6 +215,13 @@ def _parse_log_likelihood(entry, key, where):
     return float(value) if jsonl.is_number(value) else None
 
 
+def _parse_was_cut(entry, where):
+    value = entry.get('was_cut', False)
+    if not isinstance(value, bool):
+        raise InputError(f'{where}: was_cut: expected true or false, found {shown(value)}')
+    return value
+
+
 def _as_json(example, src_key, tgt_key):
     by_decoding = {}
     for sample in example.samples:
@@ -220,6 +230,8 @@ def _as_json(example, src_key, tgt_key):
             entry['log_likelihood_sum'] = sample.log_likelihood_sum
         if sample.log_likelihood_mean is not None:
             entry['log_likelihood_mean'] = sample.log_likelihood_mean
+        if sample.was_cut:
+            entry['was_cut'] = True
         by_decoding.setdefault(sample.decoding, []).append(entry)
     fields = {} if example.dataset is None else {'dataset': example.dataset}
     fields |= {

@@ -28,14 +28,15 @@ _SENTENCES = {
     'single_candidates': '{n} of {all} validation examples have a single candidate, so that there is nothing to pick',
 }
 FAULTS = tuple(_SENTENCES)
+COUNTED = ('examples', 'samples', 'empty_samples', 'cut_samples', 'candidates', 'letters', 'unread_letters')
 _ONLY_WHERE_ALL = 'single_candidates'  # of some examples it is no fault: the samples agree
 
 
 def count_faults(task: Mapping[str, Sequence[Example]], rouge: RougeL) -> dict[str, dict[str, int]]:
-    """{split: {'examples', 'letters', 'unread_letters', and of FAULTS the number of examples}}.
+    """{split: the number of COUNTED, and of FAULTS the number of examples}.
 
     task: the examples of each split, as `candidates.read_task` gives them. Letters are those of references and
-    candidates. 'instructions_in_train' needs both splits.
+    candidates; cut samples those that the file calls so. 'instructions_in_train' needs both splits.
     """
     counts = {split: _of_texts(examples, rouge) for split, examples in task.items()}
     if 'validation' in task:
@@ -74,11 +75,15 @@ def describe_by_name(counts: Mapping[str, Sequence[Mapping[str, int]]]) -> list[
 
 
 def _of_texts(examples, rouge):
-    counts = dict.fromkeys(('examples', 'letters', 'unread_letters', *FAULTS[:4]), 0)
+    counts = dict.fromkeys((*COUNTED, *FAULTS[:4]), 0)
     for example in examples:
         texts = (*example.references, *example.candidates)
         letters = [rouge.unread_letters(text) for text in texts]
         counts['examples'] += 1
+        counts['samples'] += len(example.samples)
+        counts['empty_samples'] += sum(not sample.response.strip() for sample in example.samples)
+        counts['cut_samples'] += sum(sample.was_cut for sample in example.samples)
+        counts['candidates'] += len(example.candidates)
         counts['letters'] += sum(n for _, n in letters)
         counts['unread_letters'] += sum(n for n, _ in letters)
         counts['unread'] += any(most_unread(*of_text) for of_text in letters)

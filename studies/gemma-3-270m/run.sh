@@ -103,24 +103,37 @@ if [ ! -e "$SCRATCH/data/tasks.json" ]; then
 fi
 tasks=$(.venv/bin/python -c 'import json, sys; print(*json.load(open(sys.argv[1])))' "$SCRATCH/data/tasks.json")
 
+# sample TASK: draws the samples of both splits. The seconds of each attempt are kept, for what a sample costs.
+sample() {
+    local begin=$SECONDS status=0
+    .venv/bin/python scripts/sample_openai.py --base_url "$BASE_URL" --model "${MODEL:-$NAME}" --generator "$NAME" \
+        --tasks "$1" --data_dir "$SCRATCH/data" --output_dir "$SCRATCH/samples" --prompt "$SCRATCH/data/$1.prompt" \
+        --endpoint completions --stop '\n' --max_tokens 64 --temperatures 1.0 --top_p 0.95 --n_samples 12 \
+        --concurrency 2 || status=$?
+    echo $((SECONDS - begin)) >> "$SCRATCH/data/$1.seconds"
+    if [ "$status" != 0 ]; then
+        echo "$0: sampling $1 stopped; the same command continues (server: $SCRATCH/server.log)" >&2
+        exit 1
+    fi
+}
+
+# adapt TASK: adapts a scorer to the samples, picks with it and compares the picks; a result that is there is kept.
+adapt() {
+    .venv/bin/python scripts/run_cappy_bigbench.py --bigbench_gen_dir "$SCRATCH/samples" --gen_models "$NAME" \
+        --tasks "$1" --results_dir "$RESULTS" --model_name_or_path minilm --workers 1 --max_length 256 \
+        --train_size "$TRAIN_SIZE" --accumulate_grad_batches 4 --learning_rate 2e-4 --lr_schedule corrected \
+        ${SEEDS:+--seeds "$SEEDS"}
+}
+
 server=
 for task in $tasks; do
-    if is_drawn "$task"; then continue; fi
-    if [ -z "$server" ]; then start_server; fi
-    .venv/bin/python scripts/sample_openai.py --base_url "$BASE_URL" --model "${MODEL:-$NAME}" --generator "$NAME" \
-        --tasks "$task" --data_dir "$SCRATCH/data" --output_dir "$SCRATCH/samples" --prompt "$SCRATCH/data/$task.prompt" \
-        --endpoint completions --stop '\n' --max_tokens 64 --temperatures 1.0 --top_p 0.95 --n_samples 12 \
-        --concurrency 2 || {
-        echo "$0: sampling $task stopped; the same command continues (server: $SCRATCH/server.log)" >&2
-        exit 1
-    }
+    if ! is_drawn "$task"; then
+        if [ -z "$server" ]; then start_server; fi
+        sample "$task"
+    fi
+    adapt "$task"
 done
 if [ -n "$server" ]; then kill "$server" 2> /dev/null || true; fi
-
-.venv/bin/python scripts/run_cappy_bigbench.py --bigbench_gen_dir "$SCRATCH/samples" --gen_models "$NAME" \
-    --tasks "${tasks// /,}" --results_dir "$RESULTS" --model_name_or_path minilm --workers 1 --max_length 256 \
-    --train_size "$TRAIN_SIZE" --accumulate_grad_batches 4 --learning_rate 2e-4 --lr_schedule corrected \
-    --combine consensus ${SEEDS:+--seeds "$SEEDS"}
 
 folders=$RESULTS
 if [ -n "${SEEDS-}" ] && [ "${SEEDS#*,}" != "$SEEDS" ]; then
