@@ -10,6 +10,7 @@
 # use), serves it with llama.cpp, draws a greedy sample and 12 more of each input, adapts MiniLM to each task with the
 # paper's recipe, and writes tables, pictures and a page. What is done is kept: the same command continues.
 # NAME is the folder of the results. SEEDS=1,2,3 adapts once for each seed. PORT is the server's (8765).
+# DATA_DIR is a folder of tasks in place of BIG-bench's, PREPARE holds flags of prepare.py, such as '--n_tasks 4'.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source scripts/venv.sh
@@ -19,8 +20,8 @@ NAME=${NAME:-gemma-3-270m}
 GGUF=${GGUF:-$STUDY/scratch/gemma-3-270m-q4_k_m.gguf}
 PORT=${PORT:-8765}
 SCRATCH=$STUDY/scratch/$NAME
-RESULTS=${RESULTS:-bigbench_cappy_results}
-TASKS=()
+DATA_DIR=${DATA_DIR-}
+read -r -a prepare <<< "${PREPARE-}"
 TRAIN_SIZE=${TRAIN_SIZE:-5760}
 
 for argument in "$@"; do
@@ -30,9 +31,8 @@ for argument in "$@"; do
             exit 0
             ;;
         --quick)
-            TASKS=(--tasks tense,auto_categorization --max_train 60 --max_validation 30)
+            prepare=(--tasks tense,auto_categorization --max_train 60 --max_validation 30)
             SCRATCH=$SCRATCH-quick
-            RESULTS=$SCRATCH/results
             TRAIN_SIZE=1280
             ;;
         *)
@@ -41,6 +41,8 @@ for argument in "$@"; do
             ;;
     esac
 done
+
+RESULTS=$SCRATCH/results
 
 install_for_study() {
     quiet_pip --requirement requirements.txt 'openai>=1.66' 'matplotlib>=3.9'
@@ -52,6 +54,8 @@ install_for_study() {
 
 # The task.json files of BIG-bench's package: its dependencies are not needed, and pip does not take one of them.
 fetch_tasks() {
+    if [ -n "$DATA_DIR" ]; then return; fi
+    DATA_DIR=$STUDY/scratch/tasks
     local package=$STUDY/scratch/bigbench
     if [ ! -e "$package/complete" ]; then
         echo "Fetching the tasks (358 MB, once)"
@@ -64,15 +68,15 @@ fetch_tasks() {
         touch "$package/complete"
     fi
     # Tasks that are no task.json (one of the 45) are named, and are no failure here.
-    .venv/bin/python scripts/get_bigbench_data.py --bigbench_dir "$package" --output_dir "$STUDY/scratch/tasks" ||
-        [ -e "$STUDY/scratch/tasks/tense_train.jsonl" ]
+    .venv/bin/python scripts/get_bigbench_data.py --bigbench_dir "$package" --output_dir "$DATA_DIR" ||
+        [ -e "$DATA_DIR/tense_train.jsonl" ]
 }
 
 # Starts the server, unless BASE_URL names one, and waits until it answers. It ends with this script.
 start_server() {
     if [ -n "${BASE_URL-}" ]; then return; fi
     BASE_URL=http://127.0.0.1:$PORT/v1
-    .venv/bin/python "$STUDY/serve.py" --gguf "$GGUF" --port "$PORT" > "$SCRATCH/server.log" 2>&1 &
+    .venv/bin/python "$STUDY/serve.py" --gguf "$GGUF" --port "$PORT" --stop_with_parent > "$SCRATCH/server.log" 2>&1 &
     server=$!
     trap 'kill "$server" 2> /dev/null || true' EXIT
     for _ in $(seq 600); do
@@ -98,8 +102,8 @@ install_once study install_for_study
 mkdir -p "$SCRATCH"
 fetch_tasks
 if [ ! -e "$SCRATCH/data/tasks.json" ]; then
-    .venv/bin/python "$STUDY/prepare.py" --data_dir "$STUDY/scratch/tasks" --output_dir "$SCRATCH/data" \
-        ${TASKS[@]+"${TASKS[@]}"}
+    .venv/bin/python "$STUDY/prepare.py" --data_dir "$DATA_DIR" --output_dir "$SCRATCH/data" \
+        ${prepare[@]+"${prepare[@]}"}
 fi
 tasks=$(.venv/bin/python -c 'import json, sys; print(*json.load(open(sys.argv[1])))' "$SCRATCH/data/tasks.json")
 

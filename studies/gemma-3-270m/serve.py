@@ -6,9 +6,10 @@ Decoding is Gemma's published one where a request does not say otherwise: temper
 also what makes it fast: without one, llama.cpp sorts all 262,144 words of the vocabulary for each token.
 """
 
+import os
 import socket
 import sys
-import threading
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, before an installed copy
@@ -25,6 +26,7 @@ def main(
     n_parallel: flags.Count = 26,  # sequences at a time: two prompts of thirteen samples
     tokens_per_sequence: flags.Count = 1024,  # prompt and response
     n_threads: flags.Count | None = None,  # default: one per core
+    stop_with_parent=False,  # end when the process that started this one is gone
 ):
     """Serve a model."""
     try:
@@ -48,7 +50,9 @@ def main(
     sampling.temp, sampling.top_k, sampling.top_p, sampling.min_p = 1.0, 64, 0.95, 0.0
     server = xllamacpp.Server(parameters)
     print(f'{server.listening_address}/v1', flush=True)
-    threading.Event().wait()
+    parent = os.getppid()
+    while not stop_with_parent or os.getppid() == parent:
+        time.sleep(0.5)
 
 
 def model_file(path):
