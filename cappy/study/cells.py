@@ -30,6 +30,7 @@ from cappy.tasks.statistics import Difference, paired_intervals
 ADAPTED = 'scorer after adapting'  # the pick whose rougeL is the result of the cell
 ORACLE = 'oracle'
 PUBLISHED = 'published'  # the folder of published figures among the generators, and their name in a comparison
+SHIPPED = {'gemma-3-270m'}  # generators whose results come with the repository
 DATA_DIR = 'bigbench_data'  # the default of the flag that says where subset_names.json is
 RESULTS_REMEDY = 'scripts/run_cappy_bigbench.py and cappy_bigbench.py write results'
 SEED_FOLDER = re.compile(r'seed\d+')  # where a sweep of several seeds puts the results of each
@@ -192,6 +193,8 @@ def missing_tasks(data_dir, tasks: Iterable[str], what: str) -> list[str]:
 def choose_generators(asked: Sequence[str] | None, folders: Sequence[Path], flag: str) -> list[str]:
     """The generators asked for, or all that have a folder in one of the folders, the FLAN-T5 sizes first.
 
+    Those whose results come with the repository are left out, unless they are asked for or there is no other.
+
     Raises InputError for a folder that is not there, and for a generator without a folder, with near names.
     """
     for folder in folders:
@@ -202,7 +205,7 @@ def choose_generators(asked: Sequence[str] | None, folders: Sequence[Path], flag
     if asked is None:
         if not found:
             raise InputError(f'{folders[0]}: has no folder of a generator')
-        return sorted(found, key=_by_size)
+        return sorted(found - SHIPPED or found, key=_by_size)
     for name in asked:
         if name not in found:
             raise InputError(f'{flag} {name}: no such generator{near_names(name, found, folders[0])}')

@@ -58,7 +58,7 @@ def main(
     output_dir='studies/gemma-3-270m/scratch/data',
     tokenizer='minilm',  # hub name or folder of the model whose tokens are counted
     tasks: flags.Names | None = None,  # a,b,c in place of the third part of the rule
-    n_tasks: flags.Count = 18,
+    n_tasks: flags.Count = 16,
     max_instruction_tokens: flags.Count = 400,
     min_train: flags.Count = 60,  # training examples that a task needs, beside those of the prompt
     min_validation: flags.Count = 30,

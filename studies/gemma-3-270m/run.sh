@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A study of a real language model: sample it on BIG-bench tasks, adapt a scorer to each task, compare the ways to pick.
 #
-#     bash studies/gemma-3-270m/run.sh            # 18 tasks: hours on 2 CPU cores
+#     bash studies/gemma-3-270m/run.sh            # 16 tasks: hours on 2 CPU cores
 #     bash studies/gemma-3-270m/run.sh --quick    # 2 tasks, in a folder of their own
 #     GGUF=other.gguf NAME=other bash studies/gemma-3-270m/run.sh
 #     BASE_URL=http://localhost:8000/v1 MODEL=my-llm NAME=my-llm bash studies/gemma-3-270m/run.sh
