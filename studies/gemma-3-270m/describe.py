@@ -1,9 +1,10 @@
-"""Tables of a published study, from its numbers alone; those of docs/real-llm.md are made by it.
+"""Tables of a published study, from its numbers alone; those of README.md and docs/real-llm.md are made by it.
 
     python studies/gemma-3-270m/describe.py --style markdown
 
-Per task: what was sampled and what each pick achieves. Then over tasks: how picks grow with the number of samples, what
-goes along with the scorer's gain, and what a point of rougeL costs.
+The mean of each pick over the tasks, and how far the adapted scorer is ahead of it. Per task: what was sampled and what
+each pick achieves. Then over tasks: how picks grow with the number of samples, what goes along with the scorer's gain,
+and what a point of rougeL costs.
 """
 
 import sys
@@ -21,7 +22,7 @@ from cappy.files.wording import not_found
 from cappy.study.cells import ADAPTED, ORACLE
 from cappy.study.results import ResultPaths, read_result
 from cappy.tasks.candidates import SPLITS
-from cappy.tasks.statistics import rank_correlation
+from cappy.tasks.statistics import difference_over_tasks, rank_correlation
 
 PICKS = {
     'random candidate': 'random',
@@ -45,7 +46,15 @@ def main(
         raise InputError(not_found(folder, 'folder of published results', 'publish.py writes it'))
     found = {task: read_result(ResultPaths(results_dir, generator, task).result) for task in stems(folder, '.json')}
     rows = sorted((task_row(task, result) for task, result in found.items()), key=lambda row: -row['gain'])
-    print(f'What was sampled, {len(rows)} tasks\n')
+    print(
+        f'Mean over {len(rows)} tasks, rougeL x 100, and the adapted scorer minus the pick (95% interval over tasks)\n'
+    )
+    print(
+        tables.format_table(
+            overview(rows), ['pick', tables.percent('mean', 'rougeL'), 'ahead', 'better', 'worse'], style
+        )
+    )
+    print('\nWhat was sampled\n')
     print(tables.format_table(rows, SAMPLED, style))
     print('\nrougeL x 100 by pick; gain: of the adapted scorer over consensus\n')
     print(tables.format_table([*rows, mean_row(rows)], [*PICKED], style))
@@ -94,6 +103,20 @@ def task_row(task, result):
         'gap': by_pick[ORACLE] - by_pick['random candidate'],
         'agreement': by_pick['consensus'] - by_pick['random candidate'],
     }
+
+
+def overview(rows):
+    """One row per pick: its mean, how far the adapted scorer is ahead, and in how many tasks it is better and worse."""
+    ours = np.array([row[ADAPTED] for row in rows])
+    found = []
+    for name in PICKS:
+        theirs = np.array([row[name] for row in rows])
+        gain = difference_over_tasks(ours, theirs)
+        interval = '' if gain.low is None else f' ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})'
+        other = {'ahead': f'{100 * gain.mean:+.1f}{interval}', 'better': int((ours > theirs).sum())}
+        other['worse'] = int((ours < theirs).sum())
+        found.append({'pick': name, 'mean': float(theirs.mean())} | (other if name not in (ADAPTED, ORACLE) else {}))
+    return found
 
 
 def mean_row(rows):
