@@ -143,7 +143,7 @@ def remarks(results, found):
     notes += cells.describe(results.grid)
     if differing := cells.differing_settings(results.grid):
         values = '; '.join(
-            f'{name} ' + ', '.join(f'{value} ({n} results)' for value, n in counts.items())
+            f'{name} ' + ', '.join(f'{value} ({n} result{"" if n == 1 else "s"})' for value, n in counts.items())
             for name, counts in differing.items()
         )
         notes.append(f'results of different settings: {values}')

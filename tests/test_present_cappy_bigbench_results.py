@@ -319,8 +319,8 @@ def test_results_of_different_settings_are_said_in_one_line(flags_of, own_result
     write_result(own_results, 'flan-t5-xxl', 'task_1', learning_rate=1e-4, max_length=128, results_dir='elsewhere')
     _, _, err = present(capsys, *flags_of, '--results_dir', own_results)
     assert err == (
-        'results of different settings: learning_rate 2e-05 (5 results), 0.0001 (1 results); '
-        'max_length null (5 results), 128 (1 results)\n'
+        'results of different settings: learning_rate 2e-05 (5 results), 0.0001 (1 result); '
+        'max_length null (5 results), 128 (1 result)\n'
     )
 
 
@@ -357,7 +357,7 @@ def test_seeds_in_several_folders_give_mean_and_spread(sweep, flags_of, capsys, 
 def test_seeds_mixed_in_one_folder_are_said(flags_of, own_results, capsys):
     write_result(own_results, 'flan-t5-xxl', 'task_1', 7)
     assert (
-        'different settings: seed 0 (5 results), 7 (1 results)'
+        'different settings: seed 0 (5 results), 7 (1 result)'
         in present(capsys, *flags_of, '--results_dir', own_results)[2]
     )
 
