@@ -20,9 +20,9 @@ PAGES = [
     ROOT / 'tests/recorded/README.md',
     *sorted(ROOT.glob('docs/*.md')),
 ]
-SCRIPT = r'(?:cappy_\w+|(?:scripts|benchmarks|examples)/\w+)\.py'
+SCRIPT = r'(?:cappy_\w+|(?:scripts|benchmarks|examples|studies/[\w-]+)/\w+)\.py'
 # Flags of bash scripts, ruff, pip, uv, git, Slurm, XLA and of programs that this repository only quotes.
-OTHERS = {'help', 'slow', 'fix', 'no-deps', 'target', 'depth'}
+OTHERS = {'help', 'slow', 'quick', 'fix', 'no-deps', 'target', 'depth'}
 OTHERS |= {'job-name', 'nodes', 'ntasks-per-node', 'gpus-per-node', 'cpus-per-task', 'time', 'requeue', 'log_samples'}
 OTHERS |= {'xla_force_host_platform_device_count'}
 

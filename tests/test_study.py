@@ -159,6 +159,15 @@ def test_published_numbers_hold_no_text_and_give_the_tables(tmp_path, capsys):
     assert 'mean of 1' in out and 'tokens of samples' in out and '60.0' in out
 
 
+@pytest.mark.parametrize(('page', 'n_tables'), [('README.md', 1), ('docs/real-llm.md', 6)])
+def test_the_tables_of_the_pages_are_made_from_the_committed_numbers(capsys, page, n_tables):
+    argv = ['--results_dir', str(ROOT / 'bigbench_cappy_results'), '--style', 'markdown']
+    assert run_main(load('describe').main, argv) == 0
+    made = [part for part in capsys.readouterr().out.split('\n\n') if part.startswith('|')]
+    text = (ROOT / page).read_text()
+    assert len(made) == 6 and all(table.strip() in text for table in made[:n_tables])
+
+
 def write_study_result(scratch):
     """A result of cappy_bigbench.py for the samples of the test above, made by it from a tiny scorer."""
     import cappy_bigbench
