@@ -68,6 +68,7 @@ def main(
     results_dir='bigbench_cappy_results',  # {generator}/{task}.json and its two companions go here
     seed: flags.Seed = 11111,
     reference_labels: Literal['one', 'leave_one_out', 'skip'] = 'one',  # how references are labelled
+    objective: Literal['absolute', 'centred', 'listwise'] = 'absolute',  # what is trained for: labels, or differences
     lr_schedule: Literal['reference', 'corrected'] = 'reference',  # corrected: warm-up and decay over the updates
     rouge_tokenizer: Literal['default', 'unicode'] = 'default',  # default knows a-z and 0-9 only, as the paper's
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16

@@ -82,8 +82,8 @@ class Ours:
     def update(self, number):
         """Make one update; returns the loss before it."""
         group, labels = self.work.order[number], self.work.labels
-        batches = training.micro_batches(self.plans[number], self.work.encoded, group, labels[group], self.config)
-        return self.run.update(number, len(group), batches, NEVER_STOPPED).loss
+        batches = training.MicroBatches(self.plans[number], self.work.encoded, group, labels[group], self.config)
+        return self.run.update(number, batches, NEVER_STOPPED).loss
 
 
 class PyTorch:

@@ -202,6 +202,8 @@ class Cappy:
         unique = {}
         pair_index = np.array([unique.setdefault(triple[:2], len(unique)) for triple in triples])
         labels = np.array([triple[2] for triple in triples], np.float32)
+        instructions = {}
+        group = np.array([instructions.setdefault(triple[0], len(instructions)) for triple in triples])
         encoded = encode_pairs(self.tokenizer, *zip(*unique, strict=True), settings.max_length)
         if encoded.truncated.any() and is_first_process():
             logger.warning('%s', describe_cut(encoded.counts, settings.max_length, 'training pairs'))
@@ -212,6 +214,7 @@ class Cappy:
                 encoded,
                 pair_index,
                 labels,
+                group,
                 config=self.config,
                 devices=self.devices,
                 dtype=self.compute_dtype,

@@ -25,7 +25,7 @@ class Interrupted(Exception):
     pass
 
 
-def job(folder, per_device_batch_size, stop_after=None, **device_settings):
+def job(folder, per_device_batch_size, stop_after=None, objective='absolute', **device_settings):
     """tiny_tense as it was recorded; with stop_after interrupted after that update, and continued by a new scorer.
 
     Writes folder/measured.json and folder/model from the first process; all of them say what they wrote.
@@ -34,7 +34,10 @@ def job(folder, per_device_batch_size, stop_after=None, **device_settings):
     train = [(row['instruction'], row['response'], row['label']) for row in dataset['train']]
     devices = get_devices(**device_settings)
     settings = TrainingSettings(
-        learning_rate=5e-5, per_device_batch_size=per_device_batch_size, accumulate_grad_batches=2
+        learning_rate=5e-5,
+        per_device_batch_size=per_device_batch_size,
+        accumulate_grad_batches=2,
+        objective=objective,
     )
     checkpoint = Checkpoint(folder / 'checkpoint')
 
@@ -99,6 +102,9 @@ def jobs(request, run_python, tmp_path_factory, tiny_directories):
     names = ' '.join(item.name for item in request.session.items)  # some are slow
     if 'four devices' in names:
         start('four devices', 4, per_device_batch_size=2)
+    if 'listwise' in names:
+        start('listwise', 4, per_device_batch_size=2, objective='listwise')
+        start('listwise, one device', 1, per_device_batch_size=8, objective='listwise')
     start('two shards', 4, per_device_batch_size=4, n_model_shards=2, stop_after=12)
     if 'two processes' in names:
         hosts = {'n_processes': 2, 'host0_address': '127.0.0.1', 'host0_port': free_port()}
@@ -162,6 +168,19 @@ def test_the_recorded_run_comes_out_the_same_on(jobs, tiny_cappy, name, mesh, de
     some = scored[::40]
     again = Cappy.from_pretrained(folder / 'model-0').score([(row['instruction'], row['response']) for row in some])
     np.testing.assert_allclose(again, [row['score'] for row in some], rtol=0, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_listwise_training_is_the_same_on_one_device_and_on_four(jobs):
+    measured = []
+    for name in ('listwise', 'listwise, one device'):
+        folder, _ = finished(jobs, name)
+        measured.append(json.loads((folder / 'measured.json').read_text()))
+    assert [of_job['mesh'] for of_job in measured] == [[4, 1], [1, 1]]
+    losses = [[update[1:] for update in of_job['updates']] for of_job in measured]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=5e-5)
+    assert {update[0] for update in losses[0]} != {16}  # whole instructions
+    np.testing.assert_allclose(measured[0]['scores'], measured[1]['scores'], rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from cappy.model.devices import is_first_process
 from cappy.model.optimizer import DECAYS, Optimizer, SettingsOfFlags, check_settings
 from cappy.model.packing import choose_row_lengths, describe_packing, plan_batches, slots_needed
 from cappy.model.tokens import EncodedPairs, encode_pairs
-from cappy.model.training import COMPILE_SECONDS, TOKENS_PER_DEVICE, TrainingRun, micro_batches, run_updates
+from cappy.model.training import COMPILE_SECONDS, TOKENS_PER_DEVICE, MicroBatches, TrainingRun, run_updates
 
 logger = logging.getLogger(__name__)
 
@@ -113,13 +113,13 @@ class Feed:
             )
 
     def __call__(self, first):
-        """Yields, for update number `first` and each after it, its micro-batches (see training.micro_batches)."""
+        """Yields, for update number `first` and each after it, its training.MicroBatches."""
         per_window, n_pairs = self.settings.updates_per_window, self.settings.global_batch_size
         n_skipped = first % per_window
         for window in self.windows(first // per_window):
             for number, plan in enumerate(window.plans[n_skipped:], start=n_skipped):
                 pairs = np.arange(number * n_pairs, (number + 1) * n_pairs)
-                yield micro_batches(plan, window.encoded, pairs, window.labels[pairs], self.config)
+                yield MicroBatches(plan, window.encoded, pairs, window.labels[pairs], self.config)
             n_skipped = 0
 
     def windows(self, first=0):
@@ -182,5 +182,5 @@ def pretrain(
     n_updates = settings.n_updates(feed.stream.n_pairs)
     optimizer = settings.optimizer(n_updates)
     run = TrainingRun(params, config, devices, dtype, optimizer, settings.seed, gradient_checkpointing)
-    updates = run_updates(run, feed, n_updates, settings.global_batch_size, saving, on_update, progress)
+    updates = run_updates(run, feed, n_updates, saving, on_update, progress)
     return run.params, updates

@@ -1,7 +1,7 @@
 """Training over packed rows, interruptible; and finetuning by it: the reference's optimizer, order and rate.
 
-An update is defined by its pairs: its loss is the mean squared error over them, however they are cut into rows and
-micro-batches. P pairs of an update, R rows, C slots of a row.
+An update is defined by its pairs: its loss is the mean squared error over them, or what `objectives` has, however they
+are cut into rows and micro-batches. P pairs of an update, R rows, C slots of a row.
 """
 
 import dataclasses
@@ -17,10 +17,13 @@ import tqdm
 
 from cappy.errors import InputError
 from cappy.files.updates import Update
+from cappy.model import objectives
+from cappy.model.config import EncoderConfig
 from cappy.model.costs import compile_cost, row_cost
 from cappy.model.encoder import Scorer
 from cappy.model.optimizer import Optimizer, SettingsOfFlags, check_settings
 from cappy.model.packing import describe_packing, fill_rows, plan_groups
+from cappy.model.tokens import EncodedPairs
 from cappy.model.training_state import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class TrainingSettings(SettingsOfFlags):
     accumulate_grad_batches: int = 16  # micro-batches of an update
     max_length: int | None = None  # tokens; None: the scorer's
     seed: int = 11111
+    objective: str = 'absolute'  # 'centred', 'listwise': see `objectives`
 
     def pairs_per_update(self, n_data):
         return self.per_device_batch_size * n_data * self.accumulate_grad_batches
@@ -72,6 +76,9 @@ class TrainingSettings(SettingsOfFlags):
     def check(self, train_size, n_data):
         """Raise InputError for settings that train nothing, or for a value out of range."""
         check_settings(self, LR_SCHEDULES, 'per_device_batch_size', 'accumulate_grad_batches', 'max_length')
+        if self.objective not in objectives.OBJECTIVES:
+            found, known = self.objective, ', '.join(objectives.OBJECTIVES)
+            raise InputError(f'objective: found {found!r}; choose one of {known}')
         if self.n_updates(train_size, n_data) < 1:
             raise InputError(
                 f'train_size {train_size}: less than one update of {self.pairs_per_update(n_data)} pairs '
@@ -89,8 +96,10 @@ def reference_order(n, seed):
 
 @functools.lru_cache(maxsize=4)
 def training_programs(config, dtype, devices, rematerialise, optimizer):
-    """The two programs of an update, to be compiled, and the optimizer as optax has it.
+    """The three programs of an update, to be compiled, and the optimizer as optax has it.
 
+    score(params, rows, key) -> float32 [R, C], with the dropout of the update; for an objective that needs the scores
+    before it knows their gradient.
     accumulate(grads, loss, params, rows, labels, weights, key) -> grads, loss: adds the squared error of a micro-batch
     and its gradient; labels and weights float32 [R, C], weights 1 / P where a slot holds a pair; key uint32, the
     update's dropout.
@@ -101,6 +110,9 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
     has_dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout) > 0
     transformation = optimizer.transformation
     words = f'{config.prefix}.embeddings.word_embeddings'
+
+    def score(params, rows, key):
+        return model.apply({'params': params}, rows, key if has_dropout else None)
 
     def accumulate(grads, loss, params, rows, labels, weights, key):
         def squared_error(word_vectors, others):
@@ -120,7 +132,7 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
         norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(grads)))
         return optax.apply_updates(params, moves), opt_state, jax.tree.map(jnp.zeros_like, grads), norm
 
-    return accumulate, apply, transformation
+    return score, accumulate, apply, transformation
 
 
 @dataclasses.dataclass
@@ -139,6 +151,7 @@ def train(
     encoded,
     pair_index,
     labels,
+    group,
     *,
     config,
     devices,
@@ -150,53 +163,81 @@ def train(
     on_update=None,
     progress=None,
 ):
-    """Finetune a scorer on examples, in `reference_order`.
+    """Finetune a scorer on examples: in `reference_order`, or with a listwise objective by `objectives.whole_groups`.
 
     params: on the devices; they are given up (donated). encoded: EncodedPairs; pair_index: int [train_size], the pair
-    of each example; labels: float [train_size]; settings: TrainingSettings; tokens_per_device: of a micro-batch, None:
-    TOKENS_PER_DEVICE; saving, on_update, progress: as `run_updates` takes them.
+    of each example; labels: float [train_size]; group: int [train_size], the instruction of each; settings:
+    TrainingSettings; tokens_per_device: of a micro-batch, None: TOKENS_PER_DEVICE; saving, on_update, progress: as
+    `run_updates` takes them.
     Returns Trained. Raises InputError where the loss is not finite, naming the update.
     """
     n_data = devices.n_data
     settings.check(len(pair_index), n_data)
     n_pairs, n_updates = settings.pairs_per_update(n_data), settings.n_updates(len(pair_index), n_data)
-    order = reference_order(len(pair_index), settings.seed)[: n_updates * n_pairs].reshape(n_updates, n_pairs)
+    if settings.objective == 'listwise':
+        _, unique = np.unique(pair_index, return_index=True)  # twice in a list, a pair would count twice
+        order = [unique[places] for places in objectives.whole_groups(group[unique], n_updates, n_pairs, settings.seed)]
+    else:
+        order = reference_order(len(pair_index), settings.seed)[: n_updates * n_pairs].reshape(n_updates, n_pairs)
+    if settings.objective == 'centred':
+        labels = objectives.centred(labels, group)
     plans, packing = _plan_updates(order, encoded, pair_index, config, devices, tokens_per_device)
 
     def batches_from(first):
         for examples, plan in zip(order[first:], plans[first:], strict=True):
-            yield micro_batches(plan, encoded, pair_index[examples], labels[examples], config)
+            yield MicroBatches(plan, encoded, pair_index[examples], labels[examples], config, group[examples])
 
     optimizer = settings.optimizer(len(pair_index), n_data)
-    state = TrainingRun(params, config, devices, dtype, optimizer, settings.seed, gradient_checkpointing)
-    updates = run_updates(state, batches_from, n_updates, n_pairs, saving, on_update, progress)
+    of_scores = objectives.listwise if settings.objective == 'listwise' else None
+    state = TrainingRun(params, config, devices, dtype, optimizer, settings.seed, gradient_checkpointing, of_scores)
+    updates = run_updates(state, batches_from, n_updates, saving, on_update, progress)
     counts = encoded.counts
     return Trained(state.params, updates, packing, counts['truncated_pairs'], counts['made_equal_pairs'])
 
 
-def micro_batches(plan, encoded, pair_index, labels, config):
-    """Yields (rows, labels, weights) of each Batch of an update's plan, as `training_programs` takes them.
+@dataclasses.dataclass
+class MicroBatches:
+    """The pairs of an update and their micro-batches.
 
-    pair_index: int [P], where in `encoded` each pair of the update is; labels: float [P].
+    plan: list of Batch; encoded: EncodedPairs; pair_index: int [P], where in `encoded` each pair is; labels: float [P];
+    group: int [P], the instruction of each, None where the objective does not ask.
     """
-    for batch in plan:
-        filled = batch.pair >= 0
-        slot_labels = np.where(filled, labels[batch.pair], 0).astype(np.float32)
-        slot_weights = (filled / len(pair_index)).astype(np.float32)
-        yield fill_rows(batch, encoded, pair_index, config), slot_labels, slot_weights
+
+    plan: list
+    encoded: EncodedPairs
+    pair_index: np.ndarray
+    labels: np.ndarray
+    config: EncoderConfig
+    group: np.ndarray | None = None
+
+    def __iter__(self):
+        """Yields (rows, labels, weights) of each Batch, as `training_programs` takes them."""
+        for batch in self.plan:
+            filled = batch.pair >= 0
+            slot_labels = np.where(filled, self.labels[batch.pair], 0).astype(np.float32)
+            slot_weights = (filled / len(self.pair_index)).astype(np.float32)
+            yield fill_rows(batch, self.encoded, self.pair_index, self.config), slot_labels, slot_weights
+
+    def gather(self, of_slots):
+        """[P]: what arrays [R, C], one for each Batch, have for each pair."""
+        gathered = np.empty(len(self.pair_index), np.float32)
+        for batch, values in zip(self.plan, of_slots, strict=True):
+            filled = batch.pair >= 0
+            gathered[batch.pair[filled]] = np.asarray(values)[filled]
+        return gathered
 
 
-def run_updates(run, batches_from, n_updates, n_pairs, saving=None, on_update=None, progress=None):
-    """Make n_updates of n_pairs each.
+def run_updates(run, batches_from, n_updates, saving=None, on_update=None, progress=None):
+    """Make n_updates.
 
-    run: TrainingRun. batches_from: number of an update -> an iterable of, for that update and each one after it, the
-    micro-batches as `micro_batches` gives them. saving: Saving or None; when the process is asked to stop, the state is
+    run: TrainingRun. batches_from: number of an update -> an iterable of, for that update and each one after it, its
+    MicroBatches. saving: Saving or None; when the process is asked to stop, the state is
     written before it does. on_update: called with (Update, params) after each. progress: words for a bar, or None.
     Returns the list of Update. Raises InputError where the loss is not finite, naming the update; KeyboardInterrupt
     when it was asked to stop.
     """
     updates = run.restore(saving) if saving else []
-    n_restored, start = len(updates), time.perf_counter()
+    n_restored, n_pairs, start = len(updates), 0, time.perf_counter()
     every = saving.every if saving else 0
     hidden = not progress or jax.process_index() != 0
     with (
@@ -204,11 +245,12 @@ def run_updates(run, batches_from, n_updates, n_pairs, saving=None, on_update=No
         tqdm.tqdm(total=n_updates, initial=n_restored, desc=progress, unit='update', disable=hidden) as bar,
     ):
         for number, batches in zip(range(n_restored, n_updates), batches_from(n_restored), strict=False):
-            update = run.update(number, n_pairs, batches, stop)
+            update = run.update(number, batches, stop)
             if update is None:
                 break
             updates.append(update)
-            _show(bar, update, (len(updates) - n_restored) * n_pairs / (time.perf_counter() - start))
+            n_pairs += update.pairs
+            _show(bar, update, n_pairs / (time.perf_counter() - start))
             if on_update is not None:
                 on_update(update, run.params)
             if every and len(updates) % every == 0:
@@ -246,13 +288,14 @@ def _plan_updates(order, encoded, pair_index, config, devices, tokens_per_device
 class TrainingRun:
     """The state of a training on the devices: parameters, optimizer state and the sum of gradients.
 
-    params: a tree of device arrays; they are given up (donated).
+    params: a tree of device arrays; they are given up (donated). of_scores: (scores, labels, group) -> (loss, its
+    gradient by the scores) as `objectives.listwise` has it; None: the mean squared error on the labels.
     """
 
-    def __init__(self, params, config, devices, dtype, optimizer, seed, rematerialise=False):
-        self.params, self.devices, self.seed = params, devices, seed
+    def __init__(self, params, config, devices, dtype, optimizer, seed, rematerialise=False, of_scores=None):
+        self.params, self.devices, self.seed, self._of_scores = params, devices, seed, of_scores
         self.learning_rate = optimizer.schedule
-        accumulate, apply, transformation = training_programs(config, dtype, devices, rematerialise, optimizer)
+        score, accumulate, apply, transformation = training_programs(config, dtype, devices, rematerialise, optimizer)
         shardings, replicated = devices.params_shardings(params), devices.replicated
 
         def like_params(tree):
@@ -265,13 +308,14 @@ class TrainingRun:
         )
         self.opt_state = jax.jit(transformation.init, out_shardings=state_shardings)(params)
         self.grads = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=shardings)(params)
+        self._score = jax.jit(score, out_shardings=replicated)
         self._accumulate = jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, replicated))
         self._apply = jax.jit(
             apply, donate_argnums=(0, 1, 2), out_shardings=(shardings, state_shardings, shardings, replicated)
         )
 
-    def update(self, number, n_pairs, batches, stop):
-        """Make one update of n_pairs from its micro-batches; number: from 0.
+    def update(self, number, batches, stop):
+        """Make one update from its MicroBatches; number: from 0.
 
         stop: StopRequest; asked to stop before the update is whole, it is given up.
         Returns Update with the loss before it, or None where it was given up. Raises InputError where the loss is not
@@ -280,6 +324,9 @@ class TrainingRun:
         put, by_row, replicated = self.devices.put, self.devices.by_row, self.devices.replicated
         key = put(np.random.SeedSequence([self.seed, number]).generate_state(1)[0], replicated)
         loss = put(np.float32(0), replicated)
+        known_loss = None
+        if self._of_scores is not None:
+            known_loss, batches = self._with_targets(batches, key)
         for rows, labels, weights in batches:
             if stop.signal is not None:
                 return None
@@ -287,13 +334,20 @@ class TrainingRun:
             labels, weights = put(labels, by_row), put(weights, by_row)
             self.grads, loss = self._accumulate(self.grads, loss, self.params, rows, labels, weights, key)
         self.params, self.opt_state, self.grads, norm = self._apply(self.params, self.opt_state, self.grads)
-        update = Update(number, n_pairs, float(self.learning_rate(number)), float(loss), float(norm))
+        loss = float(loss) if known_loss is None else known_loss
+        update = Update(number, len(batches.pair_index), float(self.learning_rate(number)), loss, float(norm))
         if not np.isfinite([update.loss, update.grad_norm]).all():
             raise InputError(
                 f'update {number}: the loss is {update.loss} and its gradient {update.grad_norm}; nothing was written. '
                 f'Try a lower learning_rate, or compute_dtype float32'
             )
         return update
+
+    def _with_targets(self, batches, key):
+        """(loss of an update, its MicroBatches with labels whose squared error has the gradient of that loss)."""
+        scores = batches.gather([self._score(self.params, self.devices.put_rows(rows), key) for rows, *_ in batches])
+        loss, gradient = self._of_scores(scores, batches.labels, batches.group)
+        return loss, dataclasses.replace(batches, labels=objectives.targets(scores, gradient))
 
     def save(self, saving, updates):
         """Write the state and the updates made."""
