@@ -44,7 +44,9 @@ def main(
     folder = Path(results_dir) / generator
     if not folder.is_dir():
         raise InputError(not_found(folder, 'folder of published results', 'publish.py writes it'))
-    found = {task: read_result(ResultPaths(results_dir, generator, task).result) for task in stems(folder, '.json')}
+    found = {
+        task: read_result(ResultPaths(results_dir, generator, task).result) for task in sorted(stems(folder, '.json'))
+    }
     rows = sorted((task_row(task, result) for task, result in found.items()), key=lambda row: -row['gain'])
     print(
         f'Mean over {len(rows)} tasks, rougeL x 100, and the adapted scorer minus the pick (95% interval over tasks)\n'
