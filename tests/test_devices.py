@@ -180,7 +180,9 @@ def test_a_listwise_training_is_the_same_on_one_device_and_on_four(jobs):
     losses = [[update[1:] for update in of_job['updates']] for of_job in measured]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4, atol=5e-5)
     assert {update[0] for update in losses[0]} != {16}  # whole instructions
-    np.testing.assert_allclose(measured[0]['scores'], measured[1]['scores'], rtol=0, atol=2e-5)
+    # A shift of all scores has no gradient but rounding, of which Adam makes steps.
+    scores = [np.subtract(of_job['scores'], np.mean(of_job['scores'])) for of_job in measured]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0, atol=5e-5)
 
 
 @pytest.mark.slow
