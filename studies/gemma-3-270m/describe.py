@@ -109,6 +109,7 @@ def task_row(task, result):
 
 def overview(rows):
     """One row per pick: its mean, how far the adapted scorer is ahead, and in how many tasks it is better and worse."""
+    rows = sorted(rows, key=lambda row: row['task'])  # as the presenters have them: a bootstrap depends on the order
     ours = np.array([row[ADAPTED] for row in rows])
     found = []
     for name in PICKS:
