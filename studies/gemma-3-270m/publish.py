@@ -38,7 +38,7 @@ def main(
     folder = scratch / 'results' / generator
     if not folder.is_dir():
         raise InputError(not_found(folder, 'folder of results', 'bash studies/gemma-3-270m/run.sh makes it'))
-    tasks = sorted(task for task in stems(folder, '.json'))
+    tasks = sorted(stems(folder, '.json'))
     for task in tasks:
         publish(scratch, ResultPaths(scratch / 'results', generator, task), ResultPaths(output_dir, generator, task))
     logger.info('%s: the numbers of %d tasks', Path(output_dir) / generator, len(tasks))
