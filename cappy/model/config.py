@@ -89,3 +89,8 @@ class EncoderConfig:
     def drops_before_head(self):
         """RoBERTa's head drops what it reads, BERT's pooler does not."""
         return self.model_type != 'bert'
+
+    @property
+    def has_dropout(self):
+        """Whether anything is dropped in training."""
+        return max(self.hidden_dropout_prob, self.attention_probs_dropout_prob, self.classifier_dropout) > 0

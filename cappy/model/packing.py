@@ -56,6 +56,12 @@ class Batch:
         """(R, L, C): what a compilation depends on."""
         return (len(self.pair), self.row_length, self.pair.shape[1])
 
+    def collect(self, of_slots, of_pairs):
+        """Put what an array [R, C] has for each pair into of_pairs [n]; returns how many pairs that were."""
+        filled = self.pair >= 0
+        of_pairs[self.pair[filled]] = np.asarray(of_slots)[filled]
+        return int(filled.sum())
+
 
 def pack_pairs(lengths, row_length):
     """Place each pair in a row, longest first, in the fullest row that still has room.

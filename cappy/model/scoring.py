@@ -69,10 +69,9 @@ def score_encoded(params, encoded, config, devices, dtype, tokens_per_device=Non
 
     def collect():
         batch, values = waiting.pop(0)
-        filled = batch.pair >= 0
-        scores[batch.pair[filled]] = np.asarray(values)[filled]
+        n_pairs = batch.collect(values, scores)
         if bar is not None:
-            bar.update(int(filled.sum()))
+            bar.update(n_pairs)
 
     for batch in plan:
         rows = devices.put_rows(fill_rows(batch, encoded, all_pairs, config))

@@ -77,8 +77,7 @@ class TrainingSettings(SettingsOfFlags):
         """Raise InputError for settings that train nothing, or for a value out of range."""
         check_settings(self, LR_SCHEDULES, 'per_device_batch_size', 'accumulate_grad_batches', 'max_length')
         if self.objective not in objectives.OBJECTIVES:
-            found, known = self.objective, ', '.join(objectives.OBJECTIVES)
-            raise InputError(f'objective: found {found!r}; choose one of {known}')
+            raise InputError(f'objective: found {self.objective!r}; choose one of {", ".join(objectives.OBJECTIVES)}')
         if self.n_updates(train_size, n_data) < 1:
             raise InputError(
                 f'train_size {train_size}: less than one update of {self.pairs_per_update(n_data)} pairs '
@@ -96,10 +95,8 @@ def reference_order(n, seed):
 
 @functools.lru_cache(maxsize=4)
 def training_programs(config, dtype, devices, rematerialise, optimizer):
-    """The three programs of an update, to be compiled, and the optimizer as optax has it.
+    """The two programs of an update, to be compiled, and the optimizer as optax has it.
 
-    score(params, rows, key) -> float32 [R, C], with the dropout of the update; for an objective that needs the scores
-    before it knows their gradient.
     accumulate(grads, loss, params, rows, labels, weights, key) -> grads, loss: adds the squared error of a micro-batch
     and its gradient; labels and weights float32 [R, C], weights 1 / P where a slot holds a pair; key uint32, the
     update's dropout.
@@ -107,16 +104,14 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
     gradient, before any clipping.
     """
     model = Scorer(config, dtype, rematerialise)
-    has_dropout = max(config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout) > 0
     transformation = optimizer.transformation
     words = f'{config.prefix}.embeddings.word_embeddings'
 
-    def score(params, rows, key):
-        return model.apply({'params': params}, rows, key if has_dropout else None)
-
     def accumulate(grads, loss, params, rows, labels, weights, key):
         def squared_error(word_vectors, others):
-            scores = model.apply({'params': others}, word_vectors, rows, key if has_dropout else None, method='score')
+            scores = model.apply(
+                {'params': others}, word_vectors, rows, key if config.has_dropout else None, method='score'
+            )
             return jnp.sum(weights * jnp.square(scores - labels))
 
         others = {name: tree for name, tree in params.items() if name != words}
@@ -132,7 +127,17 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
         norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(grads)))
         return optax.apply_updates(params, moves), opt_state, jax.tree.map(jnp.zeros_like, grads), norm
 
-    return score, accumulate, apply, transformation
+    return accumulate, apply, transformation
+
+
+@functools.lru_cache(maxsize=4)
+def score_in_training(config, dtype):
+    """(params, rows, key) -> float32 [R, C] with an update's dropout, to be compiled.
+
+    For an objective that needs the scores of an update before it knows their gradient.
+    """
+    model = Scorer(config, dtype)
+    return lambda params, rows, key: model.apply({'params': params}, rows, key if config.has_dropout else None)
 
 
 @dataclasses.dataclass
@@ -222,8 +227,7 @@ class MicroBatches:
         """[P]: what arrays [R, C], one for each Batch, have for each pair."""
         gathered = np.empty(len(self.pair_index), np.float32)
         for batch, values in zip(self.plan, of_slots, strict=True):
-            filled = batch.pair >= 0
-            gathered[batch.pair[filled]] = np.asarray(values)[filled]
+            batch.collect(values, gathered)
         return gathered
 
 
@@ -231,8 +235,8 @@ def run_updates(run, batches_from, n_updates, saving=None, on_update=None, progr
     """Make n_updates.
 
     run: TrainingRun. batches_from: number of an update -> an iterable of, for that update and each one after it, its
-    MicroBatches. saving: Saving or None; when the process is asked to stop, the state is
-    written before it does. on_update: called with (Update, params) after each. progress: words for a bar, or None.
+    MicroBatches. saving: Saving or None; when the process is asked to stop, the state is written before it does.
+    on_update: called with (Update, params) after each. progress: words for a bar, or None.
     Returns the list of Update. Raises InputError where the loss is not finite, naming the update; KeyboardInterrupt
     when it was asked to stop.
     """
@@ -295,7 +299,7 @@ class TrainingRun:
     def __init__(self, params, config, devices, dtype, optimizer, seed, rematerialise=False, of_scores=None):
         self.params, self.devices, self.seed, self._of_scores = params, devices, seed, of_scores
         self.learning_rate = optimizer.schedule
-        score, accumulate, apply, transformation = training_programs(config, dtype, devices, rematerialise, optimizer)
+        accumulate, apply, transformation = training_programs(config, dtype, devices, rematerialise, optimizer)
         shardings, replicated = devices.params_shardings(params), devices.replicated
 
         def like_params(tree):
@@ -308,7 +312,7 @@ class TrainingRun:
         )
         self.opt_state = jax.jit(transformation.init, out_shardings=state_shardings)(params)
         self.grads = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=shardings)(params)
-        self._score = jax.jit(score, out_shardings=replicated)
+        self._score = jax.jit(score_in_training(config, dtype), out_shardings=replicated)
         self._accumulate = jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, replicated))
         self._apply = jax.jit(
             apply, donate_argnums=(0, 1, 2), out_shardings=(shardings, state_shardings, shardings, replicated)
