@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, b
 from cappy.cli import flags
 from cappy.errors import InputError
 from cappy.files.atomic import read_text, to_json, write_atomically, write_json
-from cappy.files.inputs import stems
+from cappy.files.inputs import GZIP_ENDING, stems
 from cappy.files.wording import not_found
 from cappy.study.curves import sample_curves_of_cell
 from cappy.study.results import ResultPaths, read_candidates, read_result
@@ -53,7 +53,7 @@ def publish(scratch, of_study: ResultPaths, published: ResultPaths):
     for candidate in (candidate for line in lines for candidate in line['candidates']):
         candidate['response'] = ''
     text = ''.join(to_json(published.candidates, line) + '\n' for line in lines)
-    with write_atomically(published.candidates.with_name(published.candidates.name + '.gz'), 'wb') as file:
+    with write_atomically(published.candidates.with_name(published.candidates.name + GZIP_ENDING), 'wb') as file:
         file.write(gzip.compress(text.encode(), mtime=0))
     write_json(published.result, result)
 
