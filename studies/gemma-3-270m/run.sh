@@ -2,7 +2,7 @@
 # A study of a real language model: sample it on BIG-bench tasks, adapt a scorer to each task, compare the ways to pick.
 #
 #     bash studies/gemma-3-270m/run.sh            # 16 tasks: hours on 2 CPU cores
-#     bash studies/gemma-3-270m/run.sh --quick    # 2 tasks, in a folder of their own
+#     bash studies/gemma-3-270m/run.sh --quick    # 2 tasks of 60 training inputs, too few to learn from: to see it run
 #     GGUF=other.gguf NAME=other bash studies/gemma-3-270m/run.sh
 #     BASE_URL=http://localhost:8000/v1 MODEL=my-llm NAME=my-llm bash studies/gemma-3-270m/run.sh
 #
@@ -144,11 +144,12 @@ if [ -n "${SEEDS-}" ] && [ "${SEEDS#*,}" != "$SEEDS" ]; then
     folders=$(printf "$RESULTS/seed%s," ${SEEDS//,/ })
     folders=${folders%,}
 fi
-present=(.venv/bin/python scripts/present_cappy_bigbench_results.py --results_dir "$folders" --gen_models "$NAME")
-"${present[@]}" --format table --against all
+chosen=(--results_dir "$folders" --gen_models "$NAME" --tasks "${tasks// /,}")
+present=(.venv/bin/python scripts/present_cappy_bigbench_results.py "${chosen[@]}" --format table)
+"${present[@]}" --against all
 for picture in gain samples scores; do
     "${present[@]}" --bigbench_gen_dir "$SCRATCH/samples" --picture "$picture" --plot "$SCRATCH/$picture.svg" > /dev/null
 done
-.venv/bin/python scripts/report.py --results_dir "$folders" --gen_models "$NAME" --bigbench_gen_dir "$SCRATCH/samples" \
+.venv/bin/python scripts/report.py "${chosen[@]}" --bigbench_gen_dir "$SCRATCH/samples" \
     --output "$SCRATCH/report.html"
 echo "Tables: above. Pictures and the page of all candidates: $SCRATCH"
