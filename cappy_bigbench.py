@@ -11,8 +11,10 @@ ours. See docs/commands.md for each, docs/reproduction.md for what differs.
 """
 
 import contextlib
+import dataclasses
+import functools
 import logging
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -37,14 +39,28 @@ from cappy.study.results import (
     shown_result,
     write_result,
 )
-from cappy.tasks import blending, picks
+from cappy.tasks import combining, picks
 from cappy.tasks.candidates import read_task
 from cappy.tasks.faults import count_faults, describe_faults
 from cappy.tasks.finetuning import build_finetuning_examples, check_can_teach
+from cappy.tasks.metrics import find_metric, measure
+from cappy.tasks.picks import ADAPTED
 from cappy.tasks.rouge import RougeL
 
 logger = logging.getLogger('cappy_bigbench')
 FEW_UPDATES = 20  # fewer barely leave the warm-up
+_PICKS = {
+    'objective': 'listwise',
+    'reference_labels': 'skip',
+    'lr_schedule': 'corrected',
+    'combine': flags.Names(('consensus', 'weighted_consensus', 'decoding')),
+    'pick': 'combined',
+}
+# What docs/picks.md found to pick best, for scorers of the size of RoBERTa-large and of MiniLM.
+RECIPES = {
+    'picks': {'train_size': 10240, **_PICKS},
+    'picks_small': {'train_size': 5760, 'learning_rate': 2e-4, 'accumulate_grad_batches': 4, **_PICKS},
+}
 
 
 def main(
@@ -54,7 +70,7 @@ def main(
     src_key='instruction',  # field of the instruction
     tgt_key='response',  # field of a sample's text
     refs_key='references',  # field of the references
-    label_key='label',  # kept for the reference's commands, without effect; no file has this field
+    label_key='label',  # field of a sample's label, 0 to 1, where a file has them; used in place of the metric
     model_name_or_path='btan2/cappy-large',  # hub name or folder of the scorer to adapt
     n_model_shards: flags.Count = 1,  # devices over which each parameter is split
     max_length: flags.Count | None = None,  # tokens per pair; longer ones are truncated; default: the scorer's own, 512
@@ -68,6 +84,8 @@ def main(
     results_dir='bigbench_cappy_results',  # {generator}/{task}.json and its two companions go here
     seed: flags.Seed = 11111,
     reference_labels: Literal['one', 'leave_one_out', 'skip'] = 'one',  # how references are labelled
+    recipe: Literal['paper', 'picks', 'picks_small'] = 'paper',  # defaults of other flags, listed below
+    metric='rougeL',  # of labels and consensus: rougeL, exact_match, chrf, or module:function
     objective: Literal['absolute', 'centred', 'listwise'] = 'absolute',  # what is trained for: labels, or differences
     lr_schedule: Literal['reference', 'corrected'] = 'reference',  # corrected: warm-up and decay over the updates
     rouge_tokenizer: Literal['default', 'unicode'] = 'default',  # default knows a-z and 0-9 only, as the paper's
@@ -77,7 +95,11 @@ def main(
     gradient_checkpointing=False,  # less memory, more time
     checkpoint_every: flags.CountFrom0 = 0,  # updates between checkpoints, from which a stopped run continues; 0: none
     compare_before=True,  # also score with the scorer as it was before adapting
-    combine: flags.Names | None = None,  # consensus, self_score or both: also pick by blends of the scorer with them
+    combine: flags.Names | None = None,  # signals, a,b,c: also pick by the scorer combined with them; which: docs
+    n_folds: Annotated[
+        int, flags.Range(least=2)
+    ] = 2,  # scorers that are trained besides, for the combination's weights
+    pick: Literal['scorer', 'combined'] = 'scorer',  # which pick is the result
     save_dir: str | None = None,  # keep the adapted scorer in this folder
     overwrite=False,  # replace an existing result, checkpoint and save_dir
     n_processes: flags.Count | None = None,  # hosts, as redco's Deployer takes them; so the next four
@@ -96,32 +118,41 @@ def main(
     if not process_id:  # None or the first, which writes
         check_outputs(paths, save_dir, checkpoint_every, overwrite)
     timer = PhaseTimer()
+    signals, measured_by = combining.check_names(combine), find_metric(metric, rouge_tokenizer)
+    if pick == 'combined' and not signals:
+        raise InputError('pick: combined needs --combine, the signals that the scorer is combined with')
     task = read_task(
-        bigbench_gen_dir, bigbench_gen_model, bigbench_subset_name, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key
+        bigbench_gen_dir,
+        bigbench_gen_model,
+        bigbench_subset_name,
+        src_key=src_key,
+        tgt_key=tgt_key,
+        refs_key=refs_key,
+        label_key=label_key,
     )
     train, validation, rouge = task['train'], task['validation'], RougeL(rouge_tokenizer)
     faults = warn_of_faults(task, rouge)
-    combined = blending.check_names(combine)
-    train, held_out = blending.hold_out(train, seed) if combined else (train, [])
-    examples = build_finetuning_examples(train, train_size, seed, rouge, reference_labels)
+    folds = combining.cross_fitting_folds(train, n_folds, seed) if signals else []
+    examples = build_finetuning_examples(train, train_size, seed, measured_by, reference_labels)
     check_can_teach(examples)
-    consensus = picks.consensus_of(validation, rouge, 'consensus')
-    signals = blending.signals_of(validation, combined, rouge, consensus)
-    held_out_signals = blending.signals_of(held_out, combined, rouge)
+    consensus = picks.consensus_of(validation, measured_by, 'consensus')
     rougeL = picks.candidates_rougeL(validation, rouge)
+    also = second_metrics(validation, measured_by)
     timer.lap('data')
 
     devices = get_devices(n_model_shards, n_processes, host0_address, host0_port, process_id, n_local_devices)
     training = TrainingSettings.of(settings)
     training.check(train_size, devices.n_data)
     checkpoint = Checkpoint(paths.checkpoint)
+    of_folds = [Checkpoint(paths.checkpoint / f'fold{number}') for number in range(1, len(folds) + 1)]
     with result_lock(paths) if is_first_process() else contextlib.nullcontext():
         if is_first_process():
             if paths.result.exists() and not overwrite:  # another process made it while this one started
                 return show_existing(paths, settings)
             if overwrite:
-                checkpoint.remove()
-        scorer = Cappy.from_pretrained(
+                remove_all(of_folds, checkpoint)
+        load = functools.partial(
+            Cappy.from_pretrained,
             model_name_or_path,
             devices=devices,
             compute_dtype=compute_dtype,
@@ -129,52 +160,77 @@ def main(
             tokens_per_device=eval_tokens_per_device,
             seed=seed,
         )
+        adapt = functools.partial(
+            Cappy.adapt,
+            settings=training,
+            tokens_per_device=tokens_per_device,
+            gradient_checkpointing=gradient_checkpointing,
+            checkpoint_every=checkpoint_every,
+        )
+        scorer = load()
         settings['max_length'] = scorer.max_length
         timer.lap('load')
         before = score_candidates(scorer, validation, 'scoring (before)')[0] if compare_before else None
         timer.lap('score_before')
-        trained = scorer.adapt(
-            examples,
-            training,
-            tokens_per_device=tokens_per_device,
-            gradient_checkpointing=gradient_checkpointing,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-        )
+        trained = adapt(scorer, examples, checkpoint=checkpoint)
         timer.lap('adapt')
         scores, counts = score_candidates(scorer, validation, 'scoring')
         if counts['truncated_pairs'] and is_first_process():
             logger.warning('%s', describe_cut(counts, scorer.max_length, 'validation pairs'))
-        weights = choose_weights(scorer, held_out, held_out_signals, rouge)
-        blends = {name: blending.blend(scores, signals, of_signals) for name, of_signals in weights.items()}
         timer.lap('score')
-        values = picks.values_by_pick(validation, consensus, before, scores, blends)
+        held_out = []
+        for number, (of_fold, left_out) in enumerate(folds, start=1):
+            n_pairs = train_size * len(of_fold) // len(train)
+            held_out.append(
+                score_held_out(
+                    load,
+                    adapt,
+                    build_finetuning_examples(of_fold, n_pairs, seed, measured_by, reference_labels),
+                    left_out,
+                    of_folds[number - 1],
+                    f'fold {number} of {n_folds}',
+                )
+            )
+        combination = fit_combination(signals, folds, held_out, measured_by)
+        combined = combination.picks(validation, scores, measured_by) if combination else {}
+        timer.lap('combine')
+        values = picks.values_by_pick(validation, consensus, before, scores, combined)
         rougeL_by_pick = picks.rougeL_by_pick(validation, rougeL, values)
+        picked_by = combining.COMBINED if pick == 'combined' else ADAPTED
         result = {
-            'rougeL': float(np.mean(rougeL_by_pick['scorer after adapting'])),
+            'rougeL': float(np.mean(rougeL_by_pick[picked_by])),
+            'pick': picked_by,
             'settings': settings,
             'model_digest': scorer.source_digest,
             'counts': {
-                'train_examples': len(task['train']),
-                'held_out_examples': len(held_out),
+                'train_examples': len(train),
                 'finetuning_examples': len(set(examples)),
                 **count_validation(validation, before, scores, counts),
                 **count_training(train_size, trained, counts),
                 'faults': faults,
             },
-            'comparison': picks.compare(rougeL_by_pick, picks.count_ties(rougeL, values)),
-            'combined_weights': weights,
+            'comparison': picks.compare(
+                rougeL_by_pick,
+                picks.count_ties(rougeL, values),
+                {name: picks.rougeL_by_pick(validation, measured, values) for name, measured in also.items()},
+            ),
+            'combination': dataclasses.asdict(combination) if combination else None,
             'packing': trained.packing,
             'seconds': timer.seconds,
             'versions': environment(),
             'device': devices.description,
         }
-        fault = save_scorer(scorer, save_dir, model_card(result), overwrite) if save_dir else None
+        fault = save_scorer(scorer, combination, save_dir, model_card(result), overwrite) if save_dir else None
         if is_first_process():
-            write_result(paths, result, candidates_lines(validation, scores, rougeL, rougeL_by_pick), trained.updates)
+            write_result(
+                paths,
+                result,
+                candidates_lines(validation, values[picked_by], scores, rougeL, rougeL_by_pick),
+                trained.updates,
+            )
             if fault:
                 raise InputError(describe_unsaved(fault, paths, checkpoint)) from fault
-            checkpoint.remove()
+            remove_all(of_folds, checkpoint)
     if is_first_process():
         print(describe_result(result))
 
@@ -200,6 +256,12 @@ def warn_of_faults(task, rouge):
     return counts
 
 
+def remove_all(of_folds, checkpoint):
+    """Remove the checkpoints of the folds, and then the one in whose folder they are."""
+    for one in (*of_folds, checkpoint):
+        one.remove()
+
+
 def check_outputs(paths, save_dir, checkpoint_every, overwrite):
     """Find out before any work that a file or a folder cannot be written."""
     check_result(paths)
@@ -209,10 +271,15 @@ def check_outputs(paths, save_dir, checkpoint_every, overwrite):
         check_writable(save_dir, overwrite)
 
 
-def save_scorer(scorer, save_dir, card, overwrite):
-    """Keep the adapted scorer; the InputError where that fails, since the result is worth keeping without it."""
+def save_scorer(scorer, combination, save_dir, card, overwrite):
+    """Keep the adapted scorer and its combination; returns the InputError where that fails, or None.
+
+    The result is worth keeping without them.
+    """
     try:
         scorer.save_pretrained(save_dir, model_card=card, overwrite=overwrite)
+        if combination and is_first_process():
+            combination.save(save_dir)
     except InputError as error:
         return error
     return None
@@ -232,12 +299,34 @@ def score_candidates(scorer, examples, progress):
     return np.split(scores, ends[:-1]), counts
 
 
-def choose_weights(scorer, held_out, signals, rouge):
-    """The weights of each blend, {name of the pick: {signal: weight}}; none where nothing is held out."""
-    if not held_out:
-        return {}
-    scores, _ = score_candidates(scorer, held_out, 'scoring (held out)')
-    return blending.choose_all_weights(scores, signals, picks.candidates_rougeL(held_out, rouge))
+def score_held_out(load, adapt, examples, left_out, checkpoint, name):
+    """The scores of the left out examples by a scorer that is trained on the others."""
+    scorer = load()
+    adapt(scorer, examples, checkpoint=checkpoint, progress=f'adapting ({name})')
+    return score_candidates(scorer, left_out, f'scoring ({name})')[0]
+
+
+def fit_combination(signals, folds, held_out, metric):
+    """The Combination of the scorer with the signals, by the scores of examples held out; None without signals."""
+    if not signals:
+        return None
+    left_out = [example for _, of_fold in folds for example in of_fold]
+    scores = [own for of_fold in held_out for own in of_fold]
+    return combining.Combination.fit(signals, left_out, scores, measure_labels(left_out, metric), metric)
+
+
+def measure_labels(examples, metric):
+    """How good each candidate is, N arrays: by its label where the file has them, else by the metric."""
+    return [measure(metric, one, one.candidates) if one.labels is None else one.labels for one in examples]
+
+
+def second_metrics(validation, metric):
+    """{name: N arrays}: what is measured beside rougeL: the metric or, where that is rougeL, chrF; and labels."""
+    found = metric if metric.name != 'rougeL' else find_metric('chrf')
+    also = {found.name: picks.candidates_rougeL(validation, found)}
+    if validation[0].labels is not None:
+        also['label'] = [example.labels for example in validation]
+    return also
 
 
 def count_validation(validation, before, scores, counts):
@@ -266,20 +355,25 @@ def count_training(train_size, trained, counts):
     }
 
 
-def candidates_lines(examples, scores, rougeL, rougeL_by_pick):
-    """Lines of the candidates file, with the rougeL that each way of picking has for each example."""
+def candidates_lines(examples, values, scores, rougeL, rougeL_by_pick):
+    """Lines of the candidates file, with the rougeL that each way of picking has for each example.
+
+    values: what the pick takes the highest of.
+    """
     for number, example in enumerate(examples):
         by_pick = {name: values[number] for name, values in rougeL_by_pick.items()}
-        yield describe_candidates(example, scores[number], rougeL[number], by_pick)
+        yield describe_candidates(example, scores[number], rougeL[number], by_pick, int(np.argmax(values[number])))
 
 
 def comparison_table(rows, style='table'):
     """The ways of picking side by side, rougeL x 100; over ties too where a pick takes the first of equals."""
     tied = {row['name']: row['ties']['rougeL'] for row in rows if row.get('ties', {}).get('n_tied')}
+    also = list(rows[0].get('metrics', ()))
     shown = [
         {
             'pick': row['name'],
             'rougeL': row['rougeL'],
+            **row.get('metrics', {}),
             'over ties': tied.get(row['name']),
             '95% interval': None if row['low'] is None else f'{100 * row["low"]:.1f} to {100 * row["high"]:.1f}',
             'gap closed': gap_closed(row),
@@ -287,7 +381,7 @@ def comparison_table(rows, style='table'):
         for row in rows
     ]
     columns = ['pick', tables.percent('rougeL'), *([tables.percent('over ties')] if tied else [])]
-    return tables.format_table(shown, [*columns, '95% interval', 'gap closed'], style)
+    return tables.format_table(shown, [*columns, '95% interval', 'gap closed', *map(tables.percent, also)], style)
 
 
 def gap_closed(row):
@@ -312,11 +406,18 @@ def describe_result(result):
         comparison_table(result['comparison']),
         f'\nCappy + {settings["bigbench_gen_model"]} on {settings["bigbench_subset_name"]}: '
         f'{100 * result["rougeL"]:.2f} (rougeL x 100)',
+        *describe_combination(result),
         *picks.describe_ties({row['name']: row['ties'] for row in result['comparison'] if 'ties' in row}),
     ]
     if remark := remark_on_training(result):
         lines.append(remark)
     return '\n'.join(lines)
+
+
+def describe_combination(result):
+    """What the combined pick is made of, a line in a list; none where there is no such pick."""
+    combination = result.get('combination')
+    return [f'combined: {combining.describe(combination["weights"])}'] if combination else []
 
 
 def remark_on_training(result):
@@ -362,6 +463,8 @@ are the logits of `AutoModelForSequenceClassification`, of pairs tokenized with 
 {settings['max_length']} tokens, the tokenizer's `model_max_length`.
 """
 
+
+main.presets = {'recipe': RECIPES}
 
 if __name__ == '__main__':
     logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.WARNING)

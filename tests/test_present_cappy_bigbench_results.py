@@ -19,7 +19,7 @@ from cappy.study.results import ResultPaths
 from cappy.tasks.candidates import Example, Sample
 from cappy.tasks.picks import all_picks, candidates_rougeL, compare
 from cappy.tasks.rouge import RougeL
-from cappy.tasks.statistics import bootstrap_interval
+from cappy.tasks.statistics import mean_interval
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / 'bigbench_cappy_results' / 'published'
@@ -159,7 +159,7 @@ def test_a_cell_has_published_figures_and_other_picks_with_paired_intervals(swee
     by_pick = picked['flan-t5-xxl', 'task_2']
     ours = by_pick[cells.ADAPTED]
     assert (row['task'], row['n_examples'], row['rougeL']) == ('task_2', 20, ours.mean())
-    assert (row['low'], row['high']) == bootstrap_interval(ours)
+    assert (row['low'], row['high']) == mean_interval(ours)
     assert (row['published'], row['published_gain']) == (0.32, pytest.approx(ours.mean() - 0.32))
     assert row['published_gain_low'] is None  # of the published picks there is only the mean
     assert row['oracle'] == pytest.approx(by_pick['oracle'].mean()) and 'oracle_gain' not in row
@@ -168,7 +168,7 @@ def test_a_cell_has_published_figures_and_other_picks_with_paired_intervals(swee
         assert row[key] == pytest.approx(by_pick[pick].mean(), abs=1e-12)
         assert row[f'{key}_gain'] == pytest.approx(ours.mean() - by_pick[pick].mean(), abs=1e-12)
         interval = (row[f'{key}_gain_low'], row[f'{key}_gain_high'])
-        assert interval == pytest.approx(bootstrap_interval(ours - by_pick[pick]), abs=1e-12)
+        assert interval == pytest.approx(mean_interval(ours - by_pick[pick]), abs=1e-12)
     assert err == ''
 
 
@@ -182,12 +182,12 @@ def test_averages_and_comparisons_are_over_tasks(sweep, flags_of, capsys):
         average = next(row for row in tables['averages'] if row['generator'] == generator)
         assert average['n_tasks'] == 6
         assert average['rougeL'] == pytest.approx(ours.mean())
-        assert (average['low'], average['high']) == pytest.approx(bootstrap_interval(ours))
+        assert (average['low'], average['high']) == pytest.approx(mean_interval(ours))
         rows = {row['against']: row for row in tables['comparisons'] if row['generator'] == generator}
         assert list(rows) == ['published', 'random candidate', 'first of beam4', 'self-score sum', 'consensus']
         row = rows['first of beam4']
         assert row['gain'] == pytest.approx((ours - beam).mean()) == average['first_of_beam4_gain']
-        interval = pytest.approx(bootstrap_interval(ours - beam))
+        interval = pytest.approx(mean_interval(ours - beam))
         assert (row['gain_low'], row['gain_high']) == interval
         assert row['p'] == pytest.approx(stats.wilcoxon(ours, beam).pvalue)
         assert (row['n_tasks'], row['n_better'], row['n_worse']) == (6, (ours > beam).sum(), (ours < beam).sum())
@@ -340,7 +340,7 @@ def test_seeds_in_several_folders_give_mean_and_spread(sweep, flags_of, capsys, 
     assert (row['rougeL'], row['std']) == pytest.approx((ours[:, 0].mean(), ours[:, 0].std(ddof=1)))
     assert (average['rougeL'], average['std']) == pytest.approx((ours.mean(), ours.mean(axis=1).std(ddof=1)))
     of_examples = np.mean([picked[seed, 'task_0'][cells.ADAPTED] for seed in (1, 2, 3)], axis=0)
-    assert (row['low'], row['high']) == pytest.approx(bootstrap_interval(of_examples))
+    assert (row['low'], row['high']) == pytest.approx(mean_interval(of_examples))
     _, out, _ = present(capsys, *argv, '--format', 'table', '--show', 'cells')
     assert 'std over' in out.splitlines()[0]
     low, high = 100 * row['low'], 100 * row['high']
@@ -366,7 +366,7 @@ def test_candidates_without_picks_give_what_they_can(sweep, flags_of, own_result
     picked = write_result(own_results, 'flan-t5-xxl', 'task_1', keeps_picks=False)
     tables, _ = as_json(capsys, *flags_of, '--results_dir', own_results)
     row = tables['cells'][1]
-    interval = bootstrap_interval(picked[cells.ADAPTED] - picked['first of beam4'])
+    interval = mean_interval(picked[cells.ADAPTED] - picked['first of beam4'])
     assert (row['first_of_beam4_gain_low'], row['first_of_beam4_gain_high']) == pytest.approx(interval, abs=1e-12)
     assert row['consensus_gain'] is not None and row['consensus_gain_low'] is None
 

@@ -18,7 +18,7 @@ from cappy.study.results import ResultPaths, describe_candidates, write_result
 from cappy.tasks import picks
 from cappy.tasks.candidates import Example, Sample, write_examples
 from cappy.tasks.rouge import RougeL
-from cappy.tasks.statistics import bootstrap_interval, paired_bootstrap
+from cappy.tasks.statistics import mean_interval, paired_bootstrap
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location('report_script', ROOT / 'scripts' / 'report.py')
@@ -121,7 +121,7 @@ def test_the_page_holds_what_the_files_say(sweep, capsys, tmp_path):
         by_pick = picked[cell['generator'], cell['task']]
         ours = by_pick[cells.ADAPTED]
         assert (cell['rougeL'], cell['published'], cell['n']) == (ours.mean(), 0.25, N_EXAMPLES)
-        assert (cell['low'], cell['high']) == pytest.approx(bootstrap_interval(ours))
+        assert (cell['low'], cell['high']) == pytest.approx(mean_interval(ours))
         assert cell['gains']['consensus'] == pytest.approx(paired_bootstrap(ours, [by_pick['consensus']])[1][0])
         assert {row['name']: row['rougeL'] for row in cell['comparison']} == pytest.approx(
             {pick: values.mean() for pick, values in by_pick.items()}
@@ -181,12 +181,12 @@ def test_of_several_seeds_the_page_has_means_spreads_and_a_block_each(seeds, cap
         assert cell['rougeL'] == pytest.approx(ours.mean()) and cell['seeds']['values'] == pytest.approx(ours)
         assert cell['seeds']['std'] == pytest.approx(ours.std(ddof=1)) and ours.std() > 0
         of_examples = np.mean([by_pick[cells.ADAPTED] for by_pick in by_seed], axis=0)
-        interval = pytest.approx(bootstrap_interval(of_examples))
+        interval = pytest.approx(mean_interval(of_examples))
         rows = {row['name']: row for row in cell['comparison']}
         assert (cell['low'], cell['high']) == (rows[cells.ADAPTED]['low'], rows[cells.ADAPTED]['high']) == interval
         assert rows[cells.ADAPTED]['rougeL'] == pytest.approx(ours.mean()) and 'gap_low' not in rows[cells.ADAPTED]
         assert rows['oracle']['rougeL'] == pytest.approx(by_seed[0]['oracle'].mean())
-        interval = bootstrap_interval(by_seed[0]['oracle'])
+        interval = mean_interval(by_seed[0]['oracle'])
         assert (rows['oracle']['low'], rows['oracle']['high']) == pytest.approx(interval)
         for place, by_pick in enumerate(by_seed):
             examples = data['flan-t5-xl', cell['task'], place]['examples']
@@ -380,8 +380,8 @@ def test_averages_are_over_tasks_that_all_generators_have_and_picks_that_all_cel
     rows = {row['name']: row for row in both['rows']}
     ours = [0.5, 0.51, 0.52, 0.53, 0.54]
     assert rows[cells.ADAPTED]['rougeL'] == pytest.approx(0.52)
-    assert (rows[cells.ADAPTED]['low'], rows[cells.ADAPTED]['high']) == pytest.approx(bootstrap_interval(ours))
-    assert rows['consensus']['gain'] == pytest.approx([0.12, *(end - 0.4 for end in bootstrap_interval(ours))])
+    assert (rows[cells.ADAPTED]['low'], rows[cells.ADAPTED]['high']) == pytest.approx(mean_interval(ours))
+    assert rows['consensus']['gain'] == pytest.approx([0.12, *(end - 0.4 for end in mean_interval(ours))])
     assert rows[cells.ADAPTED]['gap_closed'] == pytest.approx(0.22 / 0.4)
     assert 'gain' not in rows['oracle'] and 'gain' not in rows[cells.ADAPTED]
 
@@ -520,7 +520,7 @@ def test_a_cell_draws_the_interval_of_each_pick_at_its_place_on_the_axis(shown, 
     values, places = [], []
     for name, (mean, whisker) in zip(names, drawn, strict=True):
         if name in by_pick:  # the published number has no interval
-            values += [by_pick[name].mean(), *bootstrap_interval(by_pick[name])]
+            values += [by_pick[name].mean(), *mean_interval(by_pick[name])]
             places += [mean, *re.search(r'M([\d.]+),15H([\d.]+)', whisker).groups()]
     places = np.array(places, float)
     slope, start = np.polyfit(values, places, 1)

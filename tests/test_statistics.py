@@ -5,11 +5,11 @@ import pytest
 from scipy import stats
 
 from cappy.tasks.statistics import (
-    bootstrap_interval,
     bootstrap_means,
     difference_over_tasks,
     holm,
     interval_over_tasks,
+    mean_interval,
     paired_bootstrap,
     paired_intervals,
     signed_rank_p,
@@ -17,15 +17,15 @@ from cappy.tasks.statistics import (
 )
 
 
-def test_a_bootstrap_interval_is_the_normal_one_where_that_holds():
+def test_a_mean_interval_is_the_normal_one_where_that_holds():
     values = np.random.default_rng(1).standard_normal(2000)
-    low, high = bootstrap_interval(values)
+    low, high = mean_interval(values)
     half = 1.96 * values.std() / np.sqrt(len(values))
     # Quantiles of 10,000 resamples scatter by some 3% of the half width.
     assert (values.mean() - low) / half == pytest.approx(1, abs=0.1)
     assert (high - values.mean()) / half == pytest.approx(1, abs=0.1)
-    assert bootstrap_interval(values) == (low, high)
-    assert bootstrap_interval(values, seed=1) != (low, high)
+    assert mean_interval(values) == (low, high)
+    assert mean_interval(values, seed=1) != (low, high)
 
 
 def test_resamples_do_not_depend_on_how_they_are_cut_to_bound_memory(monkeypatch):
@@ -44,12 +44,12 @@ def test_a_row_has_the_same_resampled_means_whatever_is_resampled_with_it():
         np.testing.assert_array_equal(bootstrap_means(row, 500)[0], means)
 
 
-def test_a_bootstrap_interval_is_scipys_percentile_interval():
+def test_a_mean_interval_is_scipys_percentile_interval():
     values = np.random.default_rng(3).exponential(size=60)
     theirs = stats.bootstrap((values,), np.mean, method='percentile', n_resamples=50_000, rng=1).confidence_interval
     # Both are quantiles of random draws; at 50,000 they scatter by some 1% of the half width.
     half = (theirs.high - theirs.low) / 2
-    assert bootstrap_interval(values, n_resamples=50_000) == pytest.approx((theirs.low, theirs.high), abs=0.03 * half)
+    assert mean_interval(values, n_resamples=50_000) == pytest.approx((theirs.low, theirs.high), abs=0.03 * half)
 
 
 def test_paired_differences_are_of_the_same_examples():
@@ -57,10 +57,10 @@ def test_paired_differences_are_of_the_same_examples():
     ours = generator.random(50)
     near, far = ours - 0.1, generator.random(50)
     interval, ((mean, low, high), other) = paired_bootstrap(ours, [near, far])
-    assert interval == pytest.approx(bootstrap_interval(ours), abs=1e-12)
+    assert interval == pytest.approx(mean_interval(ours), abs=1e-12)
     # A constant difference has no spread, however much the values have.
     assert (mean, low, high) == pytest.approx((0.1, 0.1, 0.1), abs=1e-12)
-    assert (other.low, other.high) == pytest.approx(bootstrap_interval(ours - far), abs=1e-12)
+    assert (other.low, other.high) == pytest.approx(mean_interval(ours - far), abs=1e-12)
     assert paired_bootstrap(ours, []) == (pytest.approx(interval, abs=1e-12), [])
     assert other.mean == pytest.approx(ours.mean() - far.mean())
 
@@ -74,18 +74,14 @@ def test_paired_differences_are_of_the_same_examples():
 
 
 def test_a_single_example_has_no_interval():
-    assert bootstrap_interval([0.5]) == (None, None)
+    assert mean_interval([0.5]) == (None, None)
     interval, (difference,), (other,) = paired_intervals([0.5], [[0.25]])
     assert interval == other == (None, None) and difference == (0.25, None, None)
 
 
 def test_fewer_than_five_tasks_have_a_mean_difference_and_no_interval():
     ours, theirs = np.array([0.5, 0.7, 0.2, 0.9, 0.6]), np.array([0.4, 0.7, 0.3, 0.5, 0.1])
-    assert (
-        difference_over_tasks(ours, theirs)[1:]
-        == bootstrap_interval(ours - theirs)
-        == interval_over_tasks(ours - theirs)
-    )
+    assert difference_over_tasks(ours, theirs)[1:] == mean_interval(ours - theirs) == interval_over_tasks(ours - theirs)
     assert difference_over_tasks(ours[:4], theirs[:4]) == (pytest.approx(0.1), None, None)
     assert interval_over_tasks(ours[:4]) == (None, None)
 

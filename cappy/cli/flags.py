@@ -161,7 +161,8 @@ def run(main, argv=None, aliases=None):
 
     main: its arguments are the flags, each with a default or an annotation that says the type: int, float, bool, str,
     Names, one of these or None, a Literal of texts, or a number of a Range. Those without a default may be given by
-    position.
+    position. main.presets, where it has them, are defaults that a flag's value brings along, {flag: {value: {other
+    flag: its default}}}.
     argv: the words after the script's name; those of sys.argv if None. aliases: {old name: name of a flag}.
     Exit codes: 0; 1 for an InputError or a full disk, with one line `error: ..` on standard error; 75 where memory ran
     out, in one line too, or a device failed; 130 for Ctrl-C; 141 where the reader of the output is gone. Any other
@@ -242,7 +243,7 @@ def parse_flags(main, argv, aliases=None) -> dict:
     """{name of an argument: its value, with its type} for what the words give.
 
     `--flag value`, `--flag=value`, `--flag` and `--noflag` for a bool; dashes in a name are underscores. Names that
-    are not given, with a text as default, are there as the names of that text.
+    are not given, with a text as default, are there as the names of that text. So are the presets of main.
     Raises InputError for a flag that is unknown, repeated, without a value or of another type.
     """
     flags = flags_of(main, aliases)
@@ -270,6 +271,8 @@ def parse_flags(main, argv, aliases=None) -> dict:
     missing = [f'--{flag.name}' for flag in flags if flag.is_required and flag.name not in values]
     if missing:
         raise InputError(f'{", ".join(missing)} must be given (--help says what for)')
+    for name, by_value in getattr(main, 'presets', {}).items():
+        values = by_value.get(values.get(name), {}) | values
     defaults = {flag.name: flag.default for flag in flags if Names in flag.kinds and isinstance(flag.default, str)}
     return {name: Names.from_text(text) for name, text in defaults.items() if name not in values} | values
 
@@ -414,7 +417,15 @@ def help_text(main, name, aliases=None) -> str:
         notes = [comments.get(flag.name), *(f'also --{old}' for old in flag.old_names)]
         text = '; '.join(filter(None, notes))
         lines += textwrap.wrap(text, WIDTH - 8, initial_indent=' ' * 8, subsequent_indent=' ' * 8)
+    for name, by_value in getattr(main, 'presets', {}).items():
+        for value, brought in by_value.items():
+            text = f'--{name} {value}: ' + ' '.join(f'--{other} {_as_word(own)}' for other, own in brought.items())
+            lines += ['', *textwrap.wrap(text, WIDTH, subsequent_indent='    ')]
     return '\n'.join(lines)
+
+
+def _as_word(value):
+    return ','.join(value) if isinstance(value, tuple) else str(value)
 
 
 def _default_text(flag):

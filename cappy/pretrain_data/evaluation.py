@@ -10,7 +10,7 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.pretrain_data.labelled_pairs import CHOICE, LabelledPair, read_pairs
-from cappy.tasks.statistics import bootstrap_interval, paired_bootstrap, rank_correlation
+from cappy.tasks.statistics import mean_interval, paired_bootstrap, rank_correlation
 
 MEASURES = ('squared_error', 'accuracy', 'rank_correlation')
 
@@ -126,7 +126,7 @@ def compare(held_out: HeldOut, before: Judgement, after: Judgement, seed=0) -> l
             'measure': name,
             'instances': int(is_measured.sum()),
             'before': float(theirs.mean()),
-            'before_interval': bootstrap_interval(theirs, seed=seed),
+            'before_interval': mean_interval(theirs, seed=seed),
             'after': float(ours.mean()),
             'after_interval': interval,
             'gain': differences[0].mean,

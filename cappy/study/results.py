@@ -59,18 +59,18 @@ class ResultPaths:
         return self.result, self.candidates, self.updates
 
 
-def describe_candidates(example, scores, rougeL, rougeL_by_pick=None) -> dict:
+def describe_candidates(example, scores, rougeL, rougeL_by_pick=None, pick=None) -> dict:
     """A line of the candidates file.
 
     example: a candidates.Example with n candidates; scores: float32 [n]; rougeL: float64 [n], in their order. The pick
-    is the first candidate with the highest score. rougeL_by_pick: of this example, by name of the pick, so that picks
-    can be compared example by example.
+    is a place among them, None: the first candidate with the highest score. rougeL_by_pick: of this example, by name of
+    the pick, so that picks can be compared example by example.
     """
     by_pick = {} if rougeL_by_pick is None else {'picked': {name: float(v) for name, v in rougeL_by_pick.items()}}
     decodings = {}
     for sample in example.samples:
         decodings.setdefault(sample.response, {})[sample.decoding] = None
-    pick = int(np.argmax(scores))
+    pick = int(np.argmax(scores)) if pick is None else pick
     return {
         'example_idx': example.example_idx,
         'pick': pick,

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from cappy.errors import InputError
 from cappy.files import jsonl
@@ -28,7 +30,7 @@ class Sample:
 
     The log-likelihoods are natural logarithms, summed and averaged over the tokens of the response; None where the file
     has none, null or a number that is not finite. was_cut: the response ended at the limit of tokens; False also where
-    the file does not say.
+    the file does not say. label: how good it is, 0 to 1, by people, tests or a judge; None where the file has none.
     """
 
     response: str
@@ -36,17 +38,37 @@ class Sample:
     log_likelihood_sum: float | None = None
     log_likelihood_mean: float | None = None
     was_cut: bool = False
+    label: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An instruction with its references and all its samples, those of one decoding together, in file order."""
+    """An instruction with its references and all its samples, those of one decoding together, in file order.
+
+    line: 'path:number' of the file that it was read from.
+    """
 
     dataset: str | None
     example_idx: int | str
     instruction: str
     references: tuple[str, ...]
     samples: tuple[Sample, ...] = ()
+    line: str | None = field(default=None, compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where it is, for a message: its line, or its example_idx where it is from no file."""
+        return self.line or f'example_idx {self.example_idx!r}'
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The label of each candidate, float64 [C], the mean over its samples; None where the samples have none."""
+        if not self.samples or self.samples[0].label is None:
+            return None
+        by_response = {}
+        for sample in self.samples:
+            by_response.setdefault(sample.response, []).append(sample.label)
+        return np.array([np.mean(by_response[response]) for response in self.candidates])
 
     @property
     def decodings(self) -> tuple[str, ...]:
@@ -65,24 +87,35 @@ def read_examples(
     src_key='instruction',
     tgt_key='response',
     refs_key='references',
+    label_key='label',
     samples_needed=True,
 ) -> list[Example]:
     """Read a file of examples, one JSON object per line, in file order; blank lines are skipped.
 
-    src_key, tgt_key, refs_key: names of the fields of an instruction, of a sample's response and of the references.
-    samples_needed: whether an example without samples is an error. Raises InputError naming file, lines and fields. A
-    file {path}.gz is read where there is none at path.
+    src_key, tgt_key, refs_key, label_key: names of the fields of an instruction, of a sample's response, of the
+    references and of a sample's label. Either all samples of a file have a label or none. samples_needed: whether an
+    example without samples is an error. Raises InputError naming file, lines and fields. A file {path}.gz is read where
+    there is none at path.
     """
     path = find(path)
     line_of = {}
-    parse = partial(_parse_example, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key, samples_needed=samples_needed)
+    keys = {'src_key': src_key, 'tgt_key': tgt_key, 'refs_key': refs_key, 'label_key': label_key}
+    parse = partial(_parse_example, **keys, samples_needed=samples_needed)
+    labelled = {}
 
     def check(number, example):
         first = line_of.setdefault(example.example_idx, number)
         if first != number:
             raise InputError(f'example_idx {example.example_idx!r} is on line {first} too; give every example its own')
+        if example.samples:
+            has_labels = example.samples[0].label is not None
+            labelled.setdefault(has_labels, number)
+            first_has, first = next(iter(labelled.items()))
+            if has_labels != first_has:
+                own, others = (f'no {label_key}', 'have one') if first_has else (f'a {label_key}', 'have none')
+                raise InputError(f'its samples have {own}, and those of line {first} {others}; label all or none')
 
-    examples = [example for _, example in jsonl.read(path, parse, check=check)]
+    examples = [replace(example, line=f'{path}:{number}') for number, example in jsonl.read(path, parse, check=check)]
     if not examples:
         raise InputError(f'{path}: holds no examples; write one JSON object per line')
     return examples
@@ -96,6 +129,7 @@ def read_task(
     src_key='instruction',
     tgt_key='response',
     refs_key='references',
+    label_key='label',
 ) -> dict[str, list[Example]]:
     """Read both splits of a task from {gens_dir}/{generator}/{task}_{split}.jsonl: {'train': .., 'validation': ..}.
 
@@ -111,7 +145,7 @@ def read_task(
     for path in paths.values():
         if not path.exists():
             raise InputError(f'{path}: no such file{_near_tasks(path.parent, task)}')
-    keys = {'src_key': src_key, 'tgt_key': tgt_key, 'refs_key': refs_key}
+    keys = {'src_key': src_key, 'tgt_key': tgt_key, 'refs_key': refs_key, 'label_key': label_key}
     splits, faults = {}, []
     for split, path in paths.items():
         try:
@@ -136,7 +170,7 @@ def write_splits(examples: Mapping[Path, Iterable[Example]], src_key='instructio
                 file.write(json.dumps(_as_json(example, src_key, tgt_key), ensure_ascii=False, allow_nan=False) + '\n')
 
 
-def _parse_example(fields, src_key, tgt_key, refs_key, samples_needed):
+def _parse_example(fields, src_key, tgt_key, refs_key, label_key, samples_needed):
     for key in ('example_idx', src_key, refs_key):
         if key not in fields:
             raise InputError(f'{key} is missing; the line has {listed(fields)}')
@@ -150,7 +184,7 @@ def _parse_example(fields, src_key, tgt_key, refs_key, samples_needed):
     if not isinstance(instruction, str):
         raise InputError(f'{src_key}: expected text, found {shown(instruction)}')
     references = _parse_references(fields[refs_key], refs_key)
-    samples = _parse_samples(fields, tgt_key, samples_needed)
+    samples = _parse_samples(fields, tgt_key, label_key, samples_needed)
     return Example(dataset, example_idx, instruction, references, samples)
 
 
@@ -165,7 +199,7 @@ def _parse_references(references, refs_key):
     return tuple(references)
 
 
-def _parse_samples(fields, tgt_key, samples_needed):
+def _parse_samples(fields, tgt_key, label_key, samples_needed):
     keys = [key for key in SAMPLES_KEYS if key in fields]
     if len(keys) > 1:
         raise InputError(f'{keys[0]} and {keys[1]} are two names of one field; keep one of them')
@@ -183,13 +217,16 @@ def _parse_samples(fields, tgt_key, samples_needed):
         where = f'{keys[0]}, decoding {decoding!r}'
         if not isinstance(entries, list):
             raise InputError(f'{where}: expected a list of samples, found {shown(entries)}')
-        samples += [_parse_sample(entry, decoding, tgt_key, where) for entry in entries]
+        samples += [_parse_sample(entry, decoding, tgt_key, label_key, where) for entry in entries]
     if samples_needed and not samples:
         raise InputError(f'{keys[0]}: no sample under any decoding, so there is nothing to pick from')
+    n_labelled = sum(sample.label is not None for sample in samples)
+    if 0 < n_labelled < len(samples):
+        raise InputError(f'{keys[0]}: {n_labelled} of {len(samples)} samples have a {label_key}; label all or none')
     return tuple(samples)
 
 
-def _parse_sample(entry, decoding, tgt_key, where):
+def _parse_sample(entry, decoding, tgt_key, label_key, where):
     if not isinstance(entry, dict):
         raise InputError(f'{where}: expected a sample with {tgt_key}, found {shown(entry)}')
     if tgt_key not in entry:
@@ -203,6 +240,7 @@ def _parse_sample(entry, decoding, tgt_key, where):
         _parse_log_likelihood(entry, 'log_likelihood_sum', where),
         _parse_log_likelihood(entry, 'log_likelihood_mean', where),
         _parse_was_cut(entry, where),
+        _parse_label(entry, label_key, where),
     )
 
 
@@ -222,6 +260,17 @@ def _parse_was_cut(entry, where):
     return value
 
 
+def _parse_label(entry, key, where):
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f'{where}: {key}: found {shown(value)}; give a number from 0 to 1')
+    return float(value)
+
+
 def _as_json(example, src_key, tgt_key):
     by_decoding = {}
     for sample in example.samples:
@@ -232,6 +281,8 @@ def _as_json(example, src_key, tgt_key):
             entry['log_likelihood_mean'] = sample.log_likelihood_mean
         if sample.was_cut:
             entry['was_cut'] = True
+        if sample.label is not None:
+            entry['label'] = sample.label
         by_decoding.setdefault(sample.decoding, []).append(entry)
     fields = {} if example.dataset is None else {'dataset': example.dataset}
     fields |= {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.tasks.candidates import Example
-from cappy.tasks.rouge import RougeL
+from cappy.tasks.candidates import Example, Sample
+from cappy.tasks.metrics import find_metric, measure
 
 REFERENCE_LABELS = ('one', 'leave_one_out', 'skip')
 
@@ -26,14 +26,15 @@ def build_finetuning_examples(
     examples: Sequence[Example],
     train_size: int,
     seed: int,
-    rouge: RougeL,
+    metric,
     reference_labels: str = 'one',
 ) -> list[FinetuningExample]:
     """Label references, references of other instructions, and samples; shuffle; repeat or cut to train_size pairs.
 
     reference_labels: 'one' labels a reference 1 and, as the paper does, a reference of another instruction 0;
     'leave_one_out' labels a reference by its rougeL against the others of its example (1 where it is the only one);
-    'skip' uses samples only. A sample is labelled by its best rougeL over the references. The pairs and their order are
+    'skip' uses samples only. A sample has its own label or, where the file has none, its best rougeL over the
+    references, or what another metric gives (`cappy.tasks.metrics`). The pairs and their order are
     those of the reference implementation (cappy_bigbench.py:15-57), which joins pairs by '|||' to compare them where we
     compare tuples: there, a text that holds '|||' can lose a sample. Raises InputError where train_size is below 1 or
     there is no pair.
@@ -45,15 +46,43 @@ def build_finetuning_examples(
     generator = random.Random(seed)
     seen, built = set(), []
     if reference_labels != 'skip':
-        built += _positives(examples, rouge, reference_labels)
+        built += _positives(examples, metric, reference_labels)
         seen.update((positive.instruction, positive.response) for positive in built)
         built += _negatives(built, examples, generator, seen)
-    built += _labelled_samples(examples, rouge, seen)
+    built += _labelled_samples(examples, metric, seen)
     if not built:
         raise InputError('the train split gives no finetuning examples; it needs references or samples')
     generator.shuffle(built)
     n_repeats = -(-train_size // len(built))
     return (built * n_repeats)[:train_size]
+
+
+def label_samples(
+    instructions: Sequence[str],
+    samples: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    metric: str = 'rougeL',
+) -> list[FinetuningExample]:
+    """Finetuning examples, as `Cappy.adapt` takes them, from samples and references that a program has.
+
+    samples, references: those of each instruction. metric: a name as `cappy.tasks.metrics.find_metric` takes it. Equal
+    samples of an instruction become one example. Raises InputError where the lists differ in length, or an
+    instruction has no sample or no reference.
+    """
+    found = find_metric(metric)
+    if not len(instructions) == len(samples) == len(references):
+        raise InputError(
+            f'found {len(instructions)} instructions, samples of {len(samples)} and references of {len(references)}; '
+            'give a list of samples and a list of references for each instruction'
+        )
+    examples = []
+    for number, (instruction, texts, wanted) in enumerate(zip(instructions, samples, references, strict=True)):
+        for name, given in (('samples', texts), ('references', wanted)):
+            if isinstance(given, str) or not given or not all(isinstance(text, str) for text in given):
+                raise InputError(f'{name} of instruction {number}: found {str(given)[:60]!r}; give a list of texts')
+        drawn = tuple(Sample(text, 'sample') for text in texts)
+        examples.append(Example(None, number, instruction, tuple(wanted), drawn))
+    return _labelled_samples(examples, found, set())
 
 
 def check_can_teach(examples: Sequence[FinetuningExample]):
@@ -66,13 +95,13 @@ def check_can_teach(examples: Sequence[FinetuningExample]):
         )
 
 
-def _positives(examples, rouge, reference_labels):
+def _positives(examples, metric, reference_labels):
     """Each reference of each example; duplicates stay, as in the reference implementation (cappy_bigbench.py:25-29)."""
     positives = []
     for example in examples:
         labels = [1.0] * len(example.references)
         if reference_labels == 'leave_one_out':
-            labels = _leave_one_out_labels(example.references, rouge)
+            labels = _leave_one_out_labels(example.references, metric)
         positives += [
             FinetuningExample(example.instruction, reference, label)
             for reference, label in zip(example.references, labels, strict=True)
@@ -80,12 +109,12 @@ def _positives(examples, rouge, reference_labels):
     return positives
 
 
-def _leave_one_out_labels(references, rouge):
+def _leave_one_out_labels(references, metric):
     if len(references) == 1:
         return [1.0]
-    against = rouge.pairwise(references)
+    against = metric.agreement(references)
     np.fill_diagonal(against, -1.0)
-    return against.max(axis=0).tolist()
+    return against.max(axis=1).tolist()
 
 
 def _negatives(positives, examples, generator, seen):
@@ -104,17 +133,22 @@ def _negatives(positives, examples, generator, seen):
     return negatives
 
 
-def _labelled_samples(examples, rouge, seen):
-    """Every sample whose pair is new, labelled by its best rougeL; one that was drawn as a negative keeps its 0."""
+def _labelled_samples(examples, metric, seen):
+    """Every sample whose pair is new, with its label; one that was drawn as a negative keeps its 0."""
     labelled = []
     for example in examples:
         responses = []
-        for sample in example.samples:
-            pair = (example.instruction, sample.response)
+        for response in example.candidates:
+            pair = (example.instruction, response)
             if pair not in seen:
                 seen.add(pair)
-                responses.append(sample.response)
-        labels = rouge.scores(example.references, responses).tolist()
+                responses.append(response)
+        own = example.labels
+        if own is None:
+            labels = measure(metric, example, responses).tolist()
+        else:
+            of_response = dict(zip(example.candidates, own.tolist(), strict=True))
+            labels = [of_response[response] for response in responses]
         labelled += [
             FinetuningExample(example.instruction, response, label)
             for response, label in zip(responses, labels, strict=True)

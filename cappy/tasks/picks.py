@@ -11,9 +11,11 @@ The picks, by the names that files and tables give them:
 - first of D: the first sample of decoding D.
 - self-score sum, self-score mean: the sample to which the generator itself gives the highest log-likelihood, summed or
   averaged over its tokens (the paper's self-scoring baseline).
-- consensus: the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding); equal
-  samples that are not blank agree also where they have no word that rougeL reads.
+- longest, shortest: by characters. They read nothing, so a pick that is no better has learned nothing but length.
+- consensus: the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding), or of the
+  metric that is used instead; equal samples that are not blank agree also where they have no word that rougeL reads.
 - scorer before adapting, scorer after adapting: the candidate with the highest score.
+- score-weighted consensus, combined: of the scorer together with other signals (`cappy.tasks.combining`).
 - oracle: the best candidate by its own rougeL. It knows the references, so it bounds every method.
 
 Gap closed: the share of the way from the random candidate's mean to the oracle's that a method achieves.
@@ -30,11 +32,14 @@ import tqdm
 from cappy.files.scored_pairs import SAME_SCORE
 from cappy.tasks.candidates import Example, read_examples
 from cappy.tasks.faults import count_faults
+from cappy.tasks.metrics import agreement, measure
 from cappy.tasks.rouge import RougeL
-from cappy.tasks.statistics import bootstrap_means, interval_over_examples, percentiles
+from cappy.tasks.statistics import FEW, bootstrap_means, interval_of_mean, mean_interval, percentiles
 
 TIES = ('n_examples', 'n_several', 'n_tied', 'n_alike', 'rougeL')  # what `count_ties` says of a pick
-SCORER_PICKS = ('scorer before adapting', 'scorer after adapting')
+ADAPTED = 'scorer after adapting'
+SCORER_PICKS = ('scorer before adapting', ADAPTED)
+LENGTH_PICKS = ('longest', 'shortest')  # whose ties are of no interest
 BAR_AFTER = 2  # seconds; a shorter job shows no bar
 
 
@@ -84,15 +89,15 @@ def _rouge(tokenizer):
     return RougeL(tokenizer)  # one per process: the stems of one file serve the next
 
 
-def candidates_rougeL(examples: Sequence[Example], rouge: RougeL) -> list[np.ndarray]:
-    """Best rougeL over the references of each candidate, N arrays float64 [C_i]."""
-    return [rouge.scores(example.references, example.candidates) for example in examples]
+def candidates_rougeL(examples: Sequence[Example], metric) -> list[np.ndarray]:
+    """Best rougeL over the references of each candidate, or what another metric gives; N arrays float64 [C_i]."""
+    return [measure(metric, example, example.candidates) for example in examples]
 
 
 def random_rougeL(examples, rougeL) -> np.ndarray:
     """What a sample drawn at random is expected to have: the mean over all samples, with repetitions."""
     return np.array(
-        [values[_candidate_of_sample(example)].mean() for example, values in zip(examples, rougeL, strict=True)]
+        [values[candidate_of_sample(example)].mean() for example, values in zip(examples, rougeL, strict=True)]
     )
 
 
@@ -120,26 +125,26 @@ def self_score_rougeL(examples, rougeL, which) -> np.ndarray | None:
         if all(likelihood is None for likelihood in likelihoods):
             return None
         best = np.argmax([-np.inf if likelihood is None else likelihood for likelihood in likelihoods])
-        picked.append(values[_candidate_of_sample(example)[best]])
+        picked.append(values[candidate_of_sample(example)[best]])
     return np.array(picked)
 
 
-def consensus_of(examples, rouge: RougeL, progress=None) -> list[np.ndarray]:
+def consensus_of(examples, metric, progress=None) -> list[np.ndarray]:
     """`consensus` of each example. progress: text beside a progress bar, which a terminal shows if it takes long."""
     bar = tqdm.tqdm(examples, desc=progress, unit='example', delay=BAR_AFTER, disable=None if progress else True)
-    return [consensus(example, rouge) for example in bar]
+    return [consensus(example, metric) for example in bar]
 
 
-def consensus(example: Example, rouge: RougeL) -> np.ndarray:
-    """Mean rougeL of each candidate to the other samples of the example, float64 [C_i]; 0 where there is no other.
+def consensus(example: Example, metric) -> np.ndarray:
+    """Mean agreement of each candidate with the other samples of the example, float64 [C_i]; 0 where there is no other.
 
     A response that was sampled k times is compared with itself k - 1 times, and agrees with itself wholly.
     """
-    counts = np.bincount(_candidate_of_sample(example))
-    agreement = rouge.agreement(example.candidates)
+    counts = np.bincount(candidate_of_sample(example))
+    agreeing = agreement(metric, example)
     # Row by row, so that candidates of equal tokens have sums equal to the last bit; rounded, since the same terms in
     # another order give another last bit.
-    sums = (agreement * counts).sum(axis=1) - agreement.diagonal()
+    sums = (agreeing * counts).sum(axis=1) - agreeing.diagonal()
     return np.round(sums, 9) / max(counts.sum() - 1, 1)
 
 
@@ -163,22 +168,24 @@ def gap_closed(method, random, oracle) -> float | None:
     return float((np.mean(method) - np.mean(random)) / gap) if gap > 1e-12 else None
 
 
-def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None, blends=None) -> dict[str, np.ndarray]:
+def all_picks(examples, rougeL, rouge, scores_before=None, scores_after=None, combined=None) -> dict[str, np.ndarray]:
     """rougeL [N] of every pick by its name; the arguments are those of `values_by_pick` and `rougeL_by_pick`."""
-    values = values_by_pick(examples, consensus_of(examples, rouge), scores_before, scores_after, blends)
+    values = values_by_pick(examples, consensus_of(examples, rouge), scores_before, scores_after, combined)
     return rougeL_by_pick(examples, rougeL, values)
 
 
-def values_by_pick(examples, consensus, scores_before=None, scores_after=None, blends=None) -> dict[str, list]:
+def values_by_pick(examples, consensus, scores_before=None, scores_after=None, combined=None) -> dict[str, list]:
     """What a pick takes the highest of, by its name: N arrays [C_i] of each candidate's value.
 
     consensus: as `consensus_of` gives it. scores_before, scores_after: the scorer's before and after adapting, or None.
-    blends: by name of the pick, the scores of the scorer with other signals (`cappy.tasks.blending`). A pick that is
+    combined: by name of the pick, the values of the scorer with other signals (`cappy.tasks.combining`). A pick that is
     not defined for every example, for want of log-likelihoods, is left out.
     """
-    values = {f'self-score {which}': _likelihoods(examples, which) for which in ('sum', 'mean')}
-    values |= {'consensus': consensus, 'scorer before adapting': scores_before, 'scorer after adapting': scores_after}
-    return {name: own for name, own in (values | (blends or {})).items() if own is not None}
+    lengths = [np.array([float(len(text)) for text in example.candidates]) for example in examples]
+    values = {'longest': lengths, 'shortest': [-own for own in lengths]}
+    values |= {f'self-score {which}': _likelihoods(examples, which) for which in ('sum', 'mean')}
+    values |= {'consensus': consensus, 'scorer before adapting': scores_before, ADAPTED: scores_after}
+    return {name: own for name, own in (values | (combined or {})).items() if own is not None}
 
 
 def rougeL_by_pick(examples, rougeL, values) -> dict[str, np.ndarray]:
@@ -206,7 +213,7 @@ def count_ties(rougeL, values) -> dict[str, dict]:
     those in which all have the same, 'rougeL': the mean of rougeL where a pick is the mean over the candidates with the
     highest value}.
     """
-    return {name: _count_ties(rougeL, own) for name, own in values.items()}
+    return {name: _count_ties(rougeL, own) for name, own in values.items() if name not in LENGTH_PICKS}
 
 
 def sum_ties(parts: Sequence[dict]) -> dict:
@@ -239,23 +246,28 @@ def is_constant(ties: dict) -> bool:
     return 0 < ties['n_several'] == ties['n_alike']
 
 
-def compare(rougeL_by_pick: dict[str, np.ndarray], ties: dict[str, dict] | None = None) -> list[dict]:
+def compare(
+    rougeL_by_pick: dict[str, np.ndarray],
+    ties: dict[str, dict] | None = None,
+    others: dict[str, dict[str, np.ndarray]] | None = None,
+) -> list[dict]:
     """The picks side by side, one row each.
 
     rougeL_by_pick: [N] by name, that of the random candidate first and that of the oracle last, as the function of that
-    name returns them. ties: as `count_ties`. Rows {'name', 'rougeL', 'low', 'high', 'gap_closed', 'gap_low',
-    'gap_high', 'ties'?}: the mean and the gap closed, each with its interval over examples (None for the gap closed
-    where there is no gap, and for the intervals of a single example), and the pick's ties.
+    name returns them. ties: as `count_ties`. others: by name of another metric, what the same picks have by it. Rows
+    {'name', 'rougeL', 'low', 'high', 'gap_closed', 'gap_low', 'gap_high', 'metrics'?, 'ties'?}: the mean and the gap
+    closed, each with its interval over examples (None for the gap closed where there is no gap, and for the intervals
+    of a single example), the means by the other metrics, and the pick's ties.
     """
     names, values = list(rougeL_by_pick), np.array(list(rougeL_by_pick.values()))
     means = bootstrap_means(values)
-    n_examples = values.shape[1]
     rows = []
     for name, row, row_means in zip(names, values, means, strict=True):
-        low, high = interval_over_examples(row_means, n_examples)
+        low, high = interval_of_mean(row, row_means)
         share = gap_closed(row, values[0], values[-1])
-        has_interval = share is not None and n_examples > 1
-        gap_low, gap_high = _gap_interval(row_means, means[0], means[-1]) if has_interval else (None, None)
+        gap_low, gap_high = None, None
+        if share is not None and values.shape[1] > 1:
+            gap_low, gap_high = _gap_interval(row, values[0], values[-1], row_means, means[0], means[-1])
         rows.append(
             {
                 'name': name,
@@ -265,13 +277,14 @@ def compare(rougeL_by_pick: dict[str, np.ndarray], ties: dict[str, dict] | None 
                 'gap_closed': share,
                 'gap_low': gap_low,
                 'gap_high': gap_high,
+                **({'metrics': {other: float(of[name].mean()) for other, of in others.items()}} if others else {}),
                 **({'ties': ties[name]} if ties and name in ties else {}),
             }
         )
     return rows
 
 
-def _candidate_of_sample(example):
+def candidate_of_sample(example):
     """Index of each sample's response among the candidates, int [S_i]."""
     index = {response: number for number, response in enumerate(example.candidates)}
     return np.array([index[sample.response] for sample in example.samples])
@@ -283,7 +296,7 @@ def _likelihoods(examples, which):
     for example in examples:
         highest = np.full(len(example.candidates), -np.inf)
         known = [getattr(sample, f'log_likelihood_{which}') for sample in example.samples]
-        for place, likelihood in zip(_candidate_of_sample(example), known, strict=True):
+        for place, likelihood in zip(candidate_of_sample(example), known, strict=True):
             if likelihood is not None:
                 highest[place] = max(highest[place], likelihood)
         if np.isneginf(highest).all():
@@ -311,8 +324,16 @@ def _tied_best(values):
     return tied if tied.size else [int(np.argmax(values))]
 
 
-def _gap_interval(method_means, random_means, oracle_means):
-    """Interval of the gap closed over the resamples [n_resamples] that have a gap."""
+def _gap_interval(own, random, oracle, own_means, random_means, oracle_means):
+    """Interval of the gap closed: over the resamples [n_resamples] that have a gap; of few examples by Student's t.
+
+    own, random, oracle: float64 [N], and the means of their resamples.
+    """
+    if len(own) < FEW:
+        share = gap_closed(own, random, oracle)
+        # A ratio of means is, to first order, as uncertain as the mean of what its examples add to it.
+        added = share + (own - random - share * (oracle - random)) / np.mean(oracle - random)
+        return mean_interval(added)
     gaps = oracle_means - random_means
     has_gap = gaps > 1e-12
-    return percentiles((method_means - random_means)[has_gap] / gaps[has_gap])
+    return percentiles((own_means - random_means)[has_gap] / gaps[has_gap])
