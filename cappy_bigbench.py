@@ -351,7 +351,7 @@ def count_training(train_size, trained, counts):
         'made_equal_pairs': {'train': trained.n_made_equal, 'validation': counts['made_equal_pairs']},
         'updates': len(trained.updates),
         'pairs_trained_on': n_trained,
-        'pairs_left_out': train_size - n_trained,
+        'pairs_left_out': max(train_size - n_trained, 0),
     }
 
 

@@ -208,6 +208,8 @@ class Cappy:
         if encoded.truncated.any() and is_first_process():
             logger.warning('%s', describe_cut(encoded.counts, settings.max_length, 'training pairs'))
         fingerprint = _fingerprint(settings, triples, self)
+        if settings.objective != 'absolute':  # the paper's starts from 0
+            self._start_at(0.5 if settings.objective == 'centred' else float(labels.mean()))
         with self._lend_params() as params:
             trained = train(
                 params,
@@ -227,6 +229,14 @@ class Cappy:
             )
         self.params, self.max_length = trained.params, settings.max_length
         return trained
+
+    def _start_at(self, label):
+        """Let a fresh head, whose bias is 0, give this label at first, rather than learn it in its first updates."""
+        name = self.config.head_names[1]
+        head = self.params[name]
+        if float(jnp.abs(head['bias']).max()) == 0:
+            bias = jax.device_put(np.full(head['bias'].shape, label, head['bias'].dtype), head['bias'].sharding)
+            self.params = {**self.params, name: {**head, 'bias': bias}}
 
     def _with_max_length(self, settings):
         """Settings of a training whose max_length is a number: the scorer's, where they have none."""

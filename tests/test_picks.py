@@ -26,6 +26,7 @@ from cappy.tasks.picks import (
     values_by_pick,
 )
 from cappy.tasks.rouge import RougeL
+from cappy.tasks.statistics import bootstrap_means, mean_interval
 
 RECORDED = Path(__file__).parent / 'recorded'
 
@@ -125,8 +126,8 @@ def test_ties_are_counted_for_every_pick_by_a_value_and_averaged_over():
     rougeL = candidates_rougeL(made, RougeL())
     constant = [np.array([0, 1e-7, 1e-12], np.float32), np.zeros(2, np.float32), np.zeros(1, np.float32)]
     after = [np.array([0.1, 0.3, 0.3], np.float32), np.array([0.1, 0.2], np.float32), np.zeros(1, np.float32)]
-    blends = {'scorer + consensus': after}
-    values = values_by_pick(made, consensus_of(made, RougeL()), constant, after, blends)
+    combined = {'combined': after}
+    values = values_by_pick(made, consensus_of(made, RougeL()), constant, after, combined)
     ties = count_ties(rougeL, values)
     assert ties['scorer before adapting'] == {
         'n_examples': 3,
@@ -137,13 +138,14 @@ def test_ties_are_counted_for_every_pick_by_a_value_and_averaged_over():
     }
     assert (ties['scorer after adapting']['n_tied'], ties['scorer after adapting']['n_alike']) == (1, 0)
     assert ties['scorer after adapting']['rougeL'] == pytest.approx((1 / 2 + 1 + 2 / 3) / 3)
-    assert ties['scorer + consensus'] == ties['scorer after adapting']
+    assert ties['combined'] == ties['scorer after adapting']
+    assert 'longest' not in ties
     # 'a b' and 'a b c d' agree with each other alike, and so do any two candidates.
     assert (ties['consensus']['n_tied'], ties['consensus']['n_alike']) == (2, 1)
     assert [ties[f'self-score {which}']['n_tied'] for which in ('sum', 'mean')] == [2, 1]
     assert ties['self-score mean']['rougeL'] == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)
     assert [is_constant(ties[f'scorer {when} adapting']) for when in ('before', 'after')] == [True, False]
-    rows = {row['name']: row for row in compare(all_picks(made, rougeL, RougeL(), constant, after, blends), ties)}
+    rows = {row['name']: row for row in compare(all_picks(made, rougeL, RougeL(), constant, after, combined), ties)}
     assert rows['consensus']['ties'] == ties['consensus'] and 'ties' not in rows['oracle']
     before, later, others = describe_ties(ties)
     assert before.startswith(
@@ -151,7 +153,7 @@ def test_ties_are_counted_for_every_pick_by_a_value_and_averaged_over():
         'them is picked (57.4 over ties). It gives all candidates of an example the same score'
     )
     assert later.startswith('scorer after adapting: in 1 of 3') and later.endswith('over ties)')
-    assert others.endswith('of 3 examples') and 'consensus in 2 (' in others and 'scorer + consensus in 1 (' in others
+    assert others.endswith('of 3 examples') and 'consensus in 2 (' in others and 'combined in 1 (' in others
 
 
 def test_without_ties_nothing_is_said():
@@ -202,10 +204,19 @@ def test_the_gap_closed_is_0_for_random_1_for_the_oracle_and_none_without_a_gap(
 
 
 def test_the_interval_of_the_gap_closed_is_that_of_the_resamples():
-    low, high = np.array([0.2, 0.4]), np.array([0.6, 1.0])
-    *_, mixed, oracle = compare({'random': low, 'mixed': np.array([0.2, 1.0]), 'oracle': high})
-    assert (mixed['gap_low'], mixed['gap_high']) == pytest.approx((0, 1))  # the resamples that hold one example twice
+    generator = np.random.default_rng(0)
+    low = generator.uniform(0.1, 0.4, 40)
+    high, mixed = low + generator.uniform(0.1, 0.5, 40), low + generator.uniform(0, 0.3, 40)
+    *_, row, oracle = compare({'random': low, 'mixed': mixed, 'oracle': high})
+    of_random, of_mixed, of_oracle = bootstrap_means([low, mixed, high])
+    expected = np.quantile((of_mixed - of_random) / (of_oracle - of_random), [0.025, 0.975])
+    assert (row['gap_low'], row['gap_high']) == pytest.approx(tuple(expected))
     assert (oracle['gap_low'], oracle['gap_high']) == (1, 1)
+    # Of few examples it is Student's, about as wide as the resamples' where both hold.
+    *_, few, _ = compare({'random': low[:29], 'mixed': mixed[:29], 'oracle': high[:29]})
+    *_, more, _ = compare({'random': low[:30], 'mixed': mixed[:30], 'oracle': high[:30]})
+    assert few['gap_high'] - few['gap_low'] == pytest.approx(more['gap_high'] - more['gap_low'], rel=0.2)
+    low, high = np.array([0.2, 0.4]), np.array([0.6, 1.0])
     without_gap = compare({'random': high, 'mixed': low, 'oracle': high})
     assert [(row['gap_closed'], row['gap_low'], row['gap_high']) for row in without_gap] == [(None, None, None)] * 3
 
@@ -217,6 +228,8 @@ def test_the_comparison_has_every_pick_in_order_with_its_interval():
         ('random candidate', (4 / 9 + 1 / 3) / 2),
         ('first of beam4', 1 / 3),
         ('first of sampling', 1 / 2),
+        ('longest', 5 / 6),
+        ('shortest', 0),
         ('self-score sum', 1 / 3),
         ('self-score mean', 1 / 2),
         ('consensus', 1 / 3),
@@ -225,7 +238,8 @@ def test_the_comparison_has_every_pick_in_order_with_its_interval():
         ('oracle', 5 / 6),
     ]
     assert [rows[0]['gap_closed'], rows[-1]['gap_closed']] == [0, 1]
-    assert [rows[-1][key] for key in ('low', 'high', 'gap_low', 'gap_high')] == pytest.approx([2 / 3, 1, 1, 1])
+    of_oracle = mean_interval([2 / 3, 1])
+    assert [rows[-1][key] for key in ('low', 'high', 'gap_low', 'gap_high')] == pytest.approx([*of_oracle, 1, 1])
     for row in rows:
         assert row['low'] <= row['rougeL'] <= row['high']
 
@@ -236,6 +250,8 @@ def test_the_comparison_leaves_out_picks_that_some_example_lacks():
     assert [(row['name'], row['gap_closed']) for row in rows] == [
         ('random candidate', None),
         ('first of a', None),
+        ('longest', None),
+        ('shortest', None),
         ('consensus', None),
         ('oracle', None),
     ]

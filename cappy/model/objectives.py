@@ -44,23 +44,27 @@ def targets(scores, gradient):
 
 
 def whole_groups(group, n_updates, n_pairs, seed):
-    """The pairs of each update: whole groups in an order drawn with the seed, until there are n_pairs or more.
+    """The pairs of each update: whole groups in an order drawn with the seed, n_pairs on average.
 
-    When all groups were taken, they are taken again in a new order. Groups of a single pair, which a listwise loss does
-    not move, are left out, unless there are no others.
+    An update has one group at least; where none is larger than that, all updates together have n_updates * n_pairs
+    pairs to half a group. When all groups were taken, they are taken again in a new order. Groups of a single pair,
+    which a listwise loss does not move, are left out, unless there are no others.
     Returns a list of n_updates int arrays, places in `group`.
     """
     order = np.argsort(group, kind='stable')
     members = np.split(order, np.flatnonzero(np.diff(np.asarray(group)[order])) + 1)
     members = [pairs for pairs in members if len(pairs) > 1] or members
     generator = np.random.default_rng(seed)
-    updates, waiting = [], []
+    updates, waiting, n_missing = [], [], 0
     for _ in range(n_updates):
+        n_missing += n_pairs
         chosen = []
-        while sum(map(len, chosen)) < n_pairs:
-            if not waiting:
-                waiting = generator.permutation(len(members)).tolist()
+        while True:
+            waiting = waiting or generator.permutation(len(members)).tolist()
+            if chosen and len(members[waiting[-1]]) > 2 * n_missing:
+                break
             chosen.append(members[waiting.pop()])
+            n_missing -= len(chosen[-1])
         updates.append(np.concatenate(chosen))
     return updates
 

@@ -70,14 +70,14 @@ def cross_fitting_folds(examples: Sequence[Example], n_folds: int, seed: int) ->
     ]
 
 
-def weighted_consensus(example: Example, scores, metric) -> np.ndarray:
-    """Mean agreement of each candidate with all samples, their votes weighted by exp(score / TEMPERATURE); [C].
+def weighted_consensus(example: Example, scores, metric, temperature: float = TEMPERATURE) -> np.ndarray:
+    """Mean agreement of each candidate with all samples, their votes weighted by exp(score / temperature); [C].
 
     scores: [C], in units of the labels. A candidate's own samples vote too: else one that the scorer holds for the best
     by far would be judged by the rest alone.
     """
     scores = np.asarray(scores, np.float64)
-    votes = np.bincount(candidate_of_sample(example)) * np.exp((scores - scores.max()) / TEMPERATURE)
+    votes = np.bincount(candidate_of_sample(example)) * np.exp((scores - scores.max()) / temperature)
     # Rounded, since the same terms in another order give another last bit.
     return np.round((agreement(metric, example) * votes).sum(axis=1) / votes.sum(), 9)
 

@@ -62,6 +62,8 @@ class RougeL:
     object must not be used by several threads at once.
     """
 
+    name = 'rougeL'
+
     def __init__(self, tokenizer='default', max_cached=400_000):
         if tokenizer not in TOKENIZERS:
             raise InputError(f'rouge tokenizer {tokenizer!r}: choose one of {", ".join(TOKENIZERS)}')
