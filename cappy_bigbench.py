@@ -59,7 +59,7 @@ _PICKS = {
 # What docs/picks.md found to pick best, for scorers of the size of RoBERTa-large and of MiniLM.
 RECIPES = {
     'picks': {'train_size': 10240, **_PICKS},
-    'picks_small': {'train_size': 5760, 'learning_rate': 2e-4, 'accumulate_grad_batches': 4, **_PICKS},
+    'picks_small': {'train_size': 2880, 'learning_rate': 2e-4, 'accumulate_grad_batches': 4, **_PICKS},
 }
 
 
@@ -278,8 +278,8 @@ def save_scorer(scorer, combination, save_dir, card, overwrite):
     """
     try:
         scorer.save_pretrained(save_dir, model_card=card, overwrite=overwrite)
-        if combination and is_first_process():
-            combination.save(save_dir)
+        if is_first_process():
+            combining.replace_saved(save_dir, combination)
     except InputError as error:
         return error
     return None

@@ -4,11 +4,17 @@ import importlib
 
 from cappy.errors import InputError
 
-__all__ = ['Cappy', 'InputError', 'TrainingSettings', 'get_devices']
+__all__ = ['Cappy', 'Combination', 'InputError', 'TrainingSettings', 'get_devices', 'label_samples']
 __version__ = '0.1.0'
 
 
-PUBLIC = {'Cappy': 'scorer', 'TrainingSettings': 'model.training', 'get_devices': 'model.devices'}
+PUBLIC = {
+    'Cappy': 'scorer',
+    'Combination': 'tasks.combining',
+    'TrainingSettings': 'model.training',
+    'get_devices': 'model.devices',
+    'label_samples': 'tasks.finetuning',
+}
 
 
 def __getattr__(name):

@@ -37,7 +37,7 @@ from cappy.generate.sample_checks import (
     has_thinking,
     without_thinking,
 )
-from cappy.tasks.candidates import Example, Sample, write_splits
+from cappy.tasks.candidates import Example, Sample, parse_label, write_splits
 
 logger = logging.getLogger('import_samples')
 
@@ -56,6 +56,7 @@ def main(
     instruction_key: str | None = None,  # field of the instruction; default: instruction; in a log, the prompt
     response_key: str | None = None,  # field of a text or a list of texts; default: response; in a log, resps
     references_key: str | None = None,  # field of a text or a list of texts; default: references; in a log, target
+    label_key: str | None = None,  # field of a response's label, 0 to 1, or a list of them; default: none is read
     decoding_key: str | None = None,  # field of the decoding's name; default: --decoding names it
     decoding: str | None = None,  # name of the decoding of all samples; default: sampling; in a log, by its arguments
     filter: str | None = None,  # in a log with several filters: the name of the one whose lines are read
@@ -120,7 +121,7 @@ def add_line(examples, logged, settings, fields):
     if settings['generator'] is None:
         return
     key = settings['response_key'] or ('resps' if is_log else 'response')
-    samples = find_samples(fields, key, find_decoding(fields, settings, is_log))
+    samples = find_samples(fields, key, find_decoding(fields, settings, is_log), settings['label_key'])
     if settings['strip_thinking']:
         samples = [stripped(sample) if has_thinking(sample.response) else sample for sample in samples]
     if not (is_log and is_logged_again(logged, fields, key, samples)):
@@ -168,17 +169,29 @@ def find_references(fields, key, is_log):
     return references
 
 
-def find_samples(fields, key, decoding):
-    """The samples of a line; a single one with its log-likelihoods, where the line has them."""
+def find_samples(fields, key, decoding, label_key):
+    """The samples of a line with their labels; a single one with its log-likelihoods, where the line has them."""
     responses = look_up(fields, key, 'response_key')
     while isinstance(responses, list) and len(responses) == 1 and isinstance(responses[0], list):
         responses = responses[0]  # a log has one list per request, and a generation is one request
     if isinstance(responses, str):
         likelihoods = {name: float(fields[name]) for name in LIKELIHOODS if jsonl.is_number(fields.get(name))}
-        return [Sample(responses, decoding, **likelihoods)]
+        return [Sample(responses, decoding, **likelihoods, label=find_labels(fields, label_key, 1)[0])]
     if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
         raise InputError(f'{key}: expected text or a list of texts, found {shown(responses)}')
-    return [Sample(response, decoding) for response in responses]
+    labels = find_labels(fields, label_key, len(responses))
+    return [Sample(response, decoding, label=label) for response, label in zip(responses, labels, strict=True)]
+
+
+def find_labels(fields, key, n):
+    """The labels of n responses, each a number or None."""
+    if key is None:
+        return [None] * n
+    value = look_up(fields, key, 'label_key')
+    labels = value if isinstance(value, list) else [value]
+    if len(labels) != n:
+        raise InputError(f'{key}: {len(labels)} labels of {n} responses; give one for each')
+    return [parse_label(label, key) for label in labels]
 
 
 def find_decoding(fields, settings, is_log):
@@ -274,7 +287,7 @@ def check_examples(examples, settings):
 
 def stripped(sample):
     """The sample without its thinking, and without the likelihoods, which are those of both."""
-    return Sample(without_thinking(sample.response), sample.decoding)
+    return Sample(without_thinking(sample.response), sample.decoding, label=sample.label)
 
 
 def check_samples(examples, settings):

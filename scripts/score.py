@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
 from cappy import Cappy, get_devices
@@ -28,13 +30,16 @@ from cappy.files.outputs import STANDARD, check_files, is_standard_output, is_st
 from cappy.files.partial import OutputPaths, PartialOutput
 from cappy.files.scored_pairs import PairFile, PairsDigest, Runs, TopTies, best_first
 from cappy.model.devices import from_first_process, is_first_process
-from cappy.model.model_files import model_digest
+from cappy.model.model_files import find_model, model_digest
 from cappy.model.tokens import describe_cut
+from cappy.tasks.candidates import Example, Sample
+from cappy.tasks.combining import Combination
+from cappy.tasks.metrics import find_metric
 
 logger = logging.getLogger('score')
 
 # Flags that decide what a scored file holds; one that was begun with others is not continued.
-DECIDING = ('max_length', 'compute_dtype', 'instruction_key', 'response_key', 'score_key', 'rank')
+DECIDING = ('max_length', 'compute_dtype', 'instruction_key', 'response_key', 'score_key', 'rank', 'combined')
 RECORDS_AT_RISK = 1000  # written between two marks behind which a killed run continues
 
 
@@ -46,6 +51,7 @@ def main(
     response_key='response',  # field or column of the response
     score_key='score',  # field or column for the score
     rank=False,  # sort the pairs of one instruction that follow each other, best first; each such run fits in memory
+    combined=False,  # with --rank: score and sort by the combination that cappy_bigbench.py saved beside the scorer
     model_name_or_path='btan2/cappy-large',  # hub name or folder of the scorer
     n_model_shards: flags.Count = 1,  # devices over which each parameter is split
     max_length: flags.Count | None = None,  # tokens per pair; longer ones are truncated; default: the scorer's own
@@ -60,6 +66,9 @@ def main(
 ):
     """Score a file of pairs."""
     settings = dict(locals())
+    if combined and not rank:
+        raise InputError('combined: compares the responses to an instruction, so it goes with --rank')
+    combination = Combination.load(find_model(model_name_or_path)) if combined else None
     keys = {'instruction_key': instruction_key, 'response_key': response_key, 'score_key': score_key}
     file = PairFile(input_file, format, **keys)
     if file.is_stream and n_processes not in (None, 1):
@@ -88,6 +97,7 @@ def main(
         )
         n_to_come = None if n_pairs is None else n_pairs - n_done
         with contextlib.closing(score_pairs(scorer, runs.watch(pairs) if rank else pairs, n_to_come)) as scored:
+            scored = combined_scores(scored, combination) if combination else scored
             for pair, score in ties.watch(best_first(scored)) if rank else scored:
                 write(pair, score)
     warn_of_ties(ties)
@@ -167,6 +177,19 @@ def score_pairs(scorer, pairs, n_pairs):
             yield waiting.popleft(), score
     if total['truncated_pairs'] and is_first_process():
         logger.warning('%s', describe_cut(total, scorer.max_length))
+
+
+def combined_scores(scored, combination):
+    """(pair, value): the combination in place of the score, of each run of pairs of one instruction."""
+    metric = find_metric(combination.metric, combination.rouge_tokenizer)
+    for instruction, run in itertools.groupby(scored, key=lambda scored_pair: scored_pair[0].instruction):
+        run = list(run)
+        example = Example(None, 0, instruction, ('',), tuple(Sample(pair.response, '') for pair, _ in run))
+        score_of = {pair.response: score for pair, score in run}
+        scores = np.array([score_of[candidate] for candidate in example.candidates])
+        value_of = dict(zip(example.candidates, combination.values([example], [scores], metric)[0], strict=True))
+        for pair, _ in run:
+            yield pair, np.float32(value_of[pair.response])
 
 
 @contextlib.contextmanager

@@ -129,6 +129,57 @@ def test_which_samples_were_cut_is_kept(tmp_path):
     assert read_examples(path)[0].samples == samples
 
 
+def labelled(*labels, idx=0):
+    return without('flan_samples') | {
+        'example_idx': idx,
+        'flan_samples': {'s': [{'response': str(n), 'label': label} for n, label in enumerate(labels)]},
+    }
+
+
+def test_labels_are_read_written_and_averaged_over_equal_samples(tmp_path):
+    line = without('flan_samples') | {
+        'flan_samples': {
+            's': [{'response': r, 'good': label} for r, label in (('a', True), ('b', 0.25), ('a', 0), ('c', False))]
+        }
+    }
+    (example,) = read_examples(write_lines(tmp_path / 'f', line), label_key='good')
+    assert example.labels.tolist() == [0.5, 0.25, 0]
+    write_examples(tmp_path / 'g', [example])
+    assert read_examples(tmp_path / 'g') == [example]
+    assert read_examples(write_lines(tmp_path / 'h', GOOD))[0].labels is None
+    assert read_examples(write_lines(tmp_path / 'h', labelled(None, None)))[0].labels is None
+
+
+@pytest.mark.parametrize(
+    ('lines', 'message'),
+    [
+        ([labelled(0.5, None)], ':1: flan_samples: 1 of 2 samples have a label; label all or none'),
+        ([labelled(1.5)], ":1: flan_samples, decoding 's': label: found 1.5; give a number from 0 to 1"),
+        ([labelled(float('nan'))], ":1: flan_samples, decoding 's': label: found NaN; give a number from 0 to 1"),
+        ([labelled('good')], 'label: found "good"; give a number from 0 to 1'),
+        (
+            [labelled(1), labelled(None, idx=1)],
+            ':2: its samples have no label, and those of line 1 have one; label all',
+        ),
+        (
+            [labelled(None), labelled(1, idx=1), labelled(None, idx=2)],
+            ':2: its samples have a label, and those of line 1 have none; label all or none',
+        ),
+    ],
+)
+def test_labels_that_are_none_or_only_there_in_part_are_named(tmp_path, lines, message):
+    path = write_lines(tmp_path / 'f', *lines)
+    with pytest.raises(InputError) as raised:
+        read_examples(path)
+    assert message in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_an_example_knows_its_line(tmp_path):
+    path = write_lines(tmp_path / 'f', GOOD, b'', GOOD | {'example_idx': 1})
+    assert [example.place for example in read_examples(path)] == [f'{path}:1', f'{path}:3']
+    assert Example('d', 'x', 'i', ('a',)).place == "example_idx 'x'"
+
+
 def test_examples_without_samples_are_read_where_none_are_needed(tmp_path):
     path = write_lines(tmp_path / 'f', without('flan_samples'))
     (example,) = read_examples(path, samples_needed=False)

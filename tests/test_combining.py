@@ -164,7 +164,7 @@ def test_a_signal_without_differences_keeps_its_prior_and_changes_no_pick():
 
 
 def test_a_combination_is_read_again_as_it_was_written(tmp_path):
-    fitted = Combination({'scorer': 0.25, 'decoding': 1.0}, {'greedy': 0.125}, 'chrf')
+    fitted = Combination({'scorer': 0.25, 'decoding': 1.0}, {'greedy': 0.125}, 'rougeL', 'unicode')
     fitted.save(tmp_path)
     assert Combination.load(tmp_path) == fitted
     (tmp_path / 'combination.json').write_text('{"weights": 1}')
@@ -172,6 +172,22 @@ def test_a_combination_is_read_again_as_it_was_written(tmp_path):
         Combination.load(tmp_path)
     with pytest.raises(InputError, match='no such file; cappy_bigbench.py --combine'):
         Combination.load(tmp_path / 'other')
+
+
+def test_a_program_picks_by_a_combination():
+    class Lengths:
+        def score(self, pairs):
+            assert {instruction for instruction, _ in pairs} == {'i'}
+            return np.array([len(text) / 10 for _, text in pairs], np.float32)
+
+    by_scorer = Combination({'scorer': 1.0}, {}, 'rougeL')
+    assert by_scorer.pick(Lengths(), 'i', ['red', 'green', 'red']) == 'green'
+    by_consensus = Combination({'scorer': 0.1, 'consensus': 1.0}, {}, 'rougeL')
+    assert by_consensus.pick(Lengths(), 'i', ['red', 'green', 'red']) == 'red'
+    by_decoding = Combination({'decoding': 1.0}, {'greedy': 0.5}, 'rougeL')
+    assert by_decoding.pick(Lengths(), 'i', ['red', 'green'], ['temp', 'greedy']) == 'green'
+    with pytest.raises(InputError, match='responses: found'):
+        by_scorer.pick(Lengths(), 'i', [])
 
 
 def test_the_weights_are_described_in_order_with_their_signs():

@@ -221,6 +221,22 @@ def test_lines_of_one_sample_are_joined_by_their_instruction():
     ]
 
 
+def test_labels_of_people_or_tests_are_read(capsys):
+    lines = [
+        {'instruction': 'i', 'references': ['a'], 'response': ['x', 'y'], 'passed': [True, 0.25]},
+        {'instruction': 'i', 'references': ['a'], 'response': '<think>no</think>z', 'passed': 0},
+    ]
+    source = write('f.jsonl', lines)
+    argv = [source, '--task', 'mine', '--generator', 'llm', '--split', 'train', '--label_key', 'passed']
+    assert run(*argv, '--strip_thinking') == 0
+    (example,) = read('train')
+    assert [(sample.response, sample.label) for sample in example.samples] == [('x', 1), ('y', 0.25), ('z', 0)]
+    write('f.jsonl', [{**lines[0], 'passed': [1]}])
+    assert 'f.jsonl:1: passed: 1 labels of 2 responses; give one for each' in refused(capsys, *argv, '--overwrite')
+    write('f.jsonl', [lines[1], {**lines[1], 'passed': 'yes'}])
+    assert 'f.jsonl:2: passed: found "yes"; give a number from 0 to 1' in refused(capsys, *argv, '--overwrite')
+
+
 def test_without_a_generator_the_data_to_sample_for_is_divided_by_the_seed():
     write('mine.jsonl', [{'instruction': f'Say {n}', 'references': f'{n}'} for n in range(10)])
     command = ('mine.jsonl', '--task', 'mine', '--validation_share', 0.3)

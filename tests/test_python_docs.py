@@ -32,7 +32,7 @@ def test_every_example_of_the_page_runs_as_written(tiny_cappy, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     candidates_file(tmp_path / 'bigbench_cappy_results' / 'tiny-t5')
     program, found = {}, blocks()
-    assert len(found) == 12
+    assert len(found) == 14
     for line, code in found:
         code = code.replace('btan2/cappy-large', str(tiny_cappy))
         exec(compile('\n' * (line - 1) + code, str(PAGE), 'exec'), program)

@@ -24,6 +24,7 @@ from cappy.errors import InputError
 from cappy.files.lock import result_lock
 from cappy.files.partial import OutputPaths, PartialOutput
 from cappy.files.scored_pairs import PairFile, Runs, TopTies, best_first
+from cappy.tasks.combining import Combination
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location('score', ROOT / 'scripts' / 'score.py')
@@ -118,6 +119,32 @@ def test_rank_sorts_the_rows_of_each_instruction_best_first(tmp_path, model, cap
         expected += sorted(group, key=lambda row: -row['score'])
     assert [row['id'] for row in ranked] == [row['id'] for row in expected]
     assert '1 runs of pairs have an instruction that an earlier run has' in caplog.text
+
+
+def test_combined_ranks_by_what_was_saved_beside_the_scorer(tmp_path, model, scores_of, capsys):
+    folder = shutil.copytree(model, tmp_path / 'scorer')
+    rows = [
+        {'instruction': f'say {i}', 'response': text, 'id': n}
+        for i in range(2)
+        for n, text in enumerate(['a red dog', 'a red cat', 'no', 'a red dog'])
+    ]
+    source = tmp_path / 'rows.jsonl'
+    source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    argv = [source, '--output', tmp_path / 'ranked.jsonl', '--model_name_or_path', folder, '--rank', '--combined']
+    assert run(*argv) == 1 and 'combination.json: no such file; cappy_bigbench.py --combine' in capsys.readouterr().err
+    combination = Combination({'scorer': 0.001, 'consensus': 1.0}, {}, 'rougeL')
+    combination.save(folder)
+    assert run(*argv) == 0
+    ranked = read_rows(tmp_path / 'ranked.jsonl')
+    for i, run_of in enumerate((ranked[:4], ranked[4:])):
+        assert [row['id'] for row in run_of] == [0, 3, 1, 2] and {row['instruction'] for row in run_of} == {f'say {i}'}
+        scores = scores_of([(row['instruction'], row['response']) for row in run_of])
+        agreed = [(1 + 2 / 3) / 3, (1 + 2 / 3) / 3, 2 * 2 / 3 / 3, 0]
+        assert [row['score'] for row in run_of] == pytest.approx(0.001 * scores + agreed, abs=1e-6)
+        picked = combination.pick(Cappy.from_pretrained(folder), f'say {i}', [row['response'] for row in rows[:4]])
+        assert picked == run_of[0]['response']
+    assert run(source, '--output', tmp_path / 'x', '--model_name_or_path', folder, '--combined') == 1
+    assert '--combined: compares the responses to an instruction, so it goes with --rank' in capsys.readouterr().err
 
 
 def test_packed_files_and_pipes_are_scored_as_plain_files_are(tmp_path, model, capsys):

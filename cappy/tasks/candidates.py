@@ -157,6 +157,15 @@ def read_task(
     return splits
 
 
+def parse_label(value, name) -> float | None:
+    """The label that a JSON value means, 0 to 1; None for null. InputError begins with the name."""
+    if value is None or isinstance(value, bool):
+        return None if value is None else float(value)
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f'{name}: found {shown(value)}; give a number from 0 to 1, true or false')
+    return float(value)
+
+
 def write_examples(path, examples: Iterable[Example], src_key='instruction', tgt_key='response'):
     """Write examples as `read_examples` reads them, samples by decoding; the file appears whole or not at all."""
     write_splits({path: examples}, src_key, tgt_key)
@@ -240,7 +249,7 @@ def _parse_sample(entry, decoding, tgt_key, label_key, where):
         _parse_log_likelihood(entry, 'log_likelihood_sum', where),
         _parse_log_likelihood(entry, 'log_likelihood_mean', where),
         _parse_was_cut(entry, where),
-        _parse_label(entry, label_key, where),
+        parse_label(entry.get(label_key), f'{where}: {label_key}'),
     )
 
 
@@ -258,17 +267,6 @@ def _parse_was_cut(entry, where):
     if not isinstance(value, bool):
         raise InputError(f'{where}: was_cut: expected true or false, found {shown(value)}')
     return value
-
-
-def _parse_label(entry, key, where):
-    value = entry.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InputError(f'{where}: {key}: found {shown(value)}; give a number from 0 to 1')
-    return float(value)
 
 
 def _as_json(example, src_key, tgt_key):

@@ -23,8 +23,8 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
 from cappy.files.wording import listed
-from cappy.tasks.candidates import Example
-from cappy.tasks.metrics import agreement
+from cappy.tasks.candidates import Example, Sample
+from cappy.tasks.metrics import agreement, find_metric
 from cappy.tasks.picks import candidate_of_sample, consensus
 
 SIGNALS = ('consensus', 'weighted_consensus', 'self_score', 'decoding', 'times_sampled')
@@ -113,18 +113,19 @@ def decoding_gains(examples: Sequence[Example], labels) -> dict[str, float]:
 class Combination:
     """The weights of score and signals, {'scorer': .., signal: ..}, and what its signals need.
 
-    decodings: the gains of each, as `decoding_gains` has them; an unknown one counts as 0. metric: the name of the one
-    by which candidates agree.
+    decodings: the gains of each, as `decoding_gains` has them; an unknown one counts as 0. metric, rouge_tokenizer: of
+    the metric by which candidates agree, as `metrics.find_metric` takes them.
     """
 
     weights: dict[str, float]
     decodings: dict[str, float]
     metric: str
+    rouge_tokenizer: str = 'default'
 
     @classmethod
     def fit(cls, names: Sequence[str], examples: Sequence[Example], scores, labels, metric) -> 'Combination':
         """Fit to held-out scores; labels: N arrays, how good each candidate is. Raises InputError as `signals` does."""
-        unfitted = cls({}, decoding_gains(examples, labels), metric.name)
+        unfitted = cls({}, decoding_gains(examples, labels), metric.name, getattr(metric, 'tokenizer', 'default'))
         columns = {SCORER: scores} | unfitted.signals(names, examples, scores, metric)
         prior = [PRIOR.get(name, 0.0) for name in columns]
         weights = _shrunk_regression(list(columns.values()), labels, prior)
@@ -159,6 +160,21 @@ class Combination:
         weighted = [weighted_consensus(example, own, metric) for example, own in zip(examples, scores, strict=True)]
         return {WEIGHTED: weighted, COMBINED: self.values(examples, scores, metric)}
 
+    def pick(self, scorer, instruction: str, responses: Sequence[str], decodings: Sequence[str] | None = None) -> str:
+        """The response with the highest value, the first of equals.
+
+        scorer: anything with score(pairs), such as Cappy. responses: all samples, equal ones as often as they were
+        drawn. decodings: the name of each sample's, where it is known. Raises InputError where there is no response.
+        """
+        if isinstance(responses, str) or not len(responses):
+            raise InputError(f'responses: found {responses!r:.60}; give a list of texts')
+        decodings = [''] * len(responses) if decodings is None else decodings
+        samples = tuple(Sample(*sample) for sample in zip(responses, decodings, strict=True))
+        example = Example(None, 0, instruction, ('',), samples)
+        scores = scorer.score([(instruction, candidate) for candidate in example.candidates])
+        (values,) = self.values([example], [scores], find_metric(self.metric, self.rouge_tokenizer))
+        return example.candidates[int(np.argmax(values))]
+
     def save(self, folder):
         """Write {folder}/combination.json."""
         with write_atomically(Path(folder) / FILE) as file:
@@ -181,6 +197,14 @@ class Combination:
         gains = [self.decodings.get(sample.decoding, 0.0) for sample in example.samples]
         places = candidate_of_sample(example)
         return np.bincount(places, weights=gains) / np.bincount(places)
+
+
+def replace_saved(folder, combination: Combination | None):
+    """Save a combination beside a scorer; without one, remove that of an earlier scorer."""
+    if combination:
+        combination.save(folder)
+    else:
+        (Path(folder) / FILE).unlink(missing_ok=True)
 
 
 def describe(weights: dict[str, float]) -> str:

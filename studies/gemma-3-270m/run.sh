@@ -7,8 +7,9 @@
 #     BASE_URL=http://localhost:8000/v1 MODEL=my-llm NAME=my-llm bash studies/gemma-3-270m/run.sh
 #
 # It makes .venv, fetches the tasks (BIG-bench's package, 358 MB) and the model (Gemma 3 270M, 253 MB, Gemma's terms of
-# use), serves it with llama.cpp, draws a greedy sample and 12 more of each input, adapts MiniLM to each task with the
-# paper's recipe, and writes tables, pictures and a page. What is done is kept: the same command continues.
+# use), serves it with llama.cpp, draws a greedy sample and 12 more of each input, adapts MiniLM to each task, and writes
+# tables, pictures and a page. What is done is kept: the same command continues. RECIPE=paper adapts with the paper's
+# recipe, on the same samples, and keeps its results apart.
 # NAME is the folder of the results. SEEDS=1,2,3 adapts once for each seed. PORT is the server's (8765).
 # DATA_DIR is a folder of tasks in place of BIG-bench's, PREPARE holds flags of prepare.py, such as '--n_tasks 4'.
 set -euo pipefail
@@ -22,7 +23,7 @@ PORT=${PORT:-8765}
 SCRATCH=$STUDY/scratch/$NAME
 DATA_DIR=${DATA_DIR-}
 read -r -a prepare <<< "${PREPARE-}"
-TRAIN_SIZE=${TRAIN_SIZE:-5760}
+RECIPE=${RECIPE:-picks}
 
 for argument in "$@"; do
     case $argument in
@@ -43,6 +44,12 @@ for argument in "$@"; do
 done
 
 RESULTS=$SCRATCH/results
+if [ "$RECIPE" = paper ]; then
+    RESULTS=$RESULTS-paper
+    recipe=(--train_size "${TRAIN_SIZE:-5760}" --accumulate_grad_batches 4 --learning_rate 2e-4 --lr_schedule corrected)
+else
+    recipe=(--recipe picks_small --train_size "${TRAIN_SIZE:-2880}")
+fi
 
 install_for_study() {
     quiet_pip --requirement requirements.txt 'openai>=1.66' 'matplotlib>=3.9'
@@ -125,8 +132,7 @@ sample() {
 adapt() {
     .venv/bin/python scripts/run_cappy_bigbench.py --bigbench_gen_dir "$SCRATCH/samples" --gen_models "$NAME" \
         --tasks "$1" --results_dir "$RESULTS" --model_name_or_path minilm --workers 1 --max_length 256 \
-        --train_size "$TRAIN_SIZE" --accumulate_grad_batches 4 --learning_rate 2e-4 --lr_schedule corrected \
-        ${SEEDS:+--seeds "$SEEDS"}
+        "${recipe[@]}" ${SEEDS:+--seeds "$SEEDS"}
 }
 
 server=
