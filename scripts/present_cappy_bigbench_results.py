@@ -30,7 +30,7 @@ from cappy.files.inputs import size
 from cappy.files.updates import read_updates
 from cappy.files.wording import listed, near_names
 from cappy.study import cells, comparisons, curves, plots
-from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED
+from cappy.study.cells import ADAPTED, ORACLE, OURS, PUBLISHED
 from cappy.study.comparisons import Results, key_of
 from cappy.study.results import ResultPaths
 from cappy.study.verdict import common_reference_pick
@@ -40,7 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GENERATOR = 'flan-t5-xxl'  # the default of the reference
 RANDOM = 'random candidate'
 BEAM = 'first of beam4'
-USUAL = (PUBLISHED, RANDOM, BEAM, 'self-score sum', 'consensus', ORACLE)  # beside which ours is shown
+USUAL = (PUBLISHED, RANDOM, BEAM, 'self-score sum', 'consensus', ADAPTED, ORACLE)  # beside which ours is shown
+TITLES = {'chrf': 'chrF'}  # of metrics
 
 
 def main(
@@ -140,6 +141,7 @@ def remarks(results, found):
                 missing.setdefault((cell.generator, folder), []).append(cell.task)
     notes = [f'{folder}/{generator}: no result of {listed(names)}' for (generator, folder), names in missing.items()]
     notes += incomplete_tasks(results)
+    notes += describe_ours(results)
     notes += cells.describe(results.grid)
     if differing := cells.differing_settings(results.grid):
         values = '; '.join(
@@ -150,6 +152,17 @@ def remarks(results, found):
     if more := sorted(found - set(results.tasks)):
         notes.append(f'not shown, since not in the list of tasks: {listed(more)}; --tasks shows them')
     return notes
+
+
+def describe_ours(results):
+    """A remark on which pick ours is, where it is not that of the adapted scorer in all results; in a list."""
+    counts = {}
+    for result in (result for cell in results.grid for result in cell.results if result):
+        counts[cells.ours_of(result)] = counts.get(cells.ours_of(result), 0) + 1
+    if len(counts) > 1:
+        of_each = ', '.join(f'{pick} ({n} result{"" if n == 1 else "s"})' for pick, n in counts.items())
+        return [f'ours is the {OURS}: {of_each}']
+    return [] if set(counts) <= {ADAPTED} else [f'ours is the {cells.subject_of(results.ours)}']
 
 
 def incomplete_tasks(results):
@@ -179,7 +192,7 @@ def read_published(results, published_dir):
 def choose_picks(results, against):
     """Names of the picks beside which ours is shown."""
     known = [PUBLISHED] if any(value is not None for value in results.published.values()) else []
-    known += dict.fromkeys(pick for cell in results.grid for pick in cell.picks() if pick != ADAPTED)
+    known += dict.fromkeys(pick for cell in results.grid for pick in cell.picks() if pick != results.ours)
     if against == ('all',):
         return known
     if against is None:
@@ -201,11 +214,12 @@ def read_examples(results, n_workers):
     for cell in results.grid:
         if cell.is_whole and all('comparison' in result for result in cell.results):
             paths = [ResultPaths(folder, cell.generator, cell.task) for folder in results.folders]
-            arguments.append((paths, [result['rougeL'] for result in cell.results]))
+            picks = [cells.ours_of(result) for result in cell.results]
+            arguments.append((paths, [result['rougeL'] for result in cell.results], picks))
             sizes.append(sum(size(path.candidates) for path in paths))
     read = run_over_files(cells.examples_of_cell, arguments, sizes, n_workers, progress='reading candidates')
     notes = []
-    for (paths, _), examples in zip(arguments, read, strict=True):
+    for (paths, *_), examples in zip(arguments, read, strict=True):
         if isinstance(examples, InputError):
             notes.append(f'{examples}; no intervals from it')
         else:
@@ -250,8 +264,9 @@ def too_few_tasks(results, rows):
 
 def as_data(results, rows, style, show):
     """The tables as csv or json, with all columns."""
+    has_names = any(cell.ours != ADAPTED for cell in results.grid if any(cell.results))
     columns = {
-        'cells': ['generator', 'task', 'n_examples', *data_columns(results)],
+        'cells': ['generator', 'task', *(['pick'] if has_names else []), 'n_examples', *data_columns(results)],
         'averages': ['generator', 'n_tasks', *data_columns(results)],
         'comparisons': [
             *('generator', 'against', 'n_tasks', 'rougeL', 'theirs', 'gain', 'gain_low', 'gain_high'),
@@ -268,10 +283,11 @@ def as_data(results, rows, style, show):
 def data_columns(results):
     """Keys of ours, of its spread over seeds, and of the picks with the gains over them."""
     seeds = ['n_results', 'std', 'seeds_low', 'seeds_high'] if len(results.folders) > 1 else []
-    columns = ['rougeL', 'low', 'high', 'n_tied', 'over_ties', *seeds]
+    metrics = list(map(key_of, results.metrics))
+    columns = ['rougeL', 'low', 'high', *metrics, 'n_tied', 'over_ties', *seeds]
     for pick in results.picks:
         ends = ('',) if pick == ORACLE else ('', '_gain', '_gain_low', '_gain_high')
-        columns += [f'{key_of(pick)}{end}' for end in ends]
+        columns += [f'{key_of(pick)}{end}' for end in (*ends, *(f'_{metric}' for metric in metrics))]
     return columns
 
 
@@ -309,7 +325,10 @@ def cell_tables(results, rows, style, columns):
 def cell_columns(results, columns):
     """Columns of ours and of the picks."""
     made = [tables.percent('rougeL', 'ours', bold='rougeL_is_best'), tables.Column('interval', '95%\ninterval')]
-    if any(ties and ties['n_tied'] for ties in (cell.ties_of(ADAPTED) for cell in results.grid)):
+    if results.ours == OURS:
+        made.insert(0, 'pick')
+    made += [tables.percent(key_of(name), f'{TITLES.get(name, name)}\nx 100') for name in results.metrics]
+    if any(ties and ties['n_tied'] for ties in (cell.ties_of(OURS) for cell in results.grid)):
         made.append(tables.percent('over_ties', 'over\nties'))
     if len(results.folders) > 1:
         made.append(tables.percent('std', 'std over\nseeds'))

@@ -17,7 +17,7 @@ from cappy.cli import process_pool
 from cappy.study import cells, results
 from cappy.study.results import ResultPaths
 from cappy.tasks.candidates import Example, Sample
-from cappy.tasks.picks import all_picks, candidates_rougeL, compare
+from cappy.tasks.picks import candidates_rougeL, compare, consensus_of, count_ties, rougeL_by_pick, values_by_pick
 from cappy.tasks.rouge import RougeL
 from cappy.tasks.statistics import mean_interval
 
@@ -45,8 +45,12 @@ def as_json(capsys, *argv):
     return json.loads(out), err
 
 
-def write_result(folder, generator, task, seed=0, *, keeps_picks=True, **settings):
-    """A cell as cappy_bigbench.py writes it, with scores that know something of rougeL."""
+def write_result(folder, generator, task, seed=0, *, keeps_picks=True, pick=None, metrics=(), **settings):
+    """A cell as cappy_bigbench.py writes it, with scores that know something of rougeL.
+
+    pick: what the result says of its own, None: nothing, as older ones; with 'combined' there is that pick too.
+    metrics: names of more of them.
+    """
     data = np.random.default_rng([len(generator), TASKS.index(task)])  # all seeds have the same examples
     rouge, examples = RougeL(), []
     for number in range(20):
@@ -60,15 +64,21 @@ def write_result(folder, generator, task, seed=0, *, keeps_picks=True, **setting
     rougeL = candidates_rougeL(examples, rouge)
     noise = np.random.default_rng([seed, TASKS.index(task)])
     scores = [(values + noise.normal(0, 0.3, len(values))).astype(np.float32) for values in rougeL]
-    picked = all_picks(examples, rougeL, rouge, None, scores)
+    combined = [own + 0.2 * values for own, values in zip(scores, rougeL, strict=True)]
+    values = values_by_pick(
+        examples, consensus_of(examples, rouge), None, scores, {'combined': combined} if pick == 'combined' else None
+    )
+    picked, ours = rougeL_by_pick(examples, rougeL, values), pick or cells.ADAPTED
     of_example = [{name: values[n] for name, values in picked.items()} for n in range(len(examples))]
     lines = [
-        results.describe_candidates(example, s, r, named if keeps_picks else None)
-        for example, s, r, named in zip(examples, scores, rougeL, of_example, strict=True)
+        results.describe_candidates(example, s, r, named if keeps_picks else None, int(np.argmax(own)))
+        for example, s, r, named, own in zip(examples, scores, rougeL, of_example, values[ours], strict=True)
     ]
-    rows = compare(picked)
+    also = {name: {one: own / 2 for one, own in picked.items()} for name in metrics}
+    rows = compare(picked, count_ties(rougeL, values), also)
     result = {
-        'rougeL': float(picked[cells.ADAPTED].mean()),
+        'rougeL': float(picked[ours].mean()),
+        **({} if pick is None else {'pick': pick}),
         'settings': {'seed': seed, 'learning_rate': 2e-5, 'tokens_per_device': 5 * seed, **settings},
         'comparison': rows,
     }
@@ -410,6 +420,8 @@ def test_all_picks_can_be_shown_and_the_candidates_left_unread(sweep, flags_of, 
         'random candidate',
         'first of beam4',
         'first of sampling',
+        'longest',
+        'shortest',
         'self-score sum',
         'self-score mean',
     ]
@@ -500,7 +512,7 @@ def test_the_best_pick_but_the_oracle_is_bold_in_latex(flags_of, own_results, sw
 
 def test_data_has_no_blanks_in_its_keys_and_no_averages_among_the_cells(sweep, flags_of, capsys):
     argv = [*flags_of, '--results_dir', sweep[0] / 'results', '--format', 'csv', '--against', 'all']
-    for show, n_rows in (('cells', 6), ('averages', 1), ('comparisons', 7)):
+    for show, n_rows in (('cells', 6), ('averages', 1), ('comparisons', 9)):
         header, *lines = present(capsys, *argv, '--show', show)[1].splitlines()
         assert ' ' not in header and len(lines) == n_rows
 
@@ -628,3 +640,111 @@ def test_the_script_runs_as_a_command(sweep, flags_of, run_python):
     ours = 100 * sweep[1]['flan-t5-xxl', 'task_4'][cells.ADAPTED].mean()
     assert process.returncode == 0 and err.count('\n') == 1 and 'fewer than 5 tasks (1)' in err
     assert out.splitlines()[3].split()[:2] == ['task_4', f'{ours:.1f}']
+
+
+COMBINED = 'combined'
+
+
+def write_sweep(folder, picks, **more):
+    """A result of flan-t5-xxl for each task with its pick; returns rougeL by pick of each task."""
+    made = {
+        task: write_result(folder / 'results', 'flan-t5-xxl', task, pick=pick, **more)
+        for task, pick in zip(TASKS, picks, strict=False)
+    }
+    return made, ['--results_dir', folder / 'results', '--published_dir', folder / 'none', '--data_dir', folder]
+
+
+@pytest.fixture
+def own_list(tmp_path):
+    """A folder with the list of tasks."""
+    (tmp_path / 'subset_names.json').write_text(json.dumps(TASKS))
+    return tmp_path
+
+
+def test_the_combined_pick_is_ours_where_the_results_say_so(own_list, capsys):
+    made, argv = write_sweep(own_list, [COMBINED] * 6)
+    tables, err = as_json(capsys, *argv)
+    ours, adapted = ([made[task][name].mean() for task in TASKS] for name in (COMBINED, cells.ADAPTED))
+    assert ours != adapted and [row['rougeL'] for row in tables['cells']] == pytest.approx(ours)
+    assert {row['pick'] for row in tables['cells']} == {COMBINED} and err == 'ours is the combined pick\n'
+    first = made['task_0']
+    assert (tables['cells'][0]['low'], tables['cells'][0]['high']) == pytest.approx(mean_interval(first[COMBINED]))
+    gain = [tables['cells'][0][f'scorer_after_adapting_gain{end}'] for end in ('', '_low', '_high')]
+    differences = first[COMBINED] - first[cells.ADAPTED]
+    assert gain == pytest.approx([differences.mean(), *mean_interval(differences)])
+    against = {row['against']: row for row in tables['comparisons']}
+    assert COMBINED not in against and against[cells.ADAPTED]['theirs'] == pytest.approx(np.mean(adapted))
+    assert against[cells.ADAPTED]['gain'] == pytest.approx(np.mean(ours) - np.mean(adapted))
+
+
+def test_where_results_have_different_picks_each_cell_has_its_own(own_list, capsys):
+    picks = [COMBINED, cells.ADAPTED, None, COMBINED, COMBINED, None]
+    made, argv = write_sweep(own_list, picks)
+    tables, err = as_json(capsys, *argv)
+    ours = [made[task][pick or cells.ADAPTED].mean() for task, pick in zip(TASKS, picks, strict=True)]
+    assert [row['rougeL'] for row in tables['cells']] == pytest.approx(ours)
+    assert [row['pick'] for row in tables['cells']] == [pick or cells.ADAPTED for pick in picks]
+    assert tables['averages'][0]['rougeL'] == pytest.approx(np.mean(ours))
+    assert err.startswith('ours is the pick of each result: combined (3 results), scorer after adapting (3 results)\n')
+    gains = [row['scorer_after_adapting_gain'] for row in tables['cells']]
+    assert [gain is None for gain in gains] == [pick != COMBINED for pick in picks]  # none over itself
+    adapted = next(row for row in tables['comparisons'] if row['against'] == cells.ADAPTED)
+    assert adapted['n_tasks'] == 6
+    assert adapted['gain'] == pytest.approx(
+        np.mean(ours) - np.mean([made[task][cells.ADAPTED].mean() for task in TASKS])
+    )
+    _, out, _ = present(capsys, *argv, '--format', 'table')
+    assert [line.split()[1] for line in out.splitlines() if line.startswith('task_')][:2] == [COMBINED, 'scorer']
+
+
+def test_seeds_with_different_picks_have_each_their_own(own_list, capsys):
+    by_seed = [
+        write_result(own_list / f'seed{seed}', 'flan-t5-xxl', 'task_0', seed, pick=pick)
+        for seed, pick in ((1, COMBINED), (2, None))
+    ]
+    argv = ['--results_dir', f'{own_list}/seed1,{own_list}/seed2', '--published_dir', own_list, '--data_dir', own_list]
+    tables, err = as_json(capsys, *argv)
+    values = np.mean([by_seed[0][COMBINED], by_seed[1][cells.ADAPTED]], axis=0)
+    (row,) = tables['cells']
+    assert (row['pick'], row['rougeL']) == (cells.OURS, pytest.approx(values.mean()))
+    assert (row['low'], row['high']) == pytest.approx(mean_interval(values)) and 'not' not in err
+    differences = values - np.mean([by_pick[cells.ADAPTED] for by_pick in by_seed], axis=0)
+    gain = [row[f'scorer_after_adapting_gain{end}'] for end in ('', '_low', '_high')]
+    assert gain == pytest.approx([differences.mean(), *mean_interval(differences)])
+
+
+def test_a_result_that_names_the_adapted_scorer_gives_what_one_without_a_pick_gives(own_list, capsys):
+    shown = []
+    for pick in (None, cells.ADAPTED):
+        _, argv = write_sweep(own_list, [pick] * 6)
+        for style in FORMATS:
+            shown.append((pick, present(capsys, *argv, '--format', style)))
+    half = len(shown) // 2
+    assert [one for _, one in shown[:half]] == [one for _, one in shown[half:]]
+
+
+FORMATS = ('reference', 'table', 'markdown', 'latex', 'csv', 'json')
+
+
+def test_a_second_metric_that_all_results_have_is_a_column_of_ours(own_list, capsys):
+    made, argv = write_sweep(own_list, [None] * 6, metrics=['chrf', 'my_metric:score'])
+    tables, _ = as_json(capsys, *argv)
+    ours = [made[task][cells.ADAPTED].mean() / 2 for task in TASKS]
+    assert [row['chrf'] for row in tables['cells']] == pytest.approx(ours)
+    assert [row['my_metric_score'] for row in tables['cells']] == pytest.approx(ours)
+    consensus = [made[task]['consensus'].mean() / 2 for task in TASKS]
+    assert [row['consensus_chrf'] for row in tables['cells']] == pytest.approx(consensus)
+    assert tables['averages'][0]['chrf'] == pytest.approx(np.mean(ours))
+    assert tables['averages'][0]['oracle_chrf'] == pytest.approx(np.mean([made[t]['oracle'].mean() / 2 for t in TASKS]))
+    _, out, _ = present(capsys, *argv, '--format', 'markdown', '--show', 'cells')
+    header, _, *lines = out.splitlines()
+    place = [title.strip() for title in header.split('|')].index('chrF x 100')
+    shown = [line.split('|')[place].strip() for line in lines]
+    assert shown == [f'{100 * value:.1f}' for value in (*ours, np.mean(ours))]
+
+
+def test_a_metric_that_some_results_lack_is_not_shown(own_list, capsys):
+    _, argv = write_sweep(own_list, [None] * 6)
+    before = present(capsys, *argv, '--format', 'csv')
+    write_result(own_list / 'results', 'flan-t5-xxl', 'task_1', metrics=['chrf'])
+    assert present(capsys, *argv, '--format', 'csv') == before

@@ -29,8 +29,11 @@ GENERATORS, TASKS, N_EXAMPLES = ('flan-t5-small', 'flan-t5-xl'), ('birds', 'cats
 HOSTILE = '<img src=x onerror="window.harmed=1"></script><script>window.harmed=2</script><!-- &amp; \u202e \ud800'
 
 
-def make_cell(folder, generator, task, is_hostile=False, seed=1, results='results'):
-    """A cell with all its files, and its generator's; returns rougeL by pick. seed: of the scorer's errors."""
+def make_cell(folder, generator, task, is_hostile=False, seed=1, results='results', pick=None):
+    """A cell with all its files, and its generator's; returns rougeL by pick. seed: of the scorer's errors.
+
+    pick: what the result says of its own, None: nothing, as older ones.
+    """
     draw = np.random.default_rng([len(generator), TASKS.index(task)])
     rouge, examples = RougeL(), []
     for number in range(N_EXAMPLES):
@@ -45,14 +48,22 @@ def make_cell(folder, generator, task, is_hostile=False, seed=1, results='result
     rougeL = picks.candidates_rougeL(examples, rouge)
     draw = np.random.default_rng([len(generator), TASKS.index(task), seed])
     scores = [(values + draw.normal(0, 0.2, len(values))).astype(np.float32) for values in rougeL]
-    picked = picks.all_picks(examples, rougeL, rouge, None, scores)
+    combined = {'combined': [s + 0.2 * r for s, r in zip(scores, rougeL, strict=True)]} if pick == 'combined' else {}
+    picked = picks.all_picks(examples, rougeL, rouge, None, scores, combined)
     lines = [
-        describe_candidates(example, s, r, {name: values[n] for name, values in picked.items()})
+        describe_candidates(
+            example,
+            s,
+            r,
+            {name: values[n] for name, values in picked.items()},
+            int(np.argmax(combined[pick][n] if combined else s)),
+        )
         for n, (example, s, r) in enumerate(zip(examples, scores, rougeL, strict=True))
     ]
     write_examples(folder / 'gens' / generator / f'{task}_validation.jsonl', examples)
     result = {
-        'rougeL': float(picked[cells.ADAPTED].mean()),
+        'rougeL': float(picked[pick or cells.ADAPTED].mean()),
+        **({} if pick is None else {'pick': pick}),
         'settings': {'seed': seed, 'bigbench_gen_dir': str(folder / 'gens')},
         'comparison': picks.compare(picked),
         'counts': {'truncated_pairs': {'train': 3, 'validation': 0}},
@@ -154,6 +165,88 @@ def test_headline_table_and_verdict_give_the_interval_of_the_result(tmp_path, ca
     row = next(row for row in cell['comparison'] if row['name'] == cells.ADAPTED)
     assert (cell['low'], cell['high']) == (row['low'], row['high']) == (0.1234, 0.9876)
     assert '(12.3 to 98.8)' in cell['verdict'][1] and summary['verdict'] == cell['verdict']
+
+
+def test_on_the_page_of_combined_results_the_adapted_scorer_is_one_of_the_others(tmp_path, capsys):
+    picked = {task: make_cell(tmp_path, 'flan-t5-xl', task, pick='combined') for task in TASKS}
+    code, _, err = write_page(capsys, tmp_path, tmp_path / 'page.html')
+    summary, data = read_page(tmp_path / 'page.html')
+    assert (code, err) == (0, '') and (summary['ours'], summary['reference']) == ('combined', 'first of beam4')
+    assert summary['verdict'][0].startswith(
+        'Of 3 cells, by their intervals over examples, the combined pick is better '
+    )
+    assert summary['verdict'][1].startswith('Over 3 tasks, with samples of flan-t5-xl, the combined picks have mean')
+    assert ' over the adapted scorer' in summary['verdict'][1]
+    rows = {row['name']: row for row in summary['averages'][0]['rows']}
+    ours, adapted = (
+        np.mean([by_pick[name].mean() for by_pick in picked.values()]) for name in ('combined', cells.ADAPTED)
+    )
+    assert rows['combined']['rougeL'] == pytest.approx(ours) and 'gain' not in rows['combined']
+    assert rows[cells.ADAPTED]['gain'][0] == pytest.approx(ours - adapted)
+    for cell in summary['cells']:
+        by_pick = picked[cell['task']]
+        assert cell['ours'] == 'combined' and (cell['low'], cell['high']) == pytest.approx(
+            mean_interval(by_pick['combined'])
+        )
+        expected = paired_bootstrap(by_pick['combined'], [by_pick[cells.ADAPTED]])[1][0]
+        assert cell['gains'][cells.ADAPTED] == pytest.approx(expected) and 'combined' not in cell['gains']
+        block = data['flan-t5-xl', cell['task']]
+        assert block['ours'] == 'combined' and cells.ADAPTED in block['others'] and 'combined' not in block['others']
+        assert [example['rougeL'] for example in block['examples']] == by_pick['combined'].round(4).tolist()
+
+
+def test_where_results_have_different_picks_each_cell_has_its_own_and_the_means_take_them(tmp_path, capsys):
+    own = dict(zip(TASKS, ('combined', None, cells.ADAPTED), strict=True))
+    picked = {task: make_cell(tmp_path, 'flan-t5-xl', task, pick=pick) for task, pick in own.items()}
+    write_page(capsys, tmp_path, tmp_path / 'page.html')
+    summary, _ = read_page(tmp_path / 'page.html')
+    assert summary['ours'] == cells.OURS and 'the pick of each result is better than' in summary['verdict'][0]
+    assert [cell['ours'] for cell in summary['cells']] == ['combined', cells.ADAPTED, cells.ADAPTED]
+    assert 'the combined picks have' in ' '.join(summary['cells'][0]['verdict'])
+    assert 'the picks of the adapted scorer have' in ' '.join(summary['cells'][1]['verdict'])
+    (average,) = summary['averages']
+    rows = {row['name']: row for row in average['rows']}
+    ours = np.mean([picked[task][pick or cells.ADAPTED].mean() for task, pick in own.items()])
+    adapted = np.mean([by_pick[cells.ADAPTED].mean() for by_pick in picked.values()])
+    assert rows[cells.OURS]['rougeL'] == pytest.approx(ours) and average['left_out'] == ['combined']
+    assert rows[cells.ADAPTED]['gain'][0] == pytest.approx(ours - adapted)
+
+
+def test_a_result_that_names_the_adapted_scorer_has_the_page_of_one_without_a_pick(tmp_path, capsys):
+    pages = []
+    for pick in (None, cells.ADAPTED):
+        make_cell(tmp_path, 'flan-t5-xl', 'birds', pick=pick)
+        write_page(capsys, tmp_path, tmp_path / 'page.html')
+        summary, data = read_page(tmp_path / 'page.html')
+        summary.pop('made')
+        pages.append((summary, data))
+    assert pages[0] == pages[1]
+
+
+def test_means_by_other_metrics_are_in_the_comparison_of_a_cell(tmp_path, capsys):
+    for seed in (1, 2):
+        make_cell(tmp_path, 'flan-t5-xl', 'birds', seed=seed, results=f'results/seed{seed}')
+        path = ResultPaths(tmp_path / f'results/seed{seed}', 'flan-t5-xl', 'birds').result
+        result = json.loads(path.read_text())
+        for row in result['comparison']:
+            row['metrics'] = {'chrf': 0.25 * seed, **({'label': 0.5} if seed == 1 else {})}
+        path.write_text(json.dumps(result))
+    for given, expected in (('results/seed1', {'chrf': 0.25, 'label': 0.5}), ('results', {'chrf': 0.375})):
+        write_page(capsys, tmp_path, tmp_path / 'page.html', '--results_dir', tmp_path / given)
+        (cell,) = read_page(tmp_path / 'page.html')[0]['cells']
+        assert [row['metrics'] for row in cell['comparison']] == [expected] * len(cell['comparison'])
+
+
+def test_what_a_pick_prefers_is_in_the_block_of_its_cell(sweep, capsys, tmp_path):
+    write_page(capsys, sweep[0], tmp_path / 'page.html')
+    _, data = read_page(tmp_path / 'page.html')
+    for key, block in data.items():
+        found = block['preferences']
+        names = [row['name'] for row in found['rows']]
+        assert found['are_drawn'] and names == [cells.ADAPTED, 'random candidate', 'oracle'], key
+        shares = {row['name']: (row['sampled'], row['picked']) for row in found['decodings']}
+        assert shares.keys() == {'beam4', 'sampling'} and shares['beam4'][0] == pytest.approx(0.2)
+        assert np.sum(list(shares.values()), axis=0) == pytest.approx([1, 1])
 
 
 @pytest.fixture(scope='module')
@@ -420,6 +513,19 @@ def test_the_verdict_claims_only_what_the_intervals_support():
     assert numbers.startswith('On t, the picks of the adapted scorer have mean rougeL 50.0 (45.0 to 55.0): ')
     assert '−1.0 (−5.0 to +3.0) against the first of beam4' in numbers and '50% (40% to 60%)' in numbers
     assert note == 'In brackets: 95% intervals over 9 examples.'
+
+
+def test_the_verdict_names_the_pick_that_is_the_result():
+    rows = [
+        {'name': 'random candidate', 'rougeL': 0.25, 'gain': [0.25, 0.1, 0.4]},
+        {'name': cells.ADAPTED, 'rougeL': 0.45, 'gain': [0.05, 0.01, 0.09]},
+        {'name': 'combined', 'rougeL': 0.5, 'low': 0.45, 'high': 0.55},
+    ]
+    lead, numbers, _ = verdict.sentences(rows, 'On t', 'over 9 examples', ours_name='combined')
+    assert lead == 'The combined pick is better than a random candidate and the adapted scorer.'
+    assert numbers.startswith('On t, the combined picks have mean rougeL 50.0 (45.0 to 55.0): +25.0 ')
+    made = [{'gains': {'random candidate': [0.1, 0.05, 0.2]}, 'ours': 'combined'}]
+    assert 'the combined pick is better than a random candidate in 1' in verdict.tally(made)
 
 
 def test_the_tally_counts_the_cells_whose_interval_excludes_no_gain():

@@ -1,7 +1,8 @@
 """The cells of a sweep, (generator, task): which are asked for, which have results, and what can be compared in them.
 
 A folder of results holds one run of the sweep, or folders seed1, seed2, .. with one run each. Picks are named as
-`cappy.tasks.picks` names them.
+`cappy.tasks.picks` names them. "Ours" is the pick whose rougeL is the result, which a result names ('pick'): that of
+the adapted scorer where it names none. Of several results it is the one that they share, else `OURS`: of each its own.
 
 The reference is scripts/present_cappy_bigbench_results.py of github.com/tanyuqian/cappy.
 """
@@ -24,10 +25,10 @@ from cappy.study import results
 from cappy.study.results import ResultPaths
 from cappy.tasks.candidates import GENERATORS_REMEDY, SPLITS
 from cappy.tasks.faults import describe_by_name
-from cappy.tasks.picks import TIES, is_constant, sum_ties
+from cappy.tasks.picks import ADAPTED, TIES, is_constant, sum_ties
 from cappy.tasks.statistics import Difference, paired_intervals
 
-ADAPTED = 'scorer after adapting'  # the pick whose rougeL is the result of the cell
+OURS = 'pick of each result'  # ours where results have different ones
 ORACLE = 'oracle'
 PUBLISHED = 'published'  # the folder of published figures among the generators, and their name in a comparison
 SHIPPED = {'gemma-3-270m'}  # generators whose results come with the repository
@@ -77,11 +78,16 @@ class Cell:
         return float(np.mean([result['rougeL'] for result in self.results])) if self.is_whole else None
 
     @property
+    def ours(self) -> str:
+        """The pick whose rougeL is the result."""
+        return shared(ours_of(result) for result in self.results if result)
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """The interval of rougeL that the result itself gives; None where it gives none, and for several folders."""
         if len(self.results) > 1 or not self.is_whole:
             return None
-        row = _comparison(self.results[0]).get(ADAPTED, {})
+        row = _comparison(self.results[0]).get(self.ours, {})
         low, high = row.get('low'), row.get('high')
         return (low, high) if is_number(low) and is_number(high) else None
 
@@ -92,10 +98,22 @@ class Cell:
 
     def ties_of(self, pick) -> dict | None:
         """Ties of a pick as `picks.count_ties` gives them, summed over the folders, rougeL averaged; None where a
-        folder's comparison lacks them.
+        folder's comparison lacks them. `OURS` is in each folder its own.
         """
-        of_folders = [ties_of(_comparison(result or {}).get(pick, {})) for result in self.results]
+        rows = [_row_of(result or {}, pick) for result in self.results]
+        of_folders = [ties_of(row or {}) for row in rows]
         return None if None in of_folders else sum_ties(of_folders)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics beside rougeL that ours has in all folders."""
+        rows = [metrics_of(_row_of(result or {}, OURS) or {}) for result in self.results]
+        return [name for name in rows[0] if all(name in row for row in rows)]
+
+    def metric_of(self, pick, metric) -> float | None:
+        """Mean over the folders of a pick by another metric than rougeL; None where a folder's comparison lacks it."""
+        values = [metrics_of(_row_of(result or {}, pick) or {}).get(metric) for result in self.results]
+        return None if None in values else float(np.mean(values))
 
     @property
     def faults(self) -> list[dict]:
@@ -120,6 +138,29 @@ class CellExamples:
     high: float | None
     differences: dict[str, Difference]
     intervals: dict[str, tuple[float | None, float | None]]
+
+
+def ours_of(result: dict) -> str:
+    """The pick whose rougeL is the result."""
+    pick = result.get('pick')
+    return pick if isinstance(pick, str) and pick else ADAPTED
+
+
+def shared(picks: Iterable[str]) -> str:
+    """The pick that all of these are, `OURS` where they differ; `ADAPTED` of none."""
+    picks = set(picks)
+    return OURS if len(picks) > 1 else next(iter(picks), ADAPTED)
+
+
+def subject_of(pick: str) -> str:
+    """What a sentence calls ours, after an article: 'adapted scorer', 'combined pick'."""
+    return {ADAPTED: 'adapted scorer', OURS: OURS}.get(pick, f'{pick} pick')
+
+
+def common_metrics(cells: Iterable[Cell]) -> list[str]:
+    """The metrics beside rougeL, where all cells that have results have the same ones."""
+    named = [cell.metrics for cell in cells if any(cell.results)]
+    return named[0] if named and all(set(names) == set(named[0]) for names in named) else []
 
 
 def choose_folders(names: Sequence[str]) -> list[Path]:
@@ -291,41 +332,50 @@ def differing_settings(cells: Sequence[Cell]) -> dict[str, dict]:
     return differing
 
 
-def examples_of_cell(paths: Sequence[ResultPaths], rougeL: Sequence[float]) -> CellExamples:
+def examples_of_cell(
+    paths: Sequence[ResultPaths], rougeL: Sequence[float], picks: Sequence[str] | None = None
+) -> CellExamples:
     """Bootstrap over the examples of a cell, the values of an example averaged over the folders.
 
-    paths: the cell in each folder; rougeL: its result in each, with which the candidates must agree. Raises InputError
-    where a file of candidates is missing, broken, or does not belong to its result.
+    paths: the cell in each folder; rougeL: its result in each, with which the candidates must agree; picks: that of the
+    result in each, by default that of the adapted scorer. Raises InputError where a file of candidates is missing,
+    broken, or does not belong to its result.
     """
-    by_folder = []
+    ours, by_folder = shared(picks or ()), []
     for cell, expected in zip(paths, rougeL, strict=True):
         lines = results.read_candidates(cell.candidates)
-        by_pick = picked_rougeL(lines)
-        if not math.isclose(by_pick[ADAPTED].mean(), expected, abs_tol=1e-9):
-            raise InputError(f'{cell.candidates}: mean rougeL {by_pick[ADAPTED].mean()}, but its result has {expected}')
+        by_pick = picked_rougeL(lines, ours)
+        if not math.isclose(by_pick[ours].mean(), expected, abs_tol=1e-9):
+            raise InputError(f'{cell.candidates}: mean rougeL {by_pick[ours].mean()}, but its result has {expected}')
         by_folder.append(([line['example_idx'] for line in lines], by_pick))
-    first_examples, first_picks = by_folder[0]
+    first_examples, _ = by_folder[0]
     for cell, (examples, _) in zip(paths, by_folder, strict=True):
         if examples != first_examples:
             raise InputError(f'{cell.candidates}: other examples than {paths[0].candidates}')
-    names = [name for name in first_picks if all(name in by_pick for _, by_pick in by_folder)]
-    values = {name: np.mean([by_pick[name] for _, by_pick in by_folder], axis=0) for name in names}
-    ours = values.pop(ADAPTED)
-    (low, high), *of_others = paired_intervals(ours, list(values.values()))
+    return compare_examples([by_pick for _, by_pick in by_folder], ours)
+
+
+def compare_examples(by_folder: Sequence[dict[str, np.ndarray]], ours: str) -> CellExamples:
+    """Bootstrap over examples; by_folder: of the same examples what each pick has, [N] by its name."""
+    names = [name for name in by_folder[0] if all(name in by_pick for by_pick in by_folder)]
+    values = {name: np.mean([by_pick[name] for by_pick in by_folder], axis=0) for name in names}
+    own = values.pop(ours)
+    (low, high), *of_others = paired_intervals(own, list(values.values()))
     differences, intervals = (dict(zip(values, of_picks, strict=True)) for of_picks in of_others)
-    return CellExamples(len(ours), low, high, differences, intervals)
+    return CellExamples(len(own), low, high, differences, intervals)
 
 
-def picked_rougeL(lines: Sequence[dict]) -> dict[str, np.ndarray]:
+def picked_rougeL(lines: Sequence[dict], ours: str = ADAPTED) -> dict[str, np.ndarray]:
     """rougeL of each example, float64 [N], by name of the pick, from the lines of a candidates file.
 
-    Where the lines do not give it by pick: that of the scorer and the oracle, and of the first sample of each decoding
-    whose samples are a single candidate in every example, as the one sample of beam search is.
+    ours: the name of the pick that is the result. Where the lines do not give it by pick: that of ours and the oracle,
+    and of the first sample of each decoding whose samples are a single candidate in every example, as the one sample of
+    beam search is.
     """
-    by_pick = {ADAPTED: [line['rougeL'] for line in lines]}
+    by_pick = {ours: [line['rougeL'] for line in lines]}
     named = (lines[0].get('picked') or {}).keys()
-    if named - {ADAPTED} and all((line.get('picked') or {}).keys() == named for line in lines):
-        by_pick |= {name: [line['picked'][name] for line in lines] for name in named if name != ADAPTED}
+    if named - {ours} and all((line.get('picked') or {}).keys() == named for line in lines):
+        by_pick |= {name: [line['picked'][name] for line in lines] for name in named if name != ours}
     else:
         by_pick |= _single_samples(lines)
         by_pick[ORACLE] = [max(candidate['rougeL'] for candidate in line['candidates']) for line in lines]
@@ -352,6 +402,13 @@ def ties_of(row: dict) -> dict | None:
     return {key: ties[key] for key in TIES} if all(is_number(ties.get(key)) for key in TIES) else None
 
 
+def metrics_of(row: dict) -> dict[str, float]:
+    """The values by other metrics in a row of a comparison; none where they are not well-formed."""
+    metrics = row.get('metrics')
+    metrics = metrics if isinstance(metrics, dict) else {}
+    return metrics if all(map(is_number, metrics.values())) else {}
+
+
 def faults_of(result: dict) -> list[dict]:
     """Counts of faults in the texts of each split of a result; none where they are not well-formed."""
     counts = result.get('counts')
@@ -369,15 +426,18 @@ def describe(cells: Sequence[Cell]) -> list[str]:
     """What a reader should know of the cells' texts and of ties between scores, one line for each kind."""
     by_name = dict(zip(names_of((cell.generator, cell.task) for cell in cells), cells, strict=True))
     lines = describe_by_name({name: cell.faults for name, cell in by_name.items()})
-    known = {name: cell.ties_of(ADAPTED) for name, cell in by_name.items()}
-    tied = {name: ties for name, ties in known.items() if ties and ties['n_tied']}
-    if tied:
-        n_tied, n_examples = (sum(ties[key] for ties in tied.values()) for key in ('n_tied', 'n_examples'))
-        lines.append(
-            f'{listed(tied)}: in {n_tied} of {n_examples} examples the highest score is shared by several candidates; '
-            'the first of them is picked'
-        )
-    if constant := [name for name, ties in tied.items() if is_constant(ties)]:
+    for pick in dict.fromkeys(cell.ours for cell in cells):
+        known = {name: cell.ties_of(pick) for name, cell in by_name.items() if cell.ours == pick}
+        tied = {name: ties for name, ties in known.items() if ties and ties['n_tied']}
+        if tied:
+            n_tied, n_examples = (sum(ties[key] for ties in tied.values()) for key in ('n_tied', 'n_examples'))
+            highest = 'score' if pick == ADAPTED else f'value of the {subject_of(pick)}'
+            lines.append(
+                f'{listed(tied)}: in {n_tied} of {n_examples} examples the highest {highest} is shared by several '
+                'candidates; the first of them is picked'
+            )
+    of_scorer = {name: cell.ties_of(ADAPTED) for name, cell in by_name.items()}
+    if constant := [name for name, ties in of_scorer.items() if ties and ties['n_tied'] and is_constant(ties)]:
         lines.append(
             f'{listed(constant)}: the scorer gives all candidates of an example the same score, so it picks the first '
             'everywhere'
@@ -397,6 +457,11 @@ def _comparison(result):
     rows = result.get('comparison')
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return {row['name']: row for row in rows if isinstance(row.get('name'), str) and is_number(row.get('rougeL'))}
+
+
+def _row_of(result, pick):
+    """The row of a pick, or of the result's own; None where there is none."""
+    return _comparison(result).get(ours_of(result) if pick == OURS else pick)
 
 
 def _subfolders(folder):

@@ -1,10 +1,12 @@
 """A sweep's results beside other picks: rows for each cell, for averages over tasks, and for tests over tasks.
 
-"Ours" is the pick of the adapted scorer. Rows are dictionaries of fractions, by keys without blanks, None (or no key)
-where there is no value: of a pick such as 'first of beam4' a row has 'first_of_beam4', its rougeL, and
-'first_of_beam4_gain' with '_gain_low' and '_gain_high', ours minus its rougeL with the interval. There is no gain over
-the oracle, since nothing can exceed it. 'n_tied' and 'over_ties': in how many examples the highest score is shared, and
-ours averaged over the candidates that share it.
+"Ours" is the pick that is the result of a cell, by its name in 'pick': of the adapted scorer, say, or the combined one.
+Rows are dictionaries of fractions, by keys without blanks, None (or no key) where there is no value: of a pick such as
+'first of beam4' a row has 'first_of_beam4', its rougeL, and 'first_of_beam4_gain' with '_gain_low' and '_gain_high',
+ours minus its rougeL with the interval. There is no gain over the oracle, since nothing can exceed it, and in a cell
+none of ours over itself. 'n_tied' and 'over_ties': in how many examples the highest score is shared, and ours averaged
+over the candidates that share it. Of another metric that all results have, 'chrf' say, 'chrf' is that of ours and
+'first_of_beam4_chrf' that of a pick.
 """
 
 import re
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cappy.study import cells
-from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED, Cell, CellExamples
+from cappy.study.cells import ORACLE, OURS, PUBLISHED, Cell, CellExamples
 from cappy.tasks.statistics import (
     MIN_TASKS_FOR_INTERVAL,
     difference_over_tasks,
@@ -37,6 +39,16 @@ class Results:
     published: dict[tuple, float] = field(default_factory=dict)
     picks: list[str] = field(default_factory=list)  # beside which ours is shown
     examples: dict[tuple, CellExamples] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> str:
+        """The pick that is the result in all cells, OURS where they differ."""
+        return cells.shared(cell.ours for cell in self.grid if any(cell.results))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Other metrics that all results have."""
+        return cells.common_metrics(self.grid)
 
     def cells_of(self, generator, tasks) -> list[Cell]:
         """The generator's cells of these tasks."""
@@ -63,7 +75,7 @@ def cell_rows(results: Results) -> list[dict]:
 
 def cell_row(results: Results, cell: Cell) -> dict:
     """The row of one cell. The interval is the one in the result itself, where it has one."""
-    row = {'generator': cell.generator, 'task': cell.task, 'rougeL': cell.rougeL}
+    row = {'generator': cell.generator, 'task': cell.task, 'pick': cell.ours, 'rougeL': cell.rougeL}
     row['n_results'] = sum(result is not None for result in cell.results)
     if cell.is_whole:
         row |= _over_seeds([result['rougeL'] for result in cell.results])
@@ -72,16 +84,16 @@ def cell_row(results: Results, cell: Cell) -> dict:
         row |= {'n_examples': examples.n_examples, 'low': examples.low, 'high': examples.high}
     if cell.interval:
         row['low'], row['high'] = cell.interval
-    if ties := cell.ties_of(ADAPTED):
+    if ties := cell.ties_of(OURS):
         row |= {'n_tied': ties['n_tied'], 'over_ties': ties['rougeL']}
     for pick in results.picks:
         key, theirs = key_of(pick), results.rougeL_of(cell, pick)
         row[key] = theirs
-        if pick != ORACLE and None not in (theirs, cell.rougeL):
+        if pick not in (ORACLE, cell.ours) and None not in (theirs, cell.rougeL):
             row[f'{key}_gain'] = cell.rougeL - theirs
             if examples and pick in examples.differences:
                 _, row[f'{key}_gain_low'], row[f'{key}_gain_high'] = examples.differences[pick]
-    return row
+    return row | _by_metrics(results, [cell])
 
 
 def average_rows(results: Results) -> list[dict]:
@@ -118,7 +130,7 @@ def gain_rows(results: Results, pick) -> list[dict]:
     rows = []
     for cell in results.grid:
         theirs = results.rougeL_of(cell, pick)
-        if None in (theirs, cell.rougeL):
+        if None in (theirs, cell.rougeL) or pick == cell.ours:
             continue
         row = {'generator': cell.generator, 'task': cell.task, 'gain': cell.rougeL - theirs}
         examples = results.examples.get((cell.generator, cell.task))
@@ -133,7 +145,7 @@ def _average_row(results, generator, tasks):
     low, high = interval_over_tasks(ours)
     row = {'generator': generator, 'n_tasks': len(tasks), 'rougeL': float(np.mean(ours)), 'low': low, 'high': high}
     row['n_results'] = len(results.folders)
-    ties = [cell.ties_of(ADAPTED) for cell in of_tasks]
+    ties = [cell.ties_of(OURS) for cell in of_tasks]
     if None not in ties:
         row |= {'n_tied': sum(of_cell['n_tied'] for of_cell in ties)}
         row['over_ties'] = float(np.mean([of_cell['rougeL'] for of_cell in ties]))
@@ -145,6 +157,16 @@ def _average_row(results, generator, tasks):
             if pick != ORACLE:
                 gain = difference_over_tasks(ours, theirs)
                 row |= {f'{key}_gain': gain.mean, f'{key}_gain_low': gain.low, f'{key}_gain_high': gain.high}
+    return row | _by_metrics(results, of_tasks)
+
+
+def _by_metrics(results, of_tasks):
+    """Ours and the picks by other metrics, means over these cells; None where one of them lacks the value."""
+    row = {}
+    for metric in results.metrics:
+        for pick, key in {OURS: '', **{pick: f'{key_of(pick)}_' for pick in results.picks}}.items():
+            values = [cell.metric_of(pick, metric) for cell in of_tasks]
+            row[f'{key}{key_of(metric)}'] = None if None in values else float(np.mean(values))
     return row
 
 

@@ -24,8 +24,8 @@ from cappy.files.atomic import write_atomically
 from cappy.files.inputs import find
 from cappy.files.jsonl import is_number
 from cappy.files.updates import read_updates
-from cappy.study import cells, curves, verdict
-from cappy.study.cells import ADAPTED, ORACLE, PUBLISHED, Cell
+from cappy.study import cells, curves, preferences, verdict
+from cappy.study.cells import ORACLE, PUBLISHED, Cell
 from cappy.study.results import ResultPaths, read_candidates, text_settings
 from cappy.tasks.faults import describe_faults
 from cappy.tasks.picks import describe_ties
@@ -55,6 +55,7 @@ def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=N
     page = CellPage({'generator': paths[0].generator, 'task': paths[0].task, 'rougeL': float(np.mean(values))})
     page.summary['comparison'] = _mean_comparison([_comparison(result) for result in results])
     cell = Cell(paths[0].generator, paths[0].task, tuple(results))
+    page.summary['ours'] = cell.ours
     page.summary['remarks'] = _add_ties(page.summary['comparison'], cell)
     if len(results) > 1:
         page.summary['seeds'] = {'values': values, **spread(values)._asdict()}
@@ -63,7 +64,8 @@ def build_cell(paths: Sequence[ResultPaths], results: Sequence[dict], gens_dir=N
         find(path.candidates).exists() or 'comparison' in result for path, result in zip(paths, results, strict=True)
     ]
     # A published number, or the reference implementation's own result, has no files beside it.
-    examples = attempt(cells.examples_of_cell, paths, values) if all(has_files) else None
+    picks = [cells.ours_of(result) for result in results]
+    examples = attempt(cells.examples_of_cell, paths, values, picks) if all(has_files) else None
     if examples:
         _add_intervals(page.summary, examples)
     page.blocks = [
@@ -95,16 +97,18 @@ def write_page(path, title: str, summary: dict, pages: Sequence[CellPage]):
 
 
 def describe_sweep(summary: dict, cells_shown: Sequence[dict]) -> dict:
-    """What the page says of all cells: {'verdict': sentences, 'averages', 'reference': the pick to compare with}.
+    """What the page says of all cells, {'verdict': sentences, 'averages', 'reference', 'ours'}: the pick to compare
+    with first, and the one that is the result.
 
     Adds to each of cells_shown its own 'verdict'.
     """
+    ours = verdict.ours_of_all(cells_shown)
     for cell in cells_shown:
         cell['verdict'] = _cell_verdict(cell)
     generators, tasks = summary['generators'], summary['tasks']
     averages = verdict.averages(cells_shown, generators, tasks)
     picks_of_cells = [
-        [row['name'] for row in cell['comparison'] if row['name'] not in (ADAPTED, ORACLE)] for cell in cells_shown
+        [row['name'] for row in cell['comparison'] if row['name'] not in (cell['ours'], ORACLE)] for cell in cells_shown
     ]
     if len(cells_shown) == 1:
         lines = cells_shown[0]['verdict']
@@ -116,30 +120,32 @@ def describe_sweep(summary: dict, cells_shown: Sequence[dict]) -> dict:
             else f', with samples of {generators[0]}'
         )
         note = verdict.NO_INTERVAL if 'low' not in averages[0]['rows'][0] else ''
-        lines = verdict.sentences(averages[0]['rows'], where, 'over tasks', note)
+        lines = verdict.sentences(averages[0]['rows'], where, 'over tasks', note, ours)
         if counted := verdict.tally(cells_shown):
             lines.insert(0 if note else 1, counted)  # with the numbers, or first where the means allow no judgement
         if not any(picks_of_cells) and len(averages) > 1:
-            lines.append(verdict.levels(averages[1:]))
+            lines.append(verdict.levels(averages[1:], ours))
     else:
         lines = ['No task has a result of all generators, so there are no means over tasks.']
-    return {'verdict': lines, 'averages': averages, 'reference': verdict.common_reference_pick(picks_of_cells)}
+    reference = verdict.common_reference_pick(picks_of_cells, ours)
+    return {'verdict': lines, 'averages': averages, 'reference': reference, 'ours': ours}
 
 
 def _cell_verdict(cell):
+    ours = cell['ours']
     rows = [{**row} for row in cell['comparison']]
     for row in rows:
-        if row['name'] not in (ADAPTED, ORACLE):
+        if row['name'] not in (ours, ORACLE):
             row['gain'] = cell.get('gains', {}).get(row['name']) or [cell['rougeL'] - row['rougeL'], None, None]
-    if not any(row['name'] == ADAPTED for row in rows):
+    if not any(row['name'] == ours for row in rows):
         rows.append(
-            {'name': ADAPTED, 'rougeL': cell['rougeL']} | {key: cell[key] for key in ('low', 'high') if key in cell}
+            {'name': ours, 'rougeL': cell['rougeL']} | {key: cell[key] for key in ('low', 'high') if key in cell}
         )
     if isinstance(cell.get('published'), float):
         gain = [cell['rougeL'] - cell['published'], None, None]
         rows.append({'name': PUBLISHED, 'rougeL': cell['published'], 'gain': gain})
     n = f'over {_count(cell["n"], "example")}' if 'n' in cell else 'over examples'
-    return verdict.sentences(rows, f'On {cell["task"]}, with samples of {cell["generator"]}', n)
+    return verdict.sentences(rows, f'On {cell["task"]}, with samples of {cell["generator"]}', n, ours_name=ours)
 
 
 def _count(n, noun):
@@ -153,11 +159,11 @@ def _add_intervals(summary, examples):
         for pick, difference in examples.differences.items()
         if pick != ORACLE and math.isfinite(difference.mean)
     }
-    intervals = {ADAPTED: (examples.low, examples.high), **examples.intervals}
+    intervals = {summary['ours']: (examples.low, examples.high), **examples.intervals}
     for row in summary['comparison']:
         if 'low' not in row:
             row |= dict(zip(('low', 'high'), intervals.get(row['name'], ()), strict=False))
-    ours = next((row for row in summary['comparison'] if row['name'] == ADAPTED and 'low' in row), None)
+    ours = next((row for row in summary['comparison'] if row['name'] == summary['ours'] and 'low' in row), None)
     low, high = (ours['low'], ours['high']) if ours else (examples.low, examples.high)
     summary |= {'n': examples.n_examples, 'low': low, 'high': high, 'gains': gains}
 
@@ -171,7 +177,9 @@ def _build_block(paths, result, gens_dir, max_examples, attempt):
         settings = text_settings(result)
         sources = attempt(curves.read_generator_file, paths, lines, settings, gens_dir)
         data |= attempt(_charts, paths, lines, sources, settings) or {}
-        data |= _examples(lines, sources, max_examples)
+        ours = cells.ours_of(result)
+        data |= {'ours': ours, 'preferences': preferences.describe(lines, sources, ours)}
+        data |= _examples(lines, sources, max_examples, ours)
     return _pack(data, paths, attempt.faults)
 
 
@@ -196,6 +204,7 @@ def _comparison(result):
     return [
         {'name': row['name']}
         | {key: row[key] for keys in together if all(is_number(row.get(key)) for key in keys) for key in keys}
+        | ({'metrics': metrics} if (metrics := cells.metrics_of(row)) else {})
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, dict) and isinstance(row.get('name'), str) and is_number(row.get('rougeL'))
     ]
@@ -212,6 +221,10 @@ def _mean_comparison(by_folder):
             continue
         keys = [key for key in ('rougeL', 'gap_closed') if all(key in other for other in same)]
         kept.append({'name': row['name'], **{key: float(np.mean([other[key] for other in same])) for key in keys}})
+        measured = [other.get('metrics', {}) for other in same]
+        common = [name for name in measured[0] if all(name in own for own in measured)]
+        if common:
+            kept[-1]['metrics'] = {name: float(np.mean([own[name] for own in measured])) for name in common}
     return kept
 
 
@@ -242,10 +255,10 @@ def _charts(paths, lines, sources, settings):
     }
 
 
-def _examples(lines, sources, max_examples):
+def _examples(lines, sources, max_examples, ours_name):
     """The examples to browse: those with the largest difference to the reference pick."""
-    rougeL_by_pick = cells.picked_rougeL(lines)
-    ours, others = rougeL_by_pick.pop(ADAPTED), list(rougeL_by_pick)
+    rougeL_by_pick = cells.picked_rougeL(lines, ours_name)
+    ours, others = rougeL_by_pick.pop(ours_name), list(rougeL_by_pick)
     reference = verdict.reference_pick(others)
     order = np.argsort(-np.abs(ours - rougeL_by_pick[reference]), kind='stable')[:max_examples]
     names = (name for line in lines for candidate in line['candidates'] for name in candidate['decodings'])
