@@ -2,12 +2,14 @@
 
     python scripts/present_bigbench_baselines.py
     python scripts/present_bigbench_baselines.py --gen_models flan-t5-xl,flan-t5-xxl --tasks tense,gem --by_task
+    python scripts/present_bigbench_baselines.py --metric exact_match
 
 The picks (`cappy/tasks/picks.py` defines them): a random candidate, the first sample of each decoding, the sample with
 the highest self-score (the generator's own log-likelihood, summed or averaged over its tokens), consensus (minimum
 Bayes risk) and the oracle (the best candidate there is). Last, how many different samples an example has. The first
 sample of each decoding and the two self-scores are the rows of the reference's table, which gives fractions; csv and
-json give them here, too. The table goes to standard output, remarks on what is missing to standard error.
+json give them here, too. --metric measures by another metric, by which consensus is made, too. The table goes to
+standard output, remarks on what is missing to standard error.
 """
 
 import sys
@@ -24,9 +26,10 @@ from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
 from cappy.files.inputs import find
 from cappy.files.wording import listed
-from cappy.study import cells
+from cappy.study import cells, measured_again
 from cappy.tasks.candidates import REFERENCE_DECODINGS
 from cappy.tasks.faults import describe_by_name
+from cappy.tasks.metrics import find_metric
 from cappy.tasks.picks import TaskBaselines, describe_ties, measure_file, sum_ties
 
 SPLIT = ('validation',)
@@ -47,12 +50,14 @@ def main(
     columns: Literal['main', 'all'] = 'main',  # picks in a table by task; csv and json have all
     rouge_tokenizer: Literal['default', 'unicode'] = 'default',  # default reads a-z and 0-9 only, as the paper's
     n_workers: flags.Count | None = None,  # processes; default: one per core
+    metric='rougeL',  # what is measured, and consensus made by: rougeL, exact_match, chrf, or module:function
 ):
     """Print what each way to pick a sample gives without a scorer."""
+    find_metric(metric, rouge_tokenizer)
     gens_dir = Path(bigbench_gen_dir)
     generators = cells.choose_generators(gen_models, [gens_dir], '--gen_models')
     names = cells.choose_tasks(tasks, data_dir, cells.sampled_tasks(gens_dir, generators, SPLIT))
-    measured = measure(gens_dir, generators, names, (src_key, tgt_key, refs_key, rouge_tokenizer), n_workers)
+    measured = measure(gens_dir, generators, names, (src_key, tgt_key, refs_key, rouge_tokenizer), n_workers, metric)
     if not any(isinstance(baselines, TaskBaselines) for baselines in measured.values()):
         raise InputError(nothing_to_show(gens_dir, generators, names, measured))
     counted = [task for task in names if all(isinstance(measured[name, task], TaskBaselines) for name in generators)]
@@ -64,18 +69,20 @@ def main(
         print(mean_table(measured, generators, counted, picks, format))
     sys.stdout.flush()
     missing = [] if tasks else cells.missing_tasks(data_dir, names, 'samples')
-    for line in [*remarks(measured, generators, names, counted, by_task), *missing]:
+    notes = [] if metric == 'rougeL' else [f'all values are of {metric}']
+    for line in [*notes, *remarks(measured, generators, names, counted, by_task), *missing]:
         print(line, file=sys.stderr)
 
 
-def measure(gens_dir, generators, tasks, keys, n_workers):
+def measure(gens_dir, generators, tasks, keys, n_workers, metric):
     """{(generator, task): TaskBaselines, None where there is no file, or the InputError of a broken one}."""
     paths = {(name, task): find(gens_dir / name / f'{task}_validation.jsonl') for name in generators for task in tasks}
     measured = dict.fromkeys(paths)
     paths = {cell: path for cell, path in paths.items() if path.exists()}
     sizes = [path.stat().st_size for path in paths.values()]
-    arguments = [(path, *keys) for path in paths.values()]
-    results = run_over_files(measure_file, arguments, sizes, n_workers, progress='reading samples')
+    more, work = ((), measure_file) if metric == 'rougeL' else ((metric,), measured_again.measure_file)
+    arguments = [(path, *keys, *more) for path in paths.values()]
+    results = run_over_files(work, arguments, sizes, n_workers, progress='reading samples')
     return measured | dict(zip(paths, results, strict=True))
 
 

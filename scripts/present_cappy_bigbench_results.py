@@ -4,13 +4,15 @@
     python scripts/present_cappy_bigbench_results.py --gen_models flan-t5-xl,flan-t5-xxl --format table
     python scripts/present_cappy_bigbench_results.py --results_dir R/seed1,R/seed2 --format markdown --show comparisons
     python scripts/present_cappy_bigbench_results.py --gen_models all --format table --plot gain.pdf
+    python scripts/present_cappy_bigbench_results.py --gen_models all --format table --metric chrf
 
 Without --format: the JSON and the average that the reference prints (on bigbench_cappy_results/published: 0.236543
 0.276178 0.303802 0.332775 0.371678 from small to xxl). With it, tables of rougeL x 100: one row per cell, with its
 interval (bootstrap over examples), and their average; and one row per pick that ours is compared with over tasks (the
 gain with its interval by bootstrap over tasks, Wilcoxon's signed-rank test, Holm's correction for the number of rows).
-Intervals are at 95%. csv and json hold fractions, gains over every pick included. Tables go to standard output, remarks
-on what is missing or broken to standard error.
+Intervals are at 95%. csv and json hold fractions, gains over every pick included. With --metric the stored scores pick
+again and the picks are measured by it, without a model. Tables go to standard output, remarks on what is missing or
+broken to standard error.
 """
 
 import itertools
@@ -29,11 +31,12 @@ from cappy.errors import InputError
 from cappy.files.inputs import size
 from cappy.files.updates import read_updates
 from cappy.files.wording import listed, near_names
-from cappy.study import cells, comparisons, curves, plots
-from cappy.study.cells import ADAPTED, ORACLE, OURS, PUBLISHED
-from cappy.study.comparisons import Results, key_of
+from cappy.study import cells, comparisons, curves, measured_again, plots
+from cappy.study.cells import ADAPTED, ORACLE, OURS, PUBLISHED, Cell
+from cappy.study.comparisons import ROUGEL, Results, key_of
 from cappy.study.results import ResultPaths
 from cappy.study.verdict import common_reference_pick
+from cappy.tasks.metrics import find_metric
 from cappy.tasks.statistics import MIN_TASKS_FOR_INTERVAL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,13 +61,19 @@ def main(
     n_workers: flags.Count | None = None,  # processes; default: one per core
     plot: str | None = None,  # also draw this file, .png, .svg or .pdf; needs matplotlib
     picture: Literal['gain', 'heatmap', 'samples', 'scores', 'training'] = 'gain',  # what the plot shows
-    bigbench_gen_dir: str | None = None,  # folder of samples, for that picture; default: where each result's were read
+    bigbench_gen_dir: str | None = None,  # folder of samples, for that picture and --metric; default: each result's own
+    metric: str
+    | None = None,  # instead of rougeL: exact_match, chrf, or module:function; measures stored results again
 ):
     """Print the results of a sweep."""
     if plot:
         plots.check(plot)
     elif picture != 'gain':
         raise InputError(f'--picture {picture}: --plot says which file it goes to')
+    if metric:
+        find_metric(metric)
+        if picture in ('samples', 'scores'):
+            raise InputError(f'--picture {picture}: is of rougeL; leave --metric out')
     folders = cells.choose_folders(results_dir)
     generators = choose_generators(gen_models, folders)
     found = cells.found_tasks(folders, generators)
@@ -73,14 +82,20 @@ def main(
     if not any(cell.is_whole for cell in grid):
         raise InputError(faults[0] if faults else nothing_to_show(folders, generators, names, found))
     results = Results(folders, generators, names, grid)
+    if metric:
+        faults += measure_again(results, metric, bigbench_gen_dir, n_workers)
+        if not any(cell.is_whole for cell in results.grid):
+            raise InputError(faults[0])
     notes = [f'{fault}; counted as missing' for fault in faults] + remarks(results, set() if tasks else found)
     if not tasks and format != 'reference':
         notes += cells.missing_tasks(data_dir, names, 'results')
     if format != 'reference' or plot:
-        results.published = read_published(results, published_dir)
+        results.published = read_published(results, published_dir) if metric in (None, ROUGEL) else {}
         results.picks = choose_picks(results, against)
         needs_examples = format != 'reference' and show in ('cells', 'all') or plot and picture == 'gain'
-        if intervals and needs_examples:
+        if not intervals:
+            results.examples = {}
+        elif needs_examples and not metric:
             notes += read_examples(results, n_workers)
     if format == 'reference':
         print_as_reference(results)
@@ -124,12 +139,13 @@ def print_as_reference(results):
     rougeL = {(cell.generator, cell.task): cell.rougeL for cell in results.grid}
     tasks, counted = results.tasks, results.whole_tasks()
     by_generator = {generator: {task: rougeL[generator, task] for task in tasks} for generator in results.generators}
+    measure = '' if results.metric == ROUGEL else f' of {results.metric}'
     print(json.dumps(by_generator, ensure_ascii=False, indent=4))
     over = 'Big-Bench' if len(counted) == len(tasks) else f'{len(counted)} of {len(tasks)} Big-Bench tasks'
     for generator in results.generators:
         whose = f', {generator}' if len(results.generators) > 1 else ''
         average = np.mean([rougeL[generator, task] for task in counted]) if counted else None
-        print(f'Average on {over}{whose}: {average}')
+        print(f'Average{measure} on {over}{whose}: {average}')
 
 
 def remarks(results, found):
@@ -208,6 +224,26 @@ def choose_picks(results, against):
     return picks
 
 
+def measure_again(results, metric, gens_dir, n_workers):
+    """Put the cells in place that another metric gives, with what their examples give; returns what went wrong."""
+    known = [cell for cell in results.grid if any(cell.results)]
+    paths = [[ResultPaths(folder, cell.generator, cell.task) for folder in results.folders] for cell in known]
+    arguments = [(of_cell, cell.results, metric, gens_dir) for of_cell, cell in zip(paths, known, strict=True)]
+    sizes = [sum(size(path.candidates) for path in of_cell) for of_cell in paths]
+    read = run_over_files(measured_again.measure_cell, arguments, sizes, n_workers, progress=f'measuring {metric}')
+    faults, grid = [], {(cell.generator, cell.task): cell for cell in results.grid}
+    for cell, made in zip(known, read, strict=True):
+        key = cell.generator, cell.task
+        if isinstance(made, InputError):
+            faults.append(str(made))
+        measured, examples = ((None,) * len(cell.results), None) if isinstance(made, InputError) else made
+        grid[key] = Cell(*key, measured)
+        if examples:
+            results.examples[key] = examples
+    results.grid, results.metric = list(grid.values()), metric
+    return faults
+
+
 def read_examples(results, n_workers):
     """Fill results.examples from the candidates; returns remarks on files that are broken."""
     arguments, sizes = [], []
@@ -273,6 +309,10 @@ def as_data(results, rows, style, show):
             *('n_better', 'n_worse', 'p', 'p_holm'),
         ],
     }
+    columns = {
+        name: [key_of(results.metric) if key == ROUGEL else key for key in keys] for name, keys in columns.items()
+    }
+    rows = {name: [row | {key_of(results.metric): row[ROUGEL]} for row in of_table] for name, of_table in rows.items()}
     if show == 'all' and style == 'json':
         values = {name: tables.table_values(rows[name], columns[name]) for name in columns}
         return json.dumps(values, ensure_ascii=False, indent=4)
@@ -322,9 +362,15 @@ def cell_tables(results, rows, style, columns):
     return texts
 
 
+def header_of_ours(results):
+    """Says of what the values are, where it is not rougeL."""
+    return 'ours' if results.metric == ROUGEL else f'ours\n({TITLES.get(results.metric, results.metric)})'
+
+
 def cell_columns(results, columns):
     """Columns of ours and of the picks."""
-    made = [tables.percent('rougeL', 'ours', bold='rougeL_is_best'), tables.Column('interval', '95%\ninterval')]
+    made = [tables.percent('rougeL', header_of_ours(results), bold='rougeL_is_best')]
+    made.append(tables.Column('interval', '95%\ninterval'))
     if results.ours == OURS:
         made.insert(0, 'pick')
     made += [tables.percent(key_of(name), f'{TITLES.get(name, name)}\nx 100') for name in results.metrics]
@@ -354,7 +400,7 @@ def comparison_columns(results):
         *(['generator'] if len(results.generators) > 1 else []),
         'against',
         tables.Column('n_tasks', 'tasks'),
-        tables.percent('rougeL', 'ours'),
+        tables.percent('rougeL', header_of_ours(results)),
         tables.percent('theirs'),
         tables.Column('gain_text', 'gain (95% over tasks)'),
         tables.Column('n_better', 'better'),
@@ -373,10 +419,10 @@ def draw(results, picture, against, gens_dir, n_workers):
             raise InputError(f'--picture {picture}: no cell has {pick or "a pick"} to compare with; see --against')
         notes = without_pick(results, rows, pick)
         if picture == 'gain':
-            return plots.gain_per_task(rows, f'{pick}{over_seeds(results)}'), notes
+            return plots.gain_per_task(rows, f'{pick}{over_seeds(results)}', results.metric), notes
         values, label = {(row['generator'], row['task']): row['gain'] for row in rows}, f'gain over {pick}'
     elif picture == 'heatmap':
-        values, label, notes = {(cell.generator, cell.task): cell.rougeL for cell in results.grid}, 'rougeL', []
+        values, label, notes = {(cell.generator, cell.task): cell.rougeL for cell in results.grid}, results.metric, []
     else:
         return draw_files(results, picture, gens_dir, n_workers)
     table = [[values.get((name, task)) for name in results.generators] for task in results.tasks]

@@ -106,8 +106,8 @@ class Cell:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics beside rougeL that ours has in all folders."""
-        rows = [metrics_of(_row_of(result or {}, OURS) or {}) for result in self.results]
+        """Names of the metrics beside rougeL that ours has in all folders that have a result."""
+        rows = [metrics_of(_row_of(result, OURS) or {}) for result in self.results if result]
         return [name for name in rows[0] if all(name in row for row in rows)]
 
     def metric_of(self, pick, metric) -> float | None:

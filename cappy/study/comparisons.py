@@ -27,10 +27,15 @@ from cappy.tasks.statistics import (
     spread,
 )
 
+ROUGEL = 'rougeL'
+
 
 @dataclass(slots=True)
 class Results:
-    """What the rows are made of: the cells, and by (generator, task) published rougeL and what the examples give."""
+    """What the rows are made of: the cells, and by (generator, task) published rougeL and what the examples give.
+
+    metric: the one of which the values are that are called rougeL.
+    """
 
     folders: list[Path]
     generators: list[str]
@@ -39,6 +44,7 @@ class Results:
     published: dict[tuple, float] = field(default_factory=dict)
     picks: list[str] = field(default_factory=list)  # beside which ours is shown
     examples: dict[tuple, CellExamples] = field(default_factory=dict)
+    metric: str = ROUGEL
 
     @property
     def ours(self) -> str:

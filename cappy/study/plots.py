@@ -54,10 +54,11 @@ def save(figure, path):
         file.write(content.getvalue())
 
 
-def gain_per_task(rows: Sequence[Mapping], against: str):
+def gain_per_task(rows: Sequence[Mapping], against: str, measure: str = 'rougeL'):
     """Gains over another pick: one line per task, sorted by the mean over generators, and one panel per generator.
 
-    rows: {'generator', 'task', 'gain', 'low', 'high'}; low and high, the interval, may be None or missing.
+    rows: {'generator', 'task', 'gain', 'low', 'high'}; low and high, the interval, may be None or missing. measure: of
+    what the gains are.
     """
     generators, tasks = _names(rows, 'generator'), _names(rows, 'task')
     mean = {task: np.mean([row['gain'] for row in rows if row['task'] == task]) for task in tasks}
@@ -78,7 +79,7 @@ def gain_per_task(rows: Sequence[Mapping], against: str):
     panels[0].set_ylim(-0.7, len(tasks) - 0.3)
     has_intervals = any(row.get('low') is not None for row in rows)
     bars = ' (bars: 95% intervals over examples)' if has_intervals else ''
-    label = figure.supxlabel(f'gain in rougeL x 100 over {_plain(against)}{bars}', fontsize=8)
+    label = figure.supxlabel(f'gain in {_plain(measure)} x 100 over {_plain(against)}{bars}', fontsize=8)
     _centre_below(figure, panels, label)
     return figure
 
