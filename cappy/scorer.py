@@ -14,7 +14,7 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.files.settings import check_at_least
-from cappy.model import model_files, vocabulary
+from cappy.model import model_files, self_check, vocabulary
 from cappy.model.config import EncoderConfig
 from cappy.model.devices import get_devices, is_first_process
 from cappy.model.packing import check_max_length, default_max_length
@@ -85,6 +85,7 @@ class Cappy:
         if max_length is not None:
             check_max_length(max_length, config, name_or_dir)
         devices = devices or get_devices()
+        devices.check_heads(config, name_or_dir)
         dtype = devices.compute_dtype(compute_dtype)
         tokenizer = load_tokenizer(path)
         vocabulary.check_size(tokenizer, config.vocab_size, path)
@@ -131,6 +132,7 @@ class Cappy:
         """
         if self.params is None:
             raise InputError(f'{self.source}: its parameters went into a training that stopped; load it again')
+        self._check_device()
         return score_pairs(
             self.params,
             self.tokenizer,
@@ -210,6 +212,7 @@ class Cappy:
         fingerprint = _fingerprint(settings, triples, self)
         if settings.objective != 'absolute':  # the paper's starts from 0
             self._start_at(0.5 if settings.objective == 'centred' else float(labels.mean()))
+        self._check_device()
         with self._lend_params() as params:
             trained = train(
                 params,
@@ -273,6 +276,7 @@ class Cappy:
         platform, n_data = self.devices.platform, self.devices.n_data
         feed = Feed(stream, self.tokenizer, settings, self.config, platform, n_data, tokens_per_device)
         fingerprint = {**_shared_fingerprint(settings, self), **(fingerprint or {})}
+        self._check_device()
 
         def evaluate(update, params):
             self.params = params
@@ -293,6 +297,16 @@ class Cappy:
             )
         self.params = params
         return updates, feed
+
+    def self_check(self):
+        """The self_check.SelfCheck of this scorer on its devices, passed or not.
+
+        On an accelerator the first scoring or training makes one by itself, and raises InputError where it has failed.
+        """
+        return self_check.check(self.params, self.tokenizer, self.config, self.devices, self.compute_dtype)
+
+    def _check_device(self):
+        self_check.check_once(self.params, self.tokenizer, self.config, self.devices, self.compute_dtype)
 
     @contextlib.contextmanager
     def _lend_params(self):

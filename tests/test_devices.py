@@ -1,23 +1,27 @@
 """The recorded job on several devices and processes, each a Python process of its own: see `job`."""
 
 import json
+import logging
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cappy.errors import InputError
-from cappy.model.devices import get_devices, is_first_process
+from cappy.model.devices import Devices, get_devices, is_first_process
 from cappy.model.training import TrainingSettings
 from cappy.model.training_state import Checkpoint
 from cappy.scorer import Cappy
 from cappy.tasks.candidates import read_task
 from cappy.tasks.rouge import RougeL
 
-RECORDED = Path(__file__).parent / 'recorded'
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / 'tests' / 'recorded'
 LAYER = 'roberta.encoder.layer.0'
 
 
@@ -69,9 +73,9 @@ def job(folder, per_device_batch_size, stop_after=None, objective='absolute', **
         (folder / 'measured.json').write_text(json.dumps(measured))
 
 
-def refusals(shards_of_devices, shards_of_weights, model):
-    """Print what a user is told where shards divide neither the devices nor the weights."""
-    for n_model_shards in (shards_of_devices, shards_of_weights):
+def refusals(*jobs):
+    """Print what a user is told of shards of models: (n_model_shards, model) each."""
+    for n_model_shards, model in jobs:
         try:
             Cappy.from_pretrained(model, devices=get_devices(n_model_shards))
         except InputError as error:
@@ -85,7 +89,7 @@ def free_port():
 
 
 @pytest.fixture(scope='module')
-def jobs(request, run_python, tmp_path_factory, tiny_directories):
+def jobs(request, run_python, tmp_path_factory, tiny_directories, make_model):
     """{name: (folder, processes)} of all the jobs, which run at the same time."""
     started = {}
 
@@ -109,7 +113,12 @@ def jobs(request, run_python, tmp_path_factory, tiny_directories):
     if 'two processes' in names:
         hosts = {'n_processes': 2, 'host0_address': '127.0.0.1', 'host0_port': free_port()}
         start('two processes', 2, {'process_id': 0}, {'process_id': 1}, per_device_batch_size=2, **hosts)
-    refused = run_python(__file__, json.dumps({'refusals': [2, 3, str(tiny_directories['roberta'])]}), n_devices=3)
+    tiny, odd = (
+        tiny_directories['roberta'],
+        make_model({'hidden_size': 36, 'num_attention_heads': 3, 'intermediate_size': 40}),
+    )
+    of_jobs = [(2, str(tiny)), (3, str(tiny)), (3, str(odd))]
+    refused = run_python(__file__, json.dumps({'refusals': of_jobs}), n_devices=3)
     started['refusals'] = (None, [refused])
     yield started
     for _, processes in started.values():
@@ -207,12 +216,104 @@ def test_a_checkpoint_of_a_sharded_model_is_continued(jobs):
     assert begun == [True, *range(10, 32)]
 
 
-def test_shards_that_divide_neither_devices_nor_weights_are_named(jobs):
+def test_shards_that_divide_neither_devices_nor_heads_nor_weights_are_named(jobs):
     _, [output] = finished(jobs, 'refusals')
-    devices, weights = output.splitlines()
+    devices, heads, weights = output.splitlines()
     assert devices == '--n_model_shards 2: does not divide the 3 device(s) found'
-    assert weights.startswith('--n_model_shards 3: does not divide 32, a dimension of ')
+    assert heads.startswith('n_model_shards 3: does not divide the 4 attention heads of ')
+    assert heads.endswith('; give a divisor of 4')
+    assert weights.startswith('--n_model_shards 3: does not divide 40, a dimension of ')
     assert weights.endswith('; give a divisor of the heads and widths')
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_a_platform_without_a_device_is_named_in_one_line(run_python, platform):
+    if platform == 'cuda' and Path('/dev/nvidiactl').exists():
+        pytest.skip('has an NVIDIA card')
+    process = run_python(ROOT / 'scripts' / 'check_device.py', JAX_PLATFORMS=platform)
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, output) == (1, '')
+    assert 'Traceback' not in errors
+    line = errors.splitlines()[-1]
+    assert line.startswith(f'error: JAX_PLATFORMS={platform}: no device could be used (')
+    assert line.endswith(
+        'install jax as its manual says for this device, with a driver that fits, or set JAX_PLATFORMS=cpu'
+    )
+
+
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (
+            RuntimeError(
+                "Unable to initialize backend 'cuda': Unable to use CUDA because of the following:\nOutdated cuDNN "
+                'installation found. (you may need to uninstall the failing plugin package, or set ..)'
+            ),
+            r"no device could be used \(Unable to initialize backend 'cuda': .*: Outdated cuDNN installation found\.\)",
+        ),
+        (
+            jax.errors.JaxRuntimeError('FAILED_PRECONDITION: DNN library initialization failed.\nLook at the errors'),
+            r'the devices: the first program failed \(FAILED_PRECONDITION: DNN .* failed\.\); the driver or its lib',
+        ),
+    ],
+)
+def test_a_driver_that_does_not_fit_is_named_in_one_line(monkeypatch, error, message):
+    def failing(**settings):
+        raise error
+
+    monkeypatch.setattr('redco.Deployer', failing)
+    monkeypatch.delenv('JAX_PLATFORMS')
+    with pytest.raises(InputError, match=message) as caught:
+        get_devices.__wrapped__()
+    assert '\n' not in str(caught.value) and '(you may' not in str(caught.value)
+
+
+def test_another_failure_of_the_start_is_not_taken_for_the_driver(monkeypatch):
+    def failing(**settings):
+        raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: the other processes did not come')
+
+    monkeypatch.setattr('redco.Deployer', failing)
+    with pytest.raises(jax.errors.JaxRuntimeError, match='DEADLINE'):
+        get_devices.__wrapped__()
+
+
+def with_cards(*cards):
+    """Devices whose mesh is of cards: (platform, kind, compute capability) each."""
+    names = ('platform', 'device_kind', 'compute_capability')
+    cards = [SimpleNamespace(**dict(zip(names, card, strict=False))) for card in cards]
+    return Devices(None, SimpleNamespace(devices=np.array(cards, object)))
+
+
+def test_a_card_without_bfloat16_computes_in_float32_and_says_so_unless_asked_for_it(caplog):
+    old = with_cards(('gpu', 'NVIDIA H100', '9.0'), ('gpu', 'Tesla T4', '7.5'))
+    with caplog.at_level(logging.WARNING):
+        assert old.compute_dtype() == jnp.float32
+    lacking = 'Tesla T4 has no units for bfloat16 (compute capability 7.5; 8.0 has)'
+    assert [record.getMessage() for record in caplog.records] == [f'{lacking}; computing in float32']
+    caplog.clear()
+    assert old.compute_dtype('float32') == jnp.float32
+    with pytest.raises(InputError) as caught:
+        old.compute_dtype('bfloat16')
+    assert str(caught.value) == f'compute_dtype bfloat16: {lacking}; give float32'
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ('card', 'default'),
+    [
+        (('gpu', 'NVIDIA A100', '8.0'), jnp.bfloat16),
+        (('gpu', 'AMD Instinct', 'gfx90a'), jnp.bfloat16),  # no number
+        (('gpu', 'another'), jnp.bfloat16),  # no capability
+        (('tpu', 'TPU v4'), jnp.bfloat16),
+        (('cpu', 'cpu'), jnp.float32),
+    ],
+)
+def test_other_devices_compute_in_bfloat16_and_a_cpu_where_it_is_asked_to(card, default, caplog):
+    devices = with_cards(card)
+    assert (devices.compute_dtype(), devices.compute_dtype('bfloat16')) == (default, jnp.bfloat16)
+    assert not caplog.records
+    with pytest.raises(InputError, match="compute_dtype: found 'float16'; choose one of float32, bfloat16"):
+        devices.compute_dtype('float16')
 
 
 def test_one_device_has_a_mesh_and_one_set_of_settings_one_deployer():

@@ -34,6 +34,7 @@ OUTPUTS = {
     'cappy_promptsource.py': ('results_dir',),
     'benchmarks/adapting.py': ('output',),
     'scripts/bigbench_flan_generate.py': ('output_dir',),
+    'scripts/check_device.py': (),
     'scripts/get_bigbench_data.py': ('output_dir', 'cache_dir'),
     'scripts/get_e2e_nlg.py': ('output_dir', 'cache_dir'),
     'scripts/get_pretrain_data.py': ('output_dir',),

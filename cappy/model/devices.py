@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 from pathlib import Path
 
 import flax.core
@@ -44,6 +45,12 @@ SHARDING_RULES = [
 
 
 COMPUTE_DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+BFLOAT16_CAPABILITY = 8.0  # of NVIDIA's cards: from Ampere on; older ones compute bfloat16 by way of float32
+
+# How a first program fails whose driver or libraries are older than what it was compiled for.
+DOES_NOT_FIT = re.compile('FAILED_PRECONDITION|DRIVER|PTX|NO_BINARY|INVALID_IMAGE|driver|ptxas|kernel image')
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +91,42 @@ class Devices:
     def compute_dtype(self, name=None):
         """What products are computed in: COMPUTE_DTYPES[name]; by default bfloat16 where the device has units for it.
 
-        Raises InputError for another name.
+        An accelerator that has none gets float32, with a warning. Raises InputError for another name, and for bfloat16
+        on such a device, where it would be slower than float32.
         """
-        if name is None:
-            return jnp.float32 if self.platform == 'cpu' else jnp.bfloat16
-        if name not in COMPUTE_DTYPES:
+        if name not in (None, *COMPUTE_DTYPES):
             raise InputError(f'compute_dtype: found {name!r}; choose one of {", ".join(COMPUTE_DTYPES)}')
+        lacking = None if name == 'float32' else self._lacks_bfloat16()
+        if name is None:
+            if lacking:
+                logger.warning('%s; computing in float32', lacking)
+            return jnp.float32 if lacking or self.platform == 'cpu' else jnp.bfloat16
+        if lacking:
+            raise InputError(f'compute_dtype bfloat16: {lacking}; give float32')
         return COMPUTE_DTYPES[name]
+
+    def _lacks_bfloat16(self):
+        """Words for an NVIDIA card without units for bfloat16, None for any other device."""
+        for device in self.mesh.devices.flat:
+            with contextlib.suppress(AttributeError, TypeError, ValueError):  # AMD's capabilities are no numbers
+                if device.platform == 'gpu' and float(device.compute_capability) < BFLOAT16_CAPABILITY:
+                    return (
+                        f'{device.device_kind} has no units for bfloat16 (compute capability '
+                        f'{device.compute_capability}; {BFLOAT16_CAPABILITY} has)'
+                    )
+
+    def check_heads(self, config, source):
+        """Raise InputError where the shards of a model do not divide its attention heads.
+
+        config: EncoderConfig; source: the model's name in the error. A head in two shards is right, but each product of
+        attention would move between devices.
+        """
+        n_heads = config.num_attention_heads
+        if n_heads % self.n_model_shards:
+            raise InputError(
+                f'n_model_shards {self.n_model_shards}: does not divide the {n_heads} attention heads of {source}; '
+                f'give a divisor of {n_heads}'
+            )
 
     def params_shardings(self, params):
         """Where each parameter is placed: a tree like `params` (arrays or their shapes) of NamedSharding.
@@ -143,8 +179,8 @@ def get_devices(
 
     n_processes, host0_address, host0_port, process_id, n_local_devices: as redco's Deployer takes them;
     tensorboard_dir: where its log_metrics writes, None: nowhere.
-    Raises InputError for a number that is out of range, where n_model_shards does not divide the devices, or
-    TensorBoard's writer is not installed.
+    Raises InputError for a number that is out of range, where n_model_shards does not divide the devices, the platform
+    that was asked for has no device, its driver or libraries do not fit, or TensorBoard's writer is not installed.
     """
     check_at_least(1, n_model_shards=n_model_shards, n_processes=n_processes, n_local_devices=n_local_devices)
     if n_processes is not None and process_id is not None and not 0 <= process_id < n_processes:
@@ -169,14 +205,59 @@ def get_devices(
                 workdir=tensorboard_dir,
                 run_tensorboard=tensorboard_dir is not None,
             )
-        except AssertionError as error:  # redco's only word for it
+        except AssertionError as error:
+            # jax asserts that it found a device, redco that the shards divide those it found.
+            n_devices = _device_count()
+            if not n_devices:
+                raise InputError(_no_device('none was found')) from error
             raise InputError(
-                f'--n_model_shards {n_model_shards}: does not divide the {jax.device_count()} device(s) found'
+                f'--n_model_shards {n_model_shards}: does not divide the {n_devices} device(s) found'
             ) from error
+        except RuntimeError as error:
+            if str(error).startswith('Unable to initialize backend'):
+                raise InputError(_no_device(str(error))) from error
+            refuse_misfit('the devices', error)
+            raise
     mesh = deployer.mesh
     if mesh is None:
         mesh = Mesh(np.array(jax.devices()).reshape(-1, 1), ('dp', 'mp'))
     return Devices(deployer, mesh)
+
+
+def refuse_misfit(device, error):
+    """Raise InputError where a first program failed since the driver or the libraries of a device do not fit jax.
+
+    device: its name in the error; error: RuntimeError, left alone where it may have another cause.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError) and DOES_NOT_FIT.search(str(error)):
+        raise InputError(
+            f'{device}: the first program failed ({_first_line(error)}); the driver or its libraries do not fit jax '
+            f'{jax.__version__}: install a newer driver, or jax again as its manual says for this device, or set '
+            'JAX_PLATFORMS=cpu'
+        ) from error
+
+
+def _no_device(reason):
+    """One line for a platform without a device, or with one that does not start."""
+    reason = reason.partition(' (set JAX_PLATFORMS')[0].partition(' (you may need')[0]
+    asked = os.environ.get('JAX_PLATFORMS')
+    named = f'JAX_PLATFORMS={asked}: ' if asked else ''
+    return (
+        f'{named}no device could be used ({" ".join(reason.split())}); install jax as its manual says for this device, '
+        'with a driver that fits, or set JAX_PLATFORMS=cpu'
+    )
+
+
+def _device_count():
+    """Devices of all processes, 0 where jax finds none of the platform that was asked for."""
+    try:
+        return jax.device_count()
+    except (AssertionError, RuntimeError):
+        return 0
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_first_process():

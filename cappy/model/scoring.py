@@ -34,11 +34,15 @@ TOKENS_PER_DEVICE = {'cpu': 1024, 'gpu': 16384, 'tpu': 16384}
 COMPILE_SECONDS = 0.6
 
 
+def attention_of(devices, dtype):
+    """The function that computes attention in scoring, see `layers.attend`."""
+    return attend_bounded if devices.platform == 'cpu' and dtype == jnp.float32 else attend
+
+
 @functools.lru_cache(maxsize=8)
 def score_program(config, dtype, devices):
     """The program (params, rows) -> float32 [R, C] on every device, one for each model, dtype and mesh."""
-    bounded = devices.platform == 'cpu' and dtype == jnp.float32
-    model = Scorer(config, dtype, attend=attend_bounded if bounded else attend)
+    model = Scorer(config, dtype, attend=attention_of(devices, dtype))
     return jax.jit(lambda params, rows: model.apply({'params': params}, rows), out_shardings=devices.replicated)
 
 
