@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import itertools
 import json
 import os
 import platform
@@ -28,6 +29,18 @@ DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
 DROPOUT = 0.1  # both sizes' published rate
 SIZES = {
+    'tiny': {  # for tests
+        'model_type': 'roberta',
+        'vocab_size': 8000,
+        'hidden_size': 32,
+        'num_hidden_layers': 2,
+        'num_attention_heads': 2,
+        'intermediate_size': 64,
+        'max_position_embeddings': 514,
+        'type_vocab_size': 1,
+        'layer_norm_eps': 1e-5,
+        'pad_token_id': 1,
+    },
     'minilm': {
         'model_type': 'bert',
         'vocab_size': 30522,
@@ -52,6 +65,12 @@ SIZES = {
         'layer_norm_eps': 1e-5,
         'pad_token_id': 1,
     },
+}
+SIZES['large'] = SIZES['base'] | {
+    'hidden_size': 1024,
+    'num_hidden_layers': 24,
+    'num_attention_heads': 16,
+    'intermediate_size': 4096,
 }
 # A vocabulary of this size, learned from the texts, gives 1.2 to 1.3 tokens per English word, as the published ones do.
 TRAINED_VOCABULARY = 8000
@@ -96,17 +115,36 @@ def _read_crows_pairs(data):
         return [(row.instruction, row.response) for row in read_choices(rows)]
 
 
-def _made_up(data, n_pairs=4000, seed=0):
-    """Instructions of 10 to 200 words, most of them short, and responses of 5 to 30."""
+# Words of an instruction and of a response, drawn by a random.Random. Made-up words are about one token each.
+LENGTHS = {
+    # Instructions of 10 to 200 words, most of them short.
+    'synthetic': (lambda draw: int(10 * 20 ** draw.random()), lambda draw: draw.randrange(5, 30)),
+    # P3's words: half of the instructions have 37 to 202, half of the responses 1 to 7; few are very long.
+    'p3_like': (
+        lambda draw: min(int(draw.lognormvariate(4.45, 1.12)) + 4, 2000),
+        lambda draw: min(int(draw.lognormvariate(0.7, 1.6)) + 1, 400),
+    ),
+    # E2E NLG's tokens, some 80 for a pair, all pairs about alike.
+    'e2e_like': (lambda draw: draw.randrange(32, 48), lambda draw: max(8, int(draw.gauss(36, 10)))),
+}
+
+
+def made_up_pairs(lengths, n_pairs, seed=0):
+    """n_pairs (instruction, response) pairs of made-up words; lengths: a key of LENGTHS."""
     generator = random.Random(seed)
     syllables = SYLLABLES.split()
     vocabulary = [''.join(generator.choices(syllables, k=1 + rank % 4)) for rank in range(5000)]
-    frequencies = [1 / (1 + rank) for rank in range(5000)]
+    frequencies = list(itertools.accumulate(1 / (1 + rank) for rank in range(5000)))
 
     def text(n_words):
-        return ' '.join(generator.choices(vocabulary, frequencies, k=n_words))
+        return ' '.join(generator.choices(vocabulary, cum_weights=frequencies, k=n_words))
 
-    return [(text(int(10 * 20 ** generator.random())), text(generator.randrange(5, 30))) for _ in range(n_pairs)]
+    of_instruction, of_response = LENGTHS[lengths]
+    return [(text(of_instruction(generator)), text(of_response(generator))) for _ in range(n_pairs)]
+
+
+def _made_up(data):
+    return made_up_pairs('synthetic', 4000)
 
 
 READERS = {'e2e': _read_e2e, 'p3': _read_p3, 'crows_pairs': _read_crows_pairs, 'synthetic': _made_up}

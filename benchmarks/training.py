@@ -87,11 +87,15 @@ class Ours:
 
 
 class PyTorch:
-    """The plain loop: micro-batches in order, each padded to its longest pair."""
+    """The plain loop: micro-batches in order, each padded to its longest pair.
 
-    def __init__(self, directory, work, micro_batch_size):
-        self.work, self.micro_batch_size = work, micro_batch_size
-        self.model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).train()
+    device: as PyTorch names it; autocast: products in bfloat16, the weights stay float32.
+    """
+
+    def __init__(self, directory, work, micro_batch_size, device='cpu', autocast=False):
+        self.work, self.micro_batch_size, self.device, self.autocast = work, micro_batch_size, device, autocast
+        model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+        self.model = model.to(device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.0, fused=True)
 
     def update(self, number):
@@ -99,15 +103,17 @@ class PyTorch:
         group, loss = self.work.order[number], 0.0
         for first in range(0, len(group), self.micro_batch_size):
             pairs = group[first : first + self.micro_batch_size]
-            logits = self.model(**self._padded(pairs)).logits[:, 0]
-            part = torch.square(logits - torch.from_numpy(self.work.labels[pairs])).sum() / len(group)
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+                logits = self.model(**self._padded(pairs)).logits[:, 0].float()
+            labels = torch.from_numpy(self.work.labels[pairs]).to(self.device)
+            part = torch.square(logits - labels).sum() / len(group)
             part.backward()
-            loss += part.item()
+            loss += part.detach()
         for settings in self.optimizer.param_groups:
             settings['lr'] = float(self.work.optimizer.schedule(number))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss
+        return float(loss)  # waits for the device
 
     def _padded(self, pairs):
         encoded = self.work.encoded
@@ -121,7 +127,7 @@ class PyTorch:
         inputs = {'input_ids': tokens, 'attention_mask': mask}
         if self.model.config.model_type == 'bert':
             inputs['token_type_ids'] = types
-        return {name: torch.from_numpy(array) for name, array in inputs.items()}
+        return {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
 
 
 def largest_loss_difference(size, pairs, pairs_per_update, n_updates):
