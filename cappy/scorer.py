@@ -210,9 +210,9 @@ class Cappy:
         if encoded.truncated.any() and is_first_process():
             logger.warning('%s', describe_cut(encoded.counts, settings.max_length, 'training pairs'))
         fingerprint = _fingerprint(settings, triples, self)
+        self._check_device()
         if settings.objective != 'absolute':  # the paper's starts from 0
             self._start_at(0.5 if settings.objective == 'centred' else float(labels.mean()))
-        self._check_device()
         with self._lend_params() as params:
             trained = train(
                 params,
