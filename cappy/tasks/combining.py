@@ -31,7 +31,7 @@ SIGNALS = ('consensus', 'weighted_consensus', 'self_score', 'decoding', 'times_s
 SCORER = 'scorer'
 # Weights of differences in score and in consensus, both in units of the labels; of other signals 0.
 PRIOR = {SCORER: 0.5, 'consensus': 0.5, 'weighted_consensus': 0.5}
-PRIOR_EXAMPLES = 10
+PRIOR_EXAMPLES = 50
 TEMPERATURE = 0.2  # of votes: a sample whose score is that much below the best has 1 / e of its vote
 COMBINED, WEIGHTED = 'combined', 'score-weighted consensus'  # names of picks
 FILE = 'combination.json'
