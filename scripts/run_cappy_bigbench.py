@@ -38,7 +38,9 @@ from cappy.files.wording import listed
 from cappy.model import scoring, training
 from cappy.model.model_files import check_writable, find_model
 from cappy.study import cells, results, slurm, sweep
+from cappy.tasks import combining
 from cappy.tasks.candidates import SPLITS
+from cappy.tasks.metrics import find_metric
 
 CELL_DEFAULTS = {name: p.default for name, p in inspect.signature(cappy_bigbench.main).parameters.items()}
 # Flags of a cell that the sweep sets itself, or that spread one cell over several hosts.
@@ -109,6 +111,7 @@ def with_flags_of_a_cell(main):
     joined.__annotations__ = {**cappy_bigbench.main.__annotations__, **main.__annotations__}
     joined.__doc__ += '\n\nThe flags after --poll_seconds are those of cappy_bigbench.py and are passed to each cell.'
     joined.sources = (main, cappy_bigbench.main)  # where --help finds the comments beside the flags
+    joined.presets = cappy_bigbench.main.presets  # so that the sweep checks what its cells will do
     return joined
 
 
@@ -171,12 +174,20 @@ def make_job(seed, generator, task, settings, given, fewer=()):
     if save_dir:
         folder = Path(save_dir) if seed.label is None else Path(save_dir, f'seed{seed.label}')
         own['save_dir'] = save_dir = str(folder / generator / task)
-    values = {name: value for name, value in {**given, **own}.items() if name != 'overwrite'}
+    values = {name: value for name, value in {**without_presets(given), **own}.items() if name != 'overwrite'}
     command = [sys.executable, str(ROOT / 'cappy_bigbench.py')]
     command += [f'--{name}={as_flag(value)}' for name, value in values.items()]
     command += ['--overwrite'] if settings['overwrite'] else []
     paths = results.ResultPaths(seed.results_dir, generator, task)
     return sweep.Job(paths, tuple(command), fewer, save_dir, settings['overwrite'], seed.label)
+
+
+def without_presets(given):
+    """What the user gave: without the values that a flag such as --recipe brings, which it brings to each cell, too."""
+    brought = {}
+    for name, by_value in cappy_bigbench.main.presets.items():
+        brought |= by_value.get(given.get(name), {})
+    return {name: value for name, value in given.items() if name not in brought or value != brought[name]}
 
 
 def as_flag(value):
@@ -298,6 +309,9 @@ def check_outputs(settings, todo, cluster):
 
 def check_cells(settings, todo, n_devices):
     """Check before any cell starts what would make every cell fail, and that each has its files of samples."""
+    find_metric(settings['metric'], settings['rouge_tokenizer'])
+    if not combining.check_names(settings['combine']) and settings['pick'] == combining.COMBINED:
+        raise InputError('pick: combined needs --combine, the signals that the scorer is combined with')
     folder, missing = Path(settings['bigbench_gen_dir']), []
     for job in todo:
         names = [f'{job.paths.generator}/{job.paths.task}_{split}.jsonl' for split in SPLITS]

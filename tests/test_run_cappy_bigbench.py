@@ -96,6 +96,68 @@ def test_every_flag_of_a_cell_is_passed_on_with_its_type(sweep_data, tmp_path, r
     assert set(script.CELL_DEFAULTS) - passed == set(script.NOT_PASSED)
 
 
+RECIPE = ('--recipe', 'picks', '--metric', 'chrf', '--n_folds', '3')
+
+
+def test_a_recipe_reaches_each_cell_once_and_what_is_given_beside_it_stays(sweep_data, tmp_path, run, planned):
+    argv = sweep_flags(sweep_data, tmp_path, '--tasks', 'tiny_tense', '--gen_models', 'other-lm', *RECIPE)
+    run(*argv, '--pick', 'scorer', '--lr_schedule', 'corrected')
+    (((job,), _),) = planned
+    words = [word for word in job.command[2:] if not word.startswith(('--bigbench', '--results', '--model', '--seed'))]
+    assert sorted(words) == [
+        '--accumulate_grad_batches=2',
+        '--checkpoint_every=200',
+        '--compare_before=False',
+        '--learning_rate=5e-05',
+        '--metric=chrf',
+        '--n_folds=3',
+        '--pick=scorer',
+        '--recipe=picks',
+        '--train_size=512',
+    ]
+    recipe = script.cappy_bigbench.RECIPES['picks']
+    given = flags.parse_flags(script.cappy_bigbench.main, job.command[2:])
+    assert {name: given[name] for name in recipe} == recipe | {'train_size': 512, 'pick': 'scorer'}
+    assert (given['metric'], given['n_folds']) == ('chrf', 3)
+
+
+def test_a_cell_without_a_recipe_gets_the_flags_of_its_picks_as_they_are_given(sweep_data, tmp_path, run, planned):
+    more = ('--combine', 'consensus,decoding', '--pick', 'combined', '--n_folds', '4', '--metric', 'exact_match')
+    run(*sweep_flags(sweep_data, tmp_path, '--tasks', 'tiny_tense', '--gen_models', 'other-lm', *more))
+    (((job,), _),) = planned
+    given = flags.parse_flags(script.cappy_bigbench.main, job.command[2:])
+    assert (given['combine'], given['pick']) == (('consensus', 'decoding'), 'combined')
+    assert (given['n_folds'], given['metric'], given['train_size']) == (4, 'exact_match', 512)
+    assert 'objective' not in given and 'recipe' not in given
+
+
+def test_results_that_a_recipe_made_are_kept_without_a_remark_on_what_it_brings(sweep_data, tmp_path, run, planned):
+    argv = sweep_flags(sweep_data, tmp_path, '--tasks', 'tiny_tense', '--gen_models', 'other-lm', *RECIPE)
+    recipe = script.cappy_bigbench.RECIPES['picks']
+    settings = script.CELL_DEFAULTS | recipe | {'recipe': 'picks', 'metric': 'chrf', 'n_folds': 3, 'train_size': 512}
+    settings |= {'accumulate_grad_batches': 2, 'learning_rate': 5e-5, 'compare_before': False}
+    settings |= {'model_name_or_path': str(RECORDED / 'tiny-cappy')}
+    path = results.ResultPaths(tmp_path, 'other-lm', 'tiny_tense').result
+    path.parent.mkdir()
+    path.write_text(json.dumps({'rougeL': 0.5, 'pick': 'combined', 'settings': settings}))
+    code, out, err = run(*argv)
+    assert (code, out, err, planned) == (0, '1 done of 1\n', '', [])
+    _, _, err = run(*argv, '--objective', 'centred')
+    assert err.splitlines()[0] == (
+        "made with objective 'listwise' (asked for: 'centred'): other-lm/tiny_tense (1 result)"
+    )
+    index = argv.index('--train_size')
+    del argv[index : index + 2]  # then the recipe's counts, not the paper's
+    _, _, err = run(*argv)
+    assert err.startswith('made with train_size 512 (asked for: 10240): ')
+
+
+def test_the_help_says_what_a_recipe_brings(run):
+    code, out, _ = run('--help')
+    assert code == 0 and '--recipe picks: --train_size 10240 --objective listwise' in out
+    assert '--combine consensus,weighted_consensus,decoding' in ' '.join(out.split())
+
+
 def test_generators_are_swept_from_the_largest_as_in_the_reference(tmp_path, run, planned):
     for size in ('small', 'xxl', 'base', 'xl', 'large'):
         place = tmp_path / 'gens' / f'flan-t5-{size}'
@@ -141,6 +203,9 @@ BAD = {
     'misspelt': (['--trainsize', '5'], ['trainsize', 'train_size']),
     'ill-typed flag of a cell': (['--max_length', 'long'], ['--max_length', 'integer', 'long']),
     'unknown choice': (['--lr_schedule', 'cosine'], ['--lr_schedule', 'corrected', 'cosine']),
+    'unknown metric': (['--metric', 'chrff'], ['--metric', 'chrff', 'chrf']),
+    'unknown signal': (['--recipe', 'picks', '--combine', 'consensos'], ['--combine', 'consensos']),
+    'a combined pick of nothing': (['--pick', 'combined'], ['--pick', '--combine']),
     'unknown task': (['--tasks', 'tiny_tens'], ['tiny_tens', 'tiny_tense']),
     'unknown generator': (['--gen_models', 'other-ln'], ['other-ln', 'other-lm']),
     'a flag that the sweep sets': (['--bigbench_gen_model', 'x'], ['no flag --bigbench_gen_model']),
