@@ -41,7 +41,7 @@ from cappy.cli.flags import run
 from cappy.errors import InputError
 from cappy.model import training
 from cappy.model.packing import describe_packing
-from cappy.model.tokens import encode_pairs
+from cappy.model.tokens import encode_pairs, load_tokenizer
 
 NEVER_STOPPED = SimpleNamespace(signal=None)  # in place of what watches for signals
 
@@ -50,8 +50,7 @@ class Work:
     """Pairs with labels, cut into updates."""
 
     def __init__(self, directory, pairs, pairs_per_update):
-        tokenizer = Cappy.from_pretrained(directory).tokenizer
-        self.encoded = encode_pairs(tokenizer, *zip(*pairs, strict=True), 512)
+        self.encoded = encode_pairs(load_tokenizer(directory), *zip(*pairs, strict=True), 512)
         self.labels = np.random.default_rng(0).random(len(pairs), np.float32)
         self.order = np.arange(len(pairs)).reshape(-1, pairs_per_update)
         # No warm-up: its first update would change nothing.
