@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load_script, run_main
+from conftest import ROBERTA, load_script, random_tensors, run_main
 
 from cappy import Cappy
 from cappy.errors import InputError
@@ -95,6 +95,16 @@ def test_attention_that_leaks_is_refused_in_one_line(tiny_cappy, other_attention
 
 def test_scores_that_are_not_numbers_do_not_pass():
     assert not self_check.SelfCheck('x', 12, float('nan'), 1.0, 1e-3).passed
+
+
+def test_a_leak_is_refused_in_an_encoder_whose_attention_changes_little(make_model, other_attention):
+    tensors = random_tensors(ROBERTA)
+    tensors |= {name: tensors[name] * 0.01 for name in tensors if 'attention.output.dense' in name}
+    directory = make_model(tensors=tensors)
+    found = load(directory, 'bfloat16').self_check()
+    assert found.passed and found.tolerance < self_check.TOLERANCES['bfloat16']
+    other_attention(attend_all)
+    assert not load(directory, 'bfloat16').self_check().passed
 
 
 def test_a_new_head_whose_scores_are_all_alike_does_not_hide_a_leak(constant_scorer, other_attention):
