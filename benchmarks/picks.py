@@ -6,7 +6,8 @@ A run adapts a scorer to one task for one objective with one seed, all with the 
 scores of all validation candidates in a file of `output_dir`; a run whose file is there is not repeated. With
 --cross_fit the training candidates are scored too, each by one of two scorers that did not train on its instruction,
 for the weights of the combined pick. The table is made of the scores: mean rougeL x 100 over the seeds, by task, and
-the difference to consensus over all tasks with its interval over examples.
+the difference to consensus over all tasks with its interval over examples. regret: how far a combination is behind the
+better of scorer and consensus, on average over the tasks, and at most.
 """
 
 import gzip
@@ -161,8 +162,10 @@ def table(runs, tasks, style):
             row['over consensus'] = difference(by_task, values['consensus', ''])
             paper = values.get(('scorer', 'paper'), {})
             row['over the paper'] = difference(by_task, paper) if len(paper) == len(tasks) else ''
+            if ' + ' in pick or pick.startswith(('combined', 'score-weighted')):
+                row['regret'] = regret(by_task, [values['consensus', ''], values.get(('scorer', objective), {})])
         rows.append(row)
-    columns = ['pick', 'trained for', *tasks, 'mean', 'over consensus', 'over the paper']
+    columns = ['pick', 'trained for', *tasks, 'mean', 'over consensus', 'over the paper', 'regret']
     seconds = {
         objective: f'{np.mean([one["seconds"] for one in runs if one["objective"] == objective]):.0f} s'
         for objective in dict.fromkeys(one['objective'] for one in runs)
@@ -179,6 +182,14 @@ def difference(ours, theirs):
     mean = np.mean([own.mean() for own in gains.values()])
     error = np.sqrt(sum(own.var(ddof=1) / len(own) for own in gains.values())) / n_tasks
     return f'{mean:+.1f} ({mean - 1.96 * error:+.1f} to {mean + 1.96 * error:+.1f})'
+
+
+def regret(ours, parts):
+    """How far a combination is behind the better of its parts, x 100: mean over the tasks, and the most."""
+    behind = [
+        100 * (max(part[task].mean() for part in parts if task in part) - own.mean()) for task, own in ours.items()
+    ]
+    return f'{np.mean(behind):.1f} ({max(behind):.1f})'
 
 
 class Task:

@@ -33,7 +33,7 @@ SCORER = 'scorer'
 PRIOR = {SCORER: 0.5, 'consensus': 0.5, 'weighted_consensus': 0.5}
 PRIOR_EXAMPLES = 50
 TEMPERATURE = 0.2  # of votes: a sample whose score is that much below the best has 1 / e of its vote
-COMBINED, WEIGHTED = 'combined', 'score-weighted consensus'  # names of picks
+COMBINED, WEIGHTED, EQUAL = 'combined', 'score-weighted consensus', 'scorer + consensus'  # names of picks
 FILE = 'combination.json'
 
 
@@ -156,9 +156,14 @@ class Combination:
         ]
 
     def picks(self, examples: Sequence[Example], scores, metric) -> dict[str, list]:
-        """By name of the pick, what it takes the highest of: the votes weighted by the score, and the combination."""
-        weighted = [weighted_consensus(example, own, metric) for example, own in zip(examples, scores, strict=True)]
-        return {WEIGHTED: weighted, COMBINED: self.values(examples, scores, metric)}
+        """By name of the pick, what it takes the highest of.
+
+        The votes weighted by the score, the sum of score and consensus, which needs no weights, and the combination.
+        """
+        equal = dataclasses.replace(self, weights={SCORER: 1.0, 'consensus': 1.0})
+        weighted = dataclasses.replace(self, weights={'weighted_consensus': 1.0})
+        by_name = {WEIGHTED: weighted, EQUAL: equal, COMBINED: self}
+        return {name: combination.values(examples, scores, metric) for name, combination in by_name.items()}
 
     def pick(self, scorer, instruction: str, responses: Sequence[str], decodings: Sequence[str] | None = None) -> str:
         """The response with the highest value, the first of equals.
