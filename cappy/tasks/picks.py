@@ -15,7 +15,8 @@ The picks, by the names that files and tables give them:
 - consensus: the candidate with the highest mean rougeL to the other samples (minimum Bayes risk decoding), or of the
   metric that is used instead; equal samples that are not blank agree also where they have no word that rougeL reads.
 - scorer before adapting, scorer after adapting: the candidate with the highest score.
-- score-weighted consensus, scorer + consensus, combined: of the scorer together with other signals (`cappy.tasks.combining`).
+- score-weighted consensus, scorer + consensus, combined: by the scorer together with other signals
+  (`cappy.tasks.combining`).
 - oracle: the best candidate by its own rougeL. It knows the references, so it bounds every method.
 
 Gap closed: the share of the way from the random candidate's mean to the oracle's that a method achieves.
