@@ -43,7 +43,7 @@ from cappy.tasks import combining, picks
 from cappy.tasks.candidates import read_task
 from cappy.tasks.faults import count_faults, describe_faults
 from cappy.tasks.finetuning import build_finetuning_examples, check_can_teach
-from cappy.tasks.metrics import find_metric, measure
+from cappy.tasks.metrics import find_metric, measure, title
 from cappy.tasks.picks import ADAPTED
 from cappy.tasks.rouge import RougeL
 
@@ -381,7 +381,9 @@ def comparison_table(rows, style='table'):
         for row in rows
     ]
     columns = ['pick', tables.percent('rougeL'), *([tables.percent('over ties')] if tied else [])]
-    return tables.format_table(shown, [*columns, '95% interval', 'gap closed', *map(tables.percent, also)], style)
+    return tables.format_table(
+        shown, [*columns, '95% interval', 'gap closed', *(tables.percent(name, title(name)) for name in also)], style
+    )
 
 
 def gap_closed(row):

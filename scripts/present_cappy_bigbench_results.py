@@ -36,7 +36,7 @@ from cappy.study.cells import ADAPTED, ORACLE, OURS, PUBLISHED, Cell
 from cappy.study.comparisons import ROUGEL, Results, key_of
 from cappy.study.results import ResultPaths
 from cappy.study.verdict import common_reference_pick
-from cappy.tasks.metrics import find_metric
+from cappy.tasks.metrics import find_metric, title
 from cappy.tasks.statistics import MIN_TASKS_FOR_INTERVAL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,6 @@ GENERATOR = 'flan-t5-xxl'  # the default of the reference
 RANDOM = 'random candidate'
 BEAM = 'first of beam4'
 USUAL = (PUBLISHED, RANDOM, BEAM, 'self-score sum', 'consensus', ADAPTED, ORACLE)  # beside which ours is shown
-TITLES = {'chrf': 'chrF'}  # of metrics
 
 
 def main(
@@ -364,7 +363,7 @@ def cell_tables(results, rows, style, columns):
 
 def header_of_ours(results):
     """Says of what the values are, where it is not rougeL."""
-    return 'ours' if results.metric == ROUGEL else f'ours\n({TITLES.get(results.metric, results.metric)})'
+    return 'ours' if results.metric == ROUGEL else f'ours\n({title(results.metric)})'
 
 
 def cell_columns(results, columns):
@@ -373,7 +372,7 @@ def cell_columns(results, columns):
     made.append(tables.Column('interval', '95%\ninterval'))
     if results.ours == OURS:
         made.insert(0, 'pick')
-    made += [tables.percent(key_of(name), f'{TITLES.get(name, name)}\nx 100') for name in results.metrics]
+    made += [tables.percent(key_of(name), f'{title(name)}\nx 100') for name in results.metrics]
     if any(ties and ties['n_tied'] for ties in (cell.ties_of(OURS) for cell in results.grid)):
         made.append(tables.percent('over_ties', 'over\nties'))
     if len(results.folders) > 1:

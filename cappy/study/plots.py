@@ -177,7 +177,7 @@ def training_curves(runs: Mapping[str, Sequence[Update]]):
         losses.plot(numbers, loss, label=None if many else _plain(name), **style)
         rates.plot(numbers, [row.learning_rate for row in updates], **style)
     losses.set_yscale('log')
-    _label(losses, _title_of_losses(len(runs), set(windows.values())), '', 'mean squared error')
+    _label(losses, _title_of_losses(len(runs), set(windows.values())), '', 'loss')
     _label(rates, 'Learning rate applied', 'update', 'learning rate')
     rates.ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
     rates.yaxis.get_offset_text().set_fontsize(7)

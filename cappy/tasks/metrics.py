@@ -34,6 +34,11 @@ def find_metric(name: str, rouge_tokenizer: str = 'default'):
     return {'rougeL': lambda: RougeL(rouge_tokenizer), 'exact_match': ExactMatch, 'chrf': ChrF}[name]()
 
 
+def title(name: str) -> str:
+    """The metric's name as a heading has it."""
+    return {'chrf': 'chrF', 'exact_match': 'exact match'}.get(name, name)
+
+
 def measure(metric, example, responses: Sequence[str]) -> np.ndarray:
     """The metric's scores of responses to an example, float64 [n_responses].
 
