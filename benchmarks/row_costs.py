@@ -5,7 +5,7 @@
 
 Times rows of several lengths L with the same number of tokens in all, forward alone and with gradients; fits
 seconds per token = c (1 + a L) and prints ATTENTION_FACTOR = a 6 D for hidden size D (cappy/model/costs.py). Then times
-one row length with several numbers of tokens, for TOKENS_PER_DEVICE (cappy/model/scoring.py and training.py).
+one row length with several numbers of tokens, for the constants of a CPU in cappy/model/budgets.py.
 Compilations are timed without their cache. Figures are in docs/benchmarks.md.
 """
 

@@ -40,6 +40,7 @@ from cappy import Cappy
 from cappy.cli.flags import run
 from cappy.errors import InputError
 from cappy.model import training
+from cappy.model.budgets import training_tokens
 from cappy.model.packing import describe_packing
 from cappy.model.tokens import encode_pairs, load_tokenizer
 
@@ -71,8 +72,9 @@ class Ours:
             self.plans = [padded_batches(work.order.shape[1], 8) for _ in work.order]
             self.packing = describe_packing(self.plans, [work.encoded.lengths[group] for group in work.order])
         else:
+            tokens = tokens_per_device or training_tokens(self.config, scorer.devices, scorer.compute_dtype)
             self.plans, self.packing = training._plan_updates(
-                work.order, work.encoded, np.arange(n_pairs), self.config, scorer.devices, tokens_per_device
+                work.order, work.encoded, np.arange(n_pairs), self.config, scorer.devices, tokens
             )
         self.run = training.TrainingRun(
             scorer.params, self.config, scorer.devices, scorer.compute_dtype, work.optimizer, work.settings.seed
@@ -146,7 +148,7 @@ def main(
     n_pairs=4096,  # of the job: the more there are, the closer row lengths fit them
     n_updates=2,  # the first ones of the job, which are timed
     n_repeats=3,  # the median of these is printed
-    tokens_per_device: int | None = None,  # of our micro-batches; default: training.TOKENS_PER_DEVICE
+    tokens_per_device: int | None = None,  # of our micro-batches; default: what suits the device
     n_padded=16,  # pairs padded to 512, where each takes the same time; 0: not timed
 ):
     """Time a training update, ours, PyTorch's and padded to 512."""

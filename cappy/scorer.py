@@ -15,6 +15,7 @@ import numpy as np
 from cappy.errors import InputError
 from cappy.files.settings import check_at_least
 from cappy.model import model_files, self_check, vocabulary
+from cappy.model.budgets import Budget, training_tokens
 from cappy.model.config import EncoderConfig
 from cappy.model.devices import get_devices, is_first_process
 from cappy.model.packing import check_max_length, default_max_length
@@ -46,7 +47,7 @@ class Cappy:
         self.devices = devices
         self.compute_dtype = compute_dtype
         self.max_length = max_length
-        self.tokens_per_device = tokens_per_device  # of a scoring batch, None: scoring.TOKENS_PER_DEVICE
+        self.tokens_per_device = tokens_per_device  # of a scoring batch, None: budgets.scoring_tokens
         self.source = source  # the model directory or hub name it was read from
         self.source_digest = None  # of that model's files, as `model_files.model_digest` gives it
         self._published_config = published_config
@@ -54,6 +55,7 @@ class Cappy:
         # Shapes that scoring was compiled for. A later call prefers them, so its scores may differ in the last bit
         # from those of a process that has scored nothing before.
         self._compiled = set()
+        self._scoring_budget = Budget(devices.n_data)
 
     @classmethod
     def from_pretrained(
@@ -144,6 +146,7 @@ class Cappy:
             self.tokens_per_device,
             self._compiled,
             progress,
+            budget=self._scoring_budget,
         )
 
     def rank(self, instruction, responses, top_k=None):
@@ -274,7 +277,10 @@ class Cappy:
         check_at_least(0, checkpoint_every=checkpoint_every)
         self.max_length = settings.max_length  # evaluations are at the length of the training
         platform, n_data = self.devices.platform, self.devices.n_data
-        feed = Feed(stream, self.tokenizer, settings, self.config, platform, n_data, tokens_per_device)
+        tokens = tokens_per_device or training_tokens(
+            self.config, self.devices, self.compute_dtype, gradient_checkpointing
+        )
+        feed = Feed(stream, self.tokenizer, settings, self.config, platform, n_data, tokens)
         fingerprint = {**_shared_fingerprint(settings, self), **(fingerprint or {})}
         self._check_device()
 

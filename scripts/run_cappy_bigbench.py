@@ -35,7 +35,7 @@ from cappy.files.lock import check_result
 from cappy.files.outputs import check_files, check_folders
 from cappy.files.settings import differing
 from cappy.files.wording import listed
-from cappy.model import scoring, training
+from cappy.model.budgets import FEWEST_TOKENS, MOST_SCORING_TOKENS, MOST_TRAINING_TOKENS
 from cappy.model.model_files import check_writable, find_model
 from cappy.study import cells, results, slurm, sweep
 from cappy.tasks import combining
@@ -196,13 +196,15 @@ def as_flag(value):
 
 
 def fewer_tokens(settings, on_gpu):
-    """Flags for the second attempt at a cell: half the tokens per micro-batch and scoring batch."""
-    platform = 'gpu' if on_gpu else 'cpu'
-    budgets = {'tokens_per_device': training, 'eval_tokens_per_device': scoring}
-    return tuple(
-        f'--{name}={max(1, (settings[name] or module.TOKENS_PER_DEVICE[platform]) // 2)}'
-        for name, module in budgets.items()
-    )
+    """Flags for the second attempt at a cell: half the tokens per micro-batch and scoring batch.
+
+    Of a GPU's memory a cell finds out by itself how many fit; what failed then may not even be known here.
+    """
+    most = {'tokens_per_device': MOST_TRAINING_TOKENS['cpu'], 'eval_tokens_per_device': MOST_SCORING_TOKENS['cpu']}
+    halves = {name: (settings[name] or n_tokens) // 2 for name, n_tokens in most.items()}
+    if on_gpu:
+        halves |= {name: FEWEST_TOKENS for name in most if not settings[name]}
+    return tuple(f'--{name}={max(1, n_tokens)}' for name, n_tokens in halves.items())
 
 
 def choose_workers(gpus, workers, cuda_idx, n_shards):

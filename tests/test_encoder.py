@@ -20,7 +20,8 @@ from cappy.model.packing import Batch, RowCost, fill_rows, plan_batches
 from cappy.model.scoring import score_program
 from cappy.model.tensors import expected_tensors, params_from_tensors, tensors_from_params
 from cappy.model.tokens import EncodedPairs, encode_pairs, load_tokenizer
-from cappy.model.training import TrainingSettings, training_programs
+from cappy.model.tpu import AttendOnChip
+from cappy.model.training import TrainingSettings, device_programs, training_programs
 
 COST = RowCost(attention=0)
 
@@ -185,6 +186,54 @@ def accumulated(config, params, plan, encoded, which, labels, key=0):
         rows = fill_rows(batch, encoded, which, config)
         grads, loss = accumulate(grads, loss, params, rows, targets, weights, np.uint32(key))
     return float(loss), tensors_from_params(jax.device_get(grads))
+
+
+def full_batch(config, row_length=24):
+    """Rows of all of nine pairs in one batch, with padding; and labels and weights of the slots."""
+    encoded = random_pairs(config, n=9)
+    [batch] = plan_batches(encoded.lengths, (row_length,), COST, 10_000, slots={row_length: 9})
+    labels = np.random.default_rng(2).uniform(size=batch.pair.shape).astype(np.float32)
+    return fill_rows(batch, encoded, np.arange(9), config), labels, (batch.pair >= 0).astype(np.float32) / 9
+
+
+@pytest.mark.parametrize(('recomputed', 'on_chip'), [('cheap', False), ('layers', False), ('cheap', True)])
+def test_what_accelerators_compute_again_or_on_the_chip_changes_no_gradient(tiny_directories, recomputed, on_chip):
+    config, params = load(tiny_directories['roberta-dropout'])
+    rows, labels, weights = full_batch(config)
+
+    def gradients(**how):
+        def squared_error(params):
+            scores = Scorer(config, **how).apply({'params': params}, rows, jnp.uint32(3))
+            return jnp.sum(weights * jnp.square(scores - labels))
+
+        loss, grads = jax.jit(jax.value_and_grad(squared_error))(params)
+        return loss, tensors_from_params(jax.device_get(grads))
+
+    loss, grads = gradients()
+    attention = AttendOnChip(get_devices().mesh, interpret=True) if on_chip else attend
+    found_loss, found = gradients(recomputed=recomputed, attend=attention)
+    np.testing.assert_allclose(found_loss, loss, rtol=1e-6)
+    for name in grads:
+        np.testing.assert_allclose(found[name], grads[name], rtol=0, atol=2e-6, err_msg=name)
+    assert max(np.abs(grad).max() for grad in grads.values()) > 0.01
+
+
+def test_weights_rounded_once_an_update_give_the_gradients_of_weights_rounded_for_every_product(tiny_directories):
+    config, params = load(tiny_directories['roberta-dropout'])
+    rows, labels, weights = full_batch(config)
+    optimizer = TrainingSettings().optimizer(1024, 1)
+    programs = device_programs(params, config, jnp.bfloat16, get_devices(), False, optimizer)
+    rounded = programs.rounded(params)
+    layer = rounded['roberta.encoder.layer.0']
+    assert layer['attention.self.query']['kernel'].dtype == jnp.bfloat16
+    kept = layer['attention.output.LayerNorm']['bias'], rounded['classifier.out_proj']['kernel']
+    assert [leaf.dtype for leaf in kept] == [np.float32] * 2
+    sums = [
+        programs.accumulate(programs.zeros(params), jnp.float32(0), of, rows, labels, weights, np.uint32(3))
+        for of in (params, rounded)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, sums[1], sums[0])
+    assert {leaf.dtype for leaf in jax.tree.leaves(sums[1])} == {np.dtype(np.float32)} and sums[0][1] > 0
 
 
 @pytest.mark.parametrize('name', ['roberta', 'bert'])

@@ -193,8 +193,8 @@ def test_devices_are_grouped_by_the_number_of_model_shards(sweep_data, tmp_path,
     run(*sweep_flags(sweep_data, tmp_path, '--cuda_idx', '3'))
     groups = [[worker.environment['CUDA_VISIBLE_DEVICES'] for worker in workers] for _, workers in planned]
     assert groups == [['0', '1', '2', '3'], ['0,1', '2,3'], ['3']]
-    # A GPU's budgets, halved, for a cell that runs out of memory.
-    assert planned[0][0][0].fewer_tokens == ('--tokens_per_device=1024', '--eval_tokens_per_device=8192')
+    # The fewest that a GPU is given, for a cell that runs out of memory.
+    assert planned[0][0][0].fewer_tokens == ('--tokens_per_device=512', '--eval_tokens_per_device=512')
     code, _, err = run(*sweep_flags(sweep_data, tmp_path, '--gpus', '0,4'))
     assert code == 1 and '--gpus 4: no such device; there are 4, from 0 to 3' in err
 

@@ -34,8 +34,8 @@ def other_attention(monkeypatch):
     """(attention) -> from now on scoring programs have it, in this test."""
 
     def replace(attention):
-        monkeypatch.setattr(scoring, 'attention_of', lambda devices, dtype: attention)
-        monkeypatch.setattr(self_check, 'attention_of', lambda devices, dtype: attention)
+        monkeypatch.setattr(scoring, 'attention_of', lambda devices, dtype, drops: attention)
+        monkeypatch.setattr(self_check, 'attention_of', lambda devices, dtype, drops: attention)
         scoring.score_program.cache_clear()
 
     yield replace

@@ -319,13 +319,14 @@ class Engine:
         lanes = state['lanes']
         return self.loop.results(lanes) | {'done': self.loop.is_done(lanes)}
 
-    def _sharded(self, state):
-        """Lanes are split over the data axis, heads over the model axis where it divides their number."""
+    def sharding(self, x):
+        """Where an array of the state is placed: lanes are split over the data axis, heads over the model axis where it
+        divides their number. x: an array or its shape.
+        """
         mesh = self.devices.mesh
         heads = 'mp' if self.loop.model.config.num_heads % self.devices.n_model_shards == 0 else None
+        spec = P() if x.ndim == 0 else P('dp', heads) if x.ndim >= 4 and x.dtype == self.dtype else P('dp')
+        return NamedSharding(mesh, spec)
 
-        def shard(x):
-            spec = P() if x.ndim == 0 else P('dp', heads) if x.ndim >= 4 and x.dtype == self.dtype else P('dp')
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-        return jax.tree.map(shard, state)
+    def _sharded(self, state):
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.sharding(x)), state)

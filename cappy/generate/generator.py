@@ -21,8 +21,9 @@ from cappy.files.settings import check_at_least
 from cappy.generate.decoding_loop import BeamLoop, Engine, Lengths, SampleLoop
 from cappy.generate.t5 import T5, load_params
 from cappy.model import model_files, vocabulary
+from cappy.model.budgets import MOST_SCORING_TOKENS
 from cappy.model.devices import get_devices
-from cappy.model.scoring import TOKENS_PER_DEVICE, check_text
+from cappy.model.scoring import check_text
 from cappy.model.tokens import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Generator:
         self.dtype = dtype
         self.source = source
         self.sequences_per_device = sequences_per_device or SEQUENCES_PER_DEVICE.get(devices.platform, 128)
-        self.tokens_per_device = tokens_per_device or TOKENS_PER_DEVICE.get(devices.platform, 16384)
+        self.tokens_per_device = tokens_per_device or MOST_SCORING_TOKENS[devices.platform]
         self.model = T5(config, dtype)
         self.n_tokens = self.n_with_unknown = 0
         self.seconds = collections.Counter()

@@ -55,10 +55,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """A Deployer and the mesh [dp, mp] that programs run on."""
+    """A Deployer and the mesh [dp, mp] that programs run on.
+
+    is_described: programs can be compiled for them, and nothing can run (benchmarks/topologies.py).
+    """
 
     deployer: object
     mesh: Mesh
+    is_described: bool = False
 
     @property
     def n_data(self):

@@ -10,7 +10,9 @@ R rows, L tokens per row, C pairs per row, D hidden width, F feed-forward width,
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from cappy.model.config import EncoderConfig
 from cappy.model.layers import ACTIVATIONS, Dropout, LayerNorm, apply_alike, attend, merge_heads, split_heads
@@ -41,6 +43,7 @@ class Layer(nn.Module):
         query = self.dense('attention.self.query', D)(x) * (D // H) ** -0.5
         query, key, value = (split_heads(heads, R, H) for heads in (query, key, value))
         context = merge_heads(self.attend(query, key, value, asking_segments, segments, dropout))
+        context = checkpoint_name(context, 'context')
         attended = self.dense('attention.output.dense', D)(context)
         x = self.norm('attention.output.LayerNorm')(x + dropout.hidden(attended, place=1))
 
@@ -60,7 +63,20 @@ def dense(name, width, config, dtype):
     return nn.Dense(width, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
 
 
-RematerialisedLayer = nn.remat(Layer)
+# What the backward pass computes again, instead of reading what the forward pass kept. 'cheap': all but the products
+# with weights and attention's result; so attention's logits and masks, [R, H, L, L] in each layer, are not kept, nor
+# what norms, activations and dropout give. 'layers': everything but the layers' inputs.
+LAYERS = {
+    'nothing': Layer,
+    'cheap': nn.remat(
+        Layer,
+        policy=jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names('context'),
+        ),
+    ),
+    'layers': nn.remat(Layer),
+}
 
 
 class Scorer(nn.Module):
@@ -69,12 +85,12 @@ class Scorer(nn.Module):
     rows is a dict: tokens int32 [R, L]; positions int32 [R, L], rows of the position table; segments int32 [R, L], 1..C
     for pairs and 0 for padding; starts int32 [R, C], each pair's first token (0 where a row has fewer pairs); for BERT
     also types int32 [R, L]; with dropout also pairs uint32 [R, L], a number for each token's pair.
-    attend: how attention is computed, see `layers.attend`.
+    recomputed: a key of LAYERS; attend: how attention is computed, see `layers.attend`.
     """
 
     config: EncoderConfig
     dtype: jnp.dtype = jnp.float32
-    rematerialise: bool = False
+    recomputed: str = 'nothing'
     attend: Callable = attend
 
     def setup(self):
@@ -83,9 +99,8 @@ class Scorer(nn.Module):
         self.positions = self.table('position_embeddings', config.max_position_embeddings)
         self.types = self.table('token_type_embeddings', config.type_vocab_size)
         self.norm = LayerNorm(config.layer_norm_eps, name=f'{base}.embeddings.LayerNorm')
-        layer = RematerialisedLayer if self.rematerialise else Layer
         self.layers = [
-            layer(config, self.dtype, self.attend, name=f'{base}.encoder.layer.{index}')
+            LAYERS[self.recomputed](config, self.dtype, self.attend, name=f'{base}.encoder.layer.{index}')
             for index in range(config.num_hidden_layers)
         ]
         hidden_head, output_head = config.head_names

@@ -76,13 +76,18 @@ def mix_bits(bits):
     return bits ^ (bits >> 16)
 
 
+def mask_bits(seeds, site, elements):
+    """The bits of seeds at a site, and of elements; each pair of the two is mixed into the number that decides."""
+    return mix_bits(seeds + jnp.uint32(site) * jnp.uint32(0x9E3779B9)), elements * jnp.uint32(0x85EBCA6B)
+
+
 def drop(x, rate, seeds, site, elements):
     """Inverted dropout of x [..., N] whose mask depends on seed, site and element alone.
 
     seeds: uint32, broadcast against x without its last axis; elements: uint32, broadcast against x.
     """
-    seeds = mix_bits(seeds + jnp.uint32(site) * jnp.uint32(0x9E3779B9))
-    bits = mix_bits(seeds[..., None] ^ (elements * jnp.uint32(0x85EBCA6B)))
+    seeds, elements = mask_bits(seeds, site, elements)
+    bits = mix_bits(seeds[..., None] ^ elements)
     keep = bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
@@ -130,9 +135,17 @@ class Dropout:
         """Attention weights [R, H, Q, L] with elements dropped."""
         if self.seeds is None or self.attention_rate == 0:
             return weights
-        head = jnp.arange(weights.shape[1], dtype=jnp.uint32)[:, None] * jnp.uint32(0xC2B2AE35)
-        seeds = mix_bits(self.seeds[:, None, :] + head)
+        seeds = self.head_seeds(weights.shape[1])
         return drop(weights, self.attention_rate, seeds, self.site, self.key_positions[:, None, None, :])
+
+    def head_seeds(self, n_heads):
+        """uint32 [R, H, Q]: a number for each asking token and head."""
+        head = jnp.arange(n_heads, dtype=jnp.uint32)[:, None] * jnp.uint32(0xC2B2AE35)
+        return mix_bits(self.seeds[:, None, :] + head)
+
+    def attention_bits(self, n_heads):
+        """What decides about attention weights, for who draws the masks himself: `mask_bits`, [R, H, Q] and [R, L]."""
+        return mask_bits(self.head_seeds(n_heads), self.site, self.key_positions)
 
 
 def apply_alike(module, method, *inputs):

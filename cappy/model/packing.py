@@ -211,6 +211,26 @@ def plan_batches(lengths, row_lengths, cost, tokens_per_batch, n_data=1, slots=N
     return batches
 
 
+def cut_batches(plan, tokens_per_batch, n_data=1):
+    """The rows of a list of Batch in batches of at most tokens_per_batch on each of n_data devices, a row at least.
+
+    Batches that are small enough stay as they are; of the others' parts, the last is filled up with empty rows.
+    """
+    batches = []
+    for batch in plan:
+        n_rows = max(1, tokens_per_batch // batch.row_length) * n_data
+        if len(batch.pair) <= n_rows:
+            batches.append(batch)
+            continue
+        missing = ((0, -len(batch.pair) % n_rows), (0, 0))
+        pair, start = np.pad(batch.pair, missing, constant_values=-1), np.pad(batch.start, missing)
+        batches += [
+            Batch(batch.row_length, pair[first : first + n_rows], start[first : first + n_rows])
+            for first in range(0, len(pair), n_rows)
+        ]
+    return batches
+
+
 def _placed(lengths, row_lengths, cost):
     """Yields (row length, pairs that go there, row and start of each), long rows first."""
     lengths = np.asarray(lengths, np.int64)

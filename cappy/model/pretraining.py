@@ -10,12 +10,13 @@ import logging
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.model.budgets import MOST_TRAINING_TOKENS
 from cappy.model.costs import compile_cost, row_cost
 from cappy.model.devices import is_first_process
 from cappy.model.optimizer import DECAYS, Optimizer, SettingsOfFlags, check_settings
 from cappy.model.packing import choose_row_lengths, describe_packing, plan_batches, slots_needed
 from cappy.model.tokens import EncodedPairs, encode_pairs
-from cappy.model.training import COMPILE_SECONDS, TOKENS_PER_DEVICE, MicroBatches, TrainingRun, run_updates
+from cappy.model.training import COMPILE_SECONDS, MicroBatches, TrainingRun, run_updates
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ class Window:
 class Feed:
     """Micro-batches of the updates on a stream of labelled pairs, each window prepared while the one before trains.
 
-    stream: `windows(first)` yields lists of (instruction, response, label, ..), `n_pairs` in all.
-
+    stream: `windows(first)` yields lists of (instruction, response, label, ..), `n_pairs` in all. tokens_per_device: of
+    a micro-batch, None: the most that are of use.
 
     Row lengths are chosen once, by the first window, so that the shapes of an update, and with them its sums to the
     last bit, depend on its pairs and not on where a run began.
@@ -97,7 +98,7 @@ class Feed:
     def __init__(self, stream, tokenizer, settings, config, platform, n_data, tokens_per_device=None):
         self.stream, self.tokenizer, self.settings, self.config = stream, tokenizer, settings, config
         self.cost = row_cost(config, platform)
-        self.tokens = tokens_per_device or TOKENS_PER_DEVICE.get(platform, 2048)
+        self.tokens = tokens_per_device or MOST_TRAINING_TOKENS[platform]
         self.n_data = n_data
         self.compile_cost = compile_cost(config, platform, COMPILE_SECONDS) / 3  # as training._plan_updates has it
         self.n_truncated = self.n_pairs = 0  # of the windows given so far

@@ -1,5 +1,6 @@
 """Scores of many pairs, in their order: identical pairs once, packed rows, tokenizing beside the device."""
 
+import collections
 import concurrent.futures
 import functools
 import itertools
@@ -7,15 +8,14 @@ import logging
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from cappy.errors import InputError
+from cappy.model.attention import attention_of
+from cappy.model.budgets import Budget, scoring_tokens
 from cappy.model.costs import compile_cost, row_cost
-from cappy.model.cpu import attend_bounded
 from cappy.model.encoder import Scorer
-from cappy.model.layers import attend
 from cappy.model.packing import describe_packing, fill_rows, plan_groups
 from cappy.model.tokens import encode_pairs
 
@@ -26,34 +26,30 @@ WINDOW = 16384  # pairs that are planned together; memory is bounded by it
 # scored, and before the first there is none.
 FIRST_WINDOW = {'gpu': 2048, 'tpu': 2048}
 
-# Tokens of a batch on each device. CPU: what stays in cache (docs/benchmarks.md). Elsewhere: enough to fill the device
-# with RoBERTa-large in bfloat16, and far from its memory.
-TOKENS_PER_DEVICE = {'cpu': 1024, 'gpu': 16384, 'tpu': 16384}
-
 # Of a scoring program: a third of what it takes (docs/benchmarks.md), since the next runs find it on disk.
 COMPILE_SECONDS = 0.6
-
-
-def attention_of(devices, dtype):
-    """The function that computes attention in scoring, see `layers.attend`."""
-    return attend_bounded if devices.platform == 'cpu' and dtype == jnp.float32 else attend
 
 
 @functools.lru_cache(maxsize=8)
 def score_program(config, dtype, devices):
     """The program (params, rows) -> float32 [R, C] on every device, one for each model, dtype and mesh."""
-    model = Scorer(config, dtype, attend=attention_of(devices, dtype))
+    model = Scorer(config, dtype, attend=attention_of(devices, dtype, drops=False))
     return jax.jit(lambda params, rows: model.apply({'params': params}, rows), out_shardings=devices.replicated)
 
 
-def score_encoded(params, encoded, config, devices, dtype, tokens_per_device=None, compiled=None, bar=None):
+def score_encoded(
+    params, encoded, config, devices, dtype, tokens_per_device=None, compiled=None, bar=None, budget=None
+):
     """Scores of tokenized pairs, and the batches they were computed in.
 
-    params: on the devices; encoded: EncodedPairs; tokens_per_device: of a batch, None: TOKENS_PER_DEVICE; compiled: set
-    of the shapes (R, L) that this model was compiled for, preferred in planning and added to; bar: a tqdm bar of pairs.
-    Returns (float32 [n], list of packing.Batch).
+    params: on the devices; encoded: EncodedPairs; tokens_per_device: of a batch, None: `budgets.scoring_tokens`;
+    compiled: set of the shapes (R, L) that this model was compiled for, preferred in planning and added to; bar: a tqdm
+    bar of pairs; budget: Budget, which remembers for later calls that memory ran out.
+    Returns (float32 [n], list of packing.Batch as they were planned).
+    Raises InputError where a single row runs out of memory.
     """
-    tokens = tokens_per_device or TOKENS_PER_DEVICE.get(devices.platform, 16384)
+    budget = budget or Budget(devices.n_data)
+    tokens = budget(tokens_per_device or scoring_tokens(config, devices, dtype))
     compiled = set() if compiled is None else compiled
     lengths = encoded.lengths
     all_pairs = np.arange(len(lengths))
@@ -69,21 +65,24 @@ def score_encoded(params, encoded, config, devices, dtype, tokens_per_device=Non
     compiled.update(batch.shape[:2] for batch in plan)
     program = score_program(config, dtype, devices)
     scores = np.empty(len(lengths), np.float32)
-    waiting = []  # two batches, so that the host lays out the next while the device works
-
-    def collect():
-        batch, values = waiting.pop(0)
-        n_pairs = batch.collect(values, scores)
+    to_do, waiting = collections.deque(plan), collections.deque()
+    while to_do or waiting:
+        try:
+            # Two batches wait, so that the host lays out the next while the device works.
+            while to_do and len(waiting) < 3:
+                rows = devices.put_rows(fill_rows(to_do[0], encoded, all_pairs, config))
+                waiting.append((to_do[0], program(params, rows)))
+                to_do.popleft()
+            n_pairs = waiting[0][0].collect(waiting[0][1], scores)
+        except jax.errors.JaxRuntimeError as error:
+            left = [*(batch for batch, _ in waiting), *to_do]
+            waiting.clear()
+            budget.halve(error, left)
+            to_do = collections.deque(budget.cut(left))
+            continue
+        waiting.popleft()
         if bar is not None:
             bar.update(n_pairs)
-
-    for batch in plan:
-        rows = devices.put_rows(fill_rows(batch, encoded, all_pairs, config))
-        waiting.append((batch, program(params, rows)))
-        if len(waiting) > 2:
-            collect()
-    while waiting:
-        collect()
     return scores, plan
 
 
@@ -99,19 +98,20 @@ def score_pairs(
     compiled=None,
     progress=None,
     window_size=None,
+    budget=None,
 ):
     """Scores of (instruction, response) pairs in any iterable, one window after the other.
 
     The next window is tokenized while one is scored. max_length: tokens per pair, longer ones are truncated;
-    tokens_per_device, compiled: as `score_encoded` takes them; progress: words for a progress bar on standard error,
-    None for no bar; window_size: pairs that are planned together, None: WINDOW.
+    tokens_per_device, compiled, budget: as `score_encoded` takes them; progress: words for a progress bar on standard
+    error, None for no bar; window_size: pairs that are planned together, None: WINDOW.
     Yields for each window (float32 [n] scores in input order, counts): counts is a dict of {pairs, seconds_waiting (in
     which there were no tokens to score yet)}, what `tokens.EncodedPairs.counts` has of the unique pairs, and what
     `packing.describe_packing` gives.
     Raises InputError for a pair that is not two texts, or whose score is not finite.
     """
     n_total = len(pairs) if hasattr(pairs, '__len__') else None
-    window_size = window_size or WINDOW
+    window_size, budget = window_size or WINDOW, budget or Budget(devices.n_data)
     first_window = min(FIRST_WINDOW.get(devices.platform, window_size), window_size)
     windows = _encoded_windows(pairs, tokenizer, max_length, first_window, window_size)
     n_before = 0
@@ -129,7 +129,9 @@ def score_pairs(
                 return
             upcoming = tokenizing.submit(next, windows, None)
             encoded, place = window
-            scores, plan = score_encoded(params, encoded, config, devices, dtype, tokens_per_device, compiled, bar)
+            scores, plan = score_encoded(
+                params, encoded, config, devices, dtype, tokens_per_device, compiled, bar, budget
+            )
             bar.update(len(place) - len(scores))
             if not np.isfinite(scores).all():
                 bad = int(np.flatnonzero(~np.isfinite(scores[place]))[0])

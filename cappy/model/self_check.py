@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cappy.errors import InputError
+from cappy.model.attention import attention_of
 from cappy.model.devices import is_first_process, refuse_misfit
 from cappy.model.packing import Batch, fill_rows
-from cappy.model.scoring import attention_of, score_program
+from cappy.model.scoring import score_program
 from cappy.model.tokens import encode_pairs
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,8 @@ def check(params, tokenizer, config, devices, dtype):
         refuse_misfit(devices.description, error)
         raise
     name = jnp.dtype(dtype).name
-    path = f'{devices.description}, {name}, {attention_of(devices, dtype).__name__}'
+    attention = attention_of(devices, dtype, drops=False)
+    path = f'{devices.description}, {name}, {getattr(attention, "__name__", type(attention).__name__)}'
     difference, leakage = (float(np.abs(scores - alone).max()) for scores in (together, leaking))
     return SelfCheck(path, len(pairs), difference, leakage, min(TOLERANCES[name], LEAKAGE_SHARE * leakage))
 

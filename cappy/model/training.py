@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import logging
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ import tqdm
 from cappy.errors import InputError
 from cappy.files.updates import Update
 from cappy.model import objectives
+from cappy.model.attention import attention_of
+from cappy.model.budgets import Budget, training_tokens
 from cappy.model.config import EncoderConfig
 from cappy.model.costs import compile_cost, row_cost
 from cappy.model.encoder import Scorer
@@ -29,10 +32,6 @@ from cappy.model.training_state import StopRequest
 logger = logging.getLogger(__name__)
 
 LR_SCHEDULES = ('reference', 'corrected')
-
-# Tokens of a micro-batch on each device. CPU: what stays in cache (docs/benchmarks.md). Elsewhere: RoBERTa-large in
-# bfloat16 within 16 GB, by the compiler's own account of memory (docs/benchmarks.md).
-TOKENS_PER_DEVICE = {'cpu': 768, 'gpu': 2048, 'tpu': 2048}
 
 # Of a program with gradients: tracing, and a part of compiling (docs/benchmarks.md); later runs find it on disk.
 COMPILE_SECONDS = 2.0
@@ -98,12 +97,14 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
     """The two programs of an update, to be compiled, and the optimizer as optax has it.
 
     accumulate(grads, loss, params, rows, labels, weights, key) -> grads, loss: adds the squared error of a micro-batch
-    and its gradient; labels and weights float32 [R, C], weights 1 / P where a slot holds a pair; key uint32, the
-    update's dropout.
+    and its gradient; params: the model's, or what `rounded` makes of them; labels and weights float32 [R, C], weights
+    1 / P where a slot holds a pair; key uint32, the update's dropout.
     apply(params, opt_state, grads) -> params, opt_state, zeroed grads, norm: one step of the optimizer; norm: of the
     gradient, before any clipping.
     """
-    model = Scorer(config, dtype, rematerialise)
+    # A CPU waits for its units and not for memory.
+    recomputed = 'layers' if rematerialise else 'nothing' if devices.platform == 'cpu' else 'cheap'
+    model = Scorer(config, dtype, recomputed, attention_of(devices, dtype, drops=True))
     transformation = optimizer.transformation
     words = f'{config.prefix}.embeddings.word_embeddings'
 
@@ -128,6 +129,65 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
         return optax.apply_updates(params, moves), opt_state, jax.tree.map(jnp.zeros_like, grads), norm
 
     return accumulate, apply, transformation
+
+
+def rounded(params, config, dtype):
+    """The parameters with the weights of affine maps in dtype, as every product would round them, but once an update.
+
+    The head's last map stays in float32, as it is computed; so do norms and tables.
+    """
+    last = config.head_names[1]
+
+    def of(name, tree):
+        if not isinstance(tree, dict) or name == last:
+            return tree
+        if 'kernel' in tree:
+            return {part: leaf.astype(dtype) for part, leaf in tree.items()}
+        return {part: of(part, leaf) for part, leaf in tree.items()}
+
+    return of(None, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class DevicePrograms:
+    """The programs of a training with where everything is placed and what is given up, each to be called or lowered.
+
+    init(params) -> opt_state; zeros(params) -> a sum of no gradients; rounded(params) -> the parameters that accumulate
+    takes; accumulate, apply: see `training_programs`. state_shardings: of opt_state.
+    """
+
+    init: Callable
+    zeros: Callable
+    rounded: Callable
+    accumulate: Callable
+    apply: Callable
+    state_shardings: object
+
+
+def device_programs(params, config, dtype, devices, rematerialise, optimizer):
+    """DevicePrograms; params: a tree of arrays or of their shapes."""
+    accumulate, apply, transformation = training_programs(config, dtype, devices, rematerialise, optimizer)
+    shardings, replicated = devices.params_shardings(params), devices.replicated
+
+    def like_params(tree):
+        return jax.tree.structure(tree) == jax.tree.structure(params)
+
+    state_shardings = jax.tree.map(
+        lambda tree: shardings if like_params(tree) else replicated,
+        jax.eval_shape(transformation.init, params),
+        is_leaf=like_params,
+    )
+    return DevicePrograms(
+        init=jax.jit(transformation.init, out_shardings=state_shardings),
+        zeros=jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=shardings),
+        # Without out_shardings, so that what stays in float32 is passed on and not copied.
+        rounded=jax.jit(functools.partial(rounded, config=config, dtype=dtype)),
+        accumulate=jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, replicated)),
+        apply=jax.jit(
+            apply, donate_argnums=(0, 1, 2), out_shardings=(shardings, state_shardings, shardings, replicated)
+        ),
+        state_shardings=state_shardings,
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -172,8 +232,8 @@ def train(
 
     params: on the devices; they are given up (donated). encoded: EncodedPairs; pair_index: int [train_size], the pair
     of each example; labels: float [train_size]; group: int [train_size], the instruction of each; settings:
-    TrainingSettings; tokens_per_device: of a micro-batch, None: TOKENS_PER_DEVICE; saving, on_update, progress: as
-    `run_updates` takes them.
+    TrainingSettings; tokens_per_device: of a micro-batch, None: `budgets.training_tokens`; saving, on_update, progress:
+    as `run_updates` takes them.
     Returns Trained. Raises InputError where the loss is not finite, naming the update.
     """
     n_data = devices.n_data
@@ -186,7 +246,8 @@ def train(
         order = reference_order(len(pair_index), settings.seed)[: n_updates * n_pairs].reshape(n_updates, n_pairs)
     if settings.objective == 'centred':
         labels = objectives.centred(labels, group)
-    plans, packing = _plan_updates(order, encoded, pair_index, config, devices, tokens_per_device)
+    tokens = tokens_per_device or training_tokens(config, devices, dtype, gradient_checkpointing)
+    plans, packing = _plan_updates(order, encoded, pair_index, config, devices, tokens)
 
     def batches_from(first):
         for examples, plan in zip(order[first:], plans[first:], strict=True):
@@ -276,14 +337,13 @@ def _show(bar, update, pairs_per_second):
 
 def _plan_updates(order, encoded, pair_index, config, devices, tokens_per_device):
     """The batches of each update, of shapes that are alike from update to update; and a description of them."""
-    tokens = tokens_per_device or TOKENS_PER_DEVICE.get(devices.platform, 2048)
     lengths = encoded.lengths[pair_index]
     plans = plan_groups(
         order,
         lengths,
         row_cost(config, devices.platform),
         compile_cost(config, devices.platform, COMPILE_SECONDS) / 3,  # with gradients, a token is three times the work
-        tokens,
+        tokens_per_device,
         devices.n_data,
     )
     return plans, describe_packing(plans, [lengths[examples] for examples in order])
@@ -299,35 +359,58 @@ class TrainingRun:
     def __init__(self, params, config, devices, dtype, optimizer, seed, rematerialise=False, of_scores=None):
         self.params, self.devices, self.seed, self._of_scores = params, devices, seed, of_scores
         self.learning_rate = optimizer.schedule
-        accumulate, apply, transformation = training_programs(config, dtype, devices, rematerialise, optimizer)
-        shardings, replicated = devices.params_shardings(params), devices.replicated
-
-        def like_params(tree):
-            return jax.tree.structure(tree) == jax.tree.structure(params)
-
-        state_shardings = jax.tree.map(
-            lambda tree: shardings if like_params(tree) else replicated,
-            jax.eval_shape(transformation.init, params),
-            is_leaf=like_params,
-        )
-        self.opt_state = jax.jit(transformation.init, out_shardings=state_shardings)(params)
-        self.grads = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=shardings)(params)
-        self._score = jax.jit(score_in_training(config, dtype), out_shardings=replicated)
-        self._accumulate = jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, replicated))
-        self._apply = jax.jit(
-            apply, donate_argnums=(0, 1, 2), out_shardings=(shardings, state_shardings, shardings, replicated)
-        )
+        programs = device_programs(params, config, dtype, devices, rematerialise, optimizer)
+        self.opt_state, self.grads = programs.init(params), programs.zeros(params)
+        self.budget = Budget(devices.n_data)
+        self._zeros = programs.zeros
+        self._rounded, self._accumulate, self._apply = programs.rounded, programs.accumulate, programs.apply
+        self._score = jax.jit(score_in_training(config, dtype), out_shardings=devices.replicated)
 
     def update(self, number, batches, stop):
         """Make one update from its MicroBatches; number: from 0.
 
         stop: StopRequest; asked to stop before the update is whole, it is given up.
+        Where memory runs out, its micro-batches are cut in halves and it begins again: parameters and optimizer state
+        change in its last step alone, which is not begun before all gradients are there.
         Returns Update with the loss before it, or None where it was given up. Raises InputError where the loss is not
-        finite.
+        finite, and where less memory than for a single row, or for the optimizer's step, is free.
         """
+        while True:
+            batches = dataclasses.replace(batches, plan=self.budget.cut(batches.plan))
+            try:
+                loss = self._gradients(number, batches, stop)
+                break
+            except jax.errors.JaxRuntimeError as error:
+                self.grads = None  # given to a program that failed
+                self.budget.halve(error, batches.plan)
+            self.grads = self._zeros(self.params)
+        if loss is None:
+            return None
+        try:
+            self.params, self.opt_state, self.grads, norm = self._apply(self.params, self.opt_state, self.grads)
+            norm = float(norm)
+        except jax.errors.JaxRuntimeError as error:
+            if 'RESOURCE_EXHAUSTED' not in str(error):
+                raise
+            raise InputError(
+                f"update {number}: memory ran out in the optimizer's step, which does not depend on tokens_per_device; "
+                'model shards over several devices need less. The same command continues from its last checkpoint, '
+                'where it writes any'
+            ) from error
+        update = Update(number, len(batches.pair_index), float(self.learning_rate(number)), loss, norm)
+        if not np.isfinite([update.loss, update.grad_norm]).all():
+            raise InputError(
+                f'update {number}: the loss is {update.loss} and its gradient {update.grad_norm}; nothing was written. '
+                f'Try a lower learning_rate, or compute_dtype float32'
+            )
+        return update
+
+    def _gradients(self, number, batches, stop):
+        """Add an update's gradients to `grads`; returns its loss when they are there, None where it was given up."""
         put, by_row, replicated = self.devices.put, self.devices.by_row, self.devices.replicated
         key = put(np.random.SeedSequence([self.seed, number]).generate_state(1)[0], replicated)
         loss = put(np.float32(0), replicated)
+        params = self._rounded(self.params)
         known_loss = None
         if self._of_scores is not None:
             known_loss, batches = self._with_targets(batches, key)
@@ -336,16 +419,9 @@ class TrainingRun:
                 return None
             rows = self.devices.put_rows(rows)
             labels, weights = put(labels, by_row), put(weights, by_row)
-            self.grads, loss = self._accumulate(self.grads, loss, self.params, rows, labels, weights, key)
-        self.params, self.opt_state, self.grads, norm = self._apply(self.params, self.opt_state, self.grads)
-        loss = float(loss) if known_loss is None else known_loss
-        update = Update(number, len(batches.pair_index), float(self.learning_rate(number)), loss, float(norm))
-        if not np.isfinite([update.loss, update.grad_norm]).all():
-            raise InputError(
-                f'update {number}: the loss is {update.loss} and its gradient {update.grad_norm}; nothing was written. '
-                f'Try a lower learning_rate, or compute_dtype float32'
-            )
-        return update
+            self.grads, loss = self._accumulate(self.grads, loss, params, rows, labels, weights, key)
+        loss = float(loss)
+        return loss if known_loss is None else known_loss
 
     def _with_targets(self, batches, key):
         """(loss of an update, its MicroBatches with labels whose squared error has the gradient of that loss)."""
