@@ -1,0 +1,60 @@
+"""The programs compiled for a TPU that is only described, by libtpu, which .ci/run installs in .venv-tpu."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+OWN = ROOT / '.venv-tpu' / 'bin' / 'python'
+PYTHON = sys.executable if importlib.util.find_spec('libtpu') else str(OWN) if OWN.exists() else None
+SMALL, LARGE = 'v5e/1/score-base/2048x128', 'v5e/1/train-base/8192x512'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PYTHON is None, reason='libtpu is not installed; .ci/run installs it in .venv-tpu')
+def test_a_small_and_a_large_program_compile_for_a_tpu_and_need_the_memory_that_is_expected(tmp_path):
+    output = tmp_path / 'rows.jsonl'
+    command = [PYTHON, str(ROOT / 'benchmarks' / 'accelerators.py'), '--cases', f'{SMALL},{LARGE}', '--output', output]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'XLA_'))}
+    for _ in range(2):  # the second time, nothing is compiled
+        subprocess.run(command, check=True, capture_output=True, env=environment, timeout=1500)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row['case'] for row in rows] == [SMALL, LARGE]
+    for row in rows:
+        assert row['operations'] > 1e11 and row['bytes'] > 1e9 and row['collectives'] == {}
+    # RoBERTa-base's parameters, rounded weights, Adam's two means and the gradients; then what the backward pass reads.
+    large = rows[1]
+    assert large['argument'] + large['elsewhere'] == pytest.approx(2.16e9, rel=0.02)
+    assert sum(large[part] for part in ('argument', 'elsewhere', 'temp', 'output')) == pytest.approx(3.98e9, rel=0.15)
+
+
+def test_the_recorded_figures_of_compilers_are_within_a_tenth_of_what_the_budgets_expect():
+    from cappy.model.budgets import training_bytes
+    from cappy.model.config import EncoderConfig
+
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    try:
+        from common import DROPOUT, SIZES
+        from study_cost import LARGE as large
+    finally:
+        sys.path.remove(str(ROOT / 'benchmarks'))
+    head = {'hidden_act': 'gelu', 'hidden_dropout_prob': DROPOUT, 'attention_probs_dropout_prob': DROPOUT}
+    sizes = {'base': SIZES['base'] | head, 'large': large}
+    rows = [json.loads(line) for line in (ROOT / 'benchmarks' / 'accelerators.jsonl').read_text().splitlines()]
+    checked = 0
+    for row in rows:
+        card, devices, program, *shape = row['case'].split('/')
+        if not program.startswith('train-') or 'x' in devices or 'refused' in row:
+            continue
+        config = EncoderConfig.from_published(sizes[program.removeprefix('train-')], program)
+        tokens, row_length = map(int, shape[0].split('x'))
+        platform = 'tpu' if card.startswith('v') else 'gpu'
+        expected = training_bytes(config, 'bfloat16', tokens, row_length, platform)
+        found = sum(row[part] for part in ('argument', 'elsewhere', 'temp', 'output'))
+        assert expected == pytest.approx(found, rel=0.1), row['case']
+        checked += 1
+    assert checked >= 2
