@@ -57,4 +57,4 @@ def test_the_recorded_figures_of_compilers_are_within_a_tenth_of_what_the_budget
         found = sum(row[part] for part in ('argument', 'elsewhere', 'temp', 'output'))
         assert expected == pytest.approx(found, rel=0.1), row['case']
         checked += 1
-    assert checked >= 2
+    assert checked
