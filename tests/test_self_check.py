@@ -10,7 +10,7 @@ from conftest import ROBERTA, load_script, random_tensors, run_main
 
 from cappy import Cappy
 from cappy.errors import InputError
-from cappy.model import layers, scoring, self_check
+from cappy.model import scoring, self_check
 from cappy.model.layers import attend
 from cappy.model.training import TrainingSettings
 
@@ -187,7 +187,7 @@ def test_rows_are_shared_out_over_several_devices(tiny_cappy, monkeypatch):
         return program(params, rows)
 
     monkeypatch.setattr(self_check, 'score_program', lambda *_: watched)
-    monkeypatch.setattr(self_check, 'attention_of', lambda *_, drops: layers.attend)
+    monkeypatch.setattr(self_check, 'attention_of', lambda *_, drops: attend)
     many = types.SimpleNamespace(
         n_data=3,
         put=scorer.devices.put,
