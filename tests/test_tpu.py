@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cappy.model.attention import fault_of
 from cappy.model.devices import get_devices
 from cappy.model.layers import Dropout, attend
 from cappy.model.tpu import LONGEST_ROW, AttendOnChip
@@ -69,3 +70,16 @@ def test_tokens_that_are_read_alone_and_long_rows_are_left_to_the_plain_equation
         asking = segments
     arguments = query, key, value, asking, segments, dropout
     np.testing.assert_array_equal(kernel(*arguments), attend(*arguments))
+
+
+def test_a_kernel_that_is_wrong_on_a_device_is_found_before_it_is_used():
+    def without_segments(query, key, value, query_segments, key_segments, dropout):
+        return attend(query, key, value, query_segments * 0, key_segments * 0, dropout)
+
+    def uncompilable(*arguments):
+        raise NotImplementedError('no such operation')
+
+    devices = get_devices()
+    assert fault_of(AttendOnChip(devices.mesh, interpret=True), devices, jnp.bfloat16) is None
+    assert 'it differs from the plain equations by' in fault_of(without_segments, devices, jnp.bfloat16)
+    assert 'cannot be compiled here (NotImplementedError: no such' in fault_of(uncompilable, devices, jnp.bfloat16)

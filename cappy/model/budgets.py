@@ -70,11 +70,10 @@ def training_bytes(config, dtype, n_tokens, row_length=ROW_LENGTH, platform='gpu
 
 
 def scoring_bytes(config, dtype, n_tokens, row_length=ROW_LENGTH, platform='gpu', n_shards=1):
-    """As `training_bytes`, of scoring: the parameters, the layers' weights in dtype, and one layer's results."""
-    of_layers, of_all = n_params(config)
+    """As `training_bytes`, of scoring: the parameters, and one layer's results."""
     size = jnp.dtype(dtype).itemsize
-    state = 4 * of_all + (0 if size == 4 else size * of_layers)
-    return state / n_shards + n_tokens * _working_bytes(config, size, row_length, platform, n_shards) / 2
+    state = 4 * n_params(config)[1]
+    return state / n_shards + n_tokens * _working_bytes(config, size, row_length, platform, n_shards)
 
 
 def _working_bytes(config, size, row_length, platform, n_shards):
