@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 OUTPUT = Path(__file__).with_name('concept.svg')
-SAMPLES = [('sample 1', '0.88'), ('sample 2', '0.90'), ('sample 3', '0.24')]
+SAMPLES = [('sample 1', '0.86'), ('sample 2', '0.94'), ('sample 3', '0.69')]
 PICK = 1  # place in SAMPLES
 
 TEXT, GREY, LINE = '#1b2733', '#7d8590', '#8a929b'
