@@ -278,8 +278,8 @@ def save_scorer(scorer, combination, save_dir, card, overwrite):
     """
     try:
         scorer.save_pretrained(save_dir, model_card=card, overwrite=overwrite)
-        if is_first_process():
-            combining.replace_saved(save_dir, combination)
+        if combination and is_first_process():
+            combination.save(save_dir)
     except InputError as error:
         return error
     return None

@@ -254,6 +254,10 @@ def test_a_run_judges_each_instruction_by_a_scorer_that_did_not_train_on_it(tmp_
     values = saved.values(validation, scores, RougeL())
     assert [int(np.argmax(own)) for own in values] == [line['pick'] for line in lines]
     assert 'combined: ' in capsys.readouterr().out
+    # A scorer without a combination replaces one with it.
+    again = f'{COMMAND} --results_dir {tmp_path} --overwrite --save_dir {tmp_path / "s"}'
+    flags.run(cappy_bigbench.main, again.split())
+    assert (tmp_path / 's' / 'model.safetensors').exists() and not (tmp_path / 's' / 'combination.json').exists()
     assert not (tmp_path / 'flan-t5-tiny' / 'tiny_tense.checkpoint').exists()
 
 

@@ -12,7 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Modules beside the benchmarks and examples that other scripts import, and a script without flags.
-NO_COMMANDS = {'benchmarks/common.py', 'benchmarks/cross_encoders.py', 'examples/tasks.py'}
+NO_COMMANDS = {
+    'benchmarks/common.py',
+    'benchmarks/cross_encoders.py',
+    'benchmarks/topologies.py',
+    'examples/tasks.py',
+}
 COMMANDS = sorted(
     str(path.relative_to(ROOT))
     for pattern in ('cappy_*.py', 'scripts/*.py', 'benchmarks/*.py', 'examples/*.py')

@@ -53,7 +53,12 @@ WEIGHT_PATTERNS = (
     ('flax_model.msgpack',),
     ('pytorch_model.bin', 'pytorch_model-*.bin', 'pytorch_model.bin.index.json'),
 )
-WRITTEN_PATTERNS = ('config.json', 'model.safetensors', 'README.md', *TOKENIZER_PATTERNS, *SENTENCEPIECE_PATTERNS)
+COMBINATION = 'combination.json'  # what `cappy.tasks.combining` writes beside a scorer
+WRITTEN_PATTERNS = (
+    *('config.json', 'model.safetensors', 'README.md', COMBINATION),
+    *TOKENIZER_PATTERNS,
+    *SENTENCEPIECE_PATTERNS,
+)
 
 # Models that come as a Python package: {name: (package, folder in it)}. minilm is all-MiniLM-L6-v2, an encoder of 22
 # million parameters, Apache-2.0.

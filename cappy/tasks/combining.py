@@ -204,14 +204,6 @@ class Combination:
         return np.bincount(places, weights=gains) / np.bincount(places)
 
 
-def replace_saved(folder, combination: Combination | None):
-    """Save a combination beside a scorer; without one, remove that of an earlier scorer."""
-    if combination:
-        combination.save(folder)
-    else:
-        (Path(folder) / FILE).unlink(missing_ok=True)
-
-
 def describe(weights: dict[str, float]) -> str:
     """The weights in one line: '0.61 scorer + 0.35 consensus - 0.02 self-score'."""
     parts = [
