@@ -134,7 +134,13 @@ def main(
     faults = warn_of_faults(task, rouge)
     folds = combining.cross_fitting_folds(train, n_folds, seed) if signals else []
     examples = build_finetuning_examples(train, train_size, seed, measured_by, reference_labels)
-    check_can_teach(examples)
+    check_can_teach(examples, objective)
+    examples_of_folds = [
+        build_finetuning_examples(of_fold, train_size * len(of_fold) // len(train), seed, measured_by, reference_labels)
+        for of_fold, _ in folds
+    ]
+    for of_fold in examples_of_folds:
+        check_can_teach(of_fold, objective)
     consensus = picks.consensus_of(validation, measured_by, 'consensus')
     rougeL = picks.candidates_rougeL(validation, rouge)
     also = second_metrics(validation, measured_by)
@@ -143,6 +149,8 @@ def main(
     devices = get_devices(n_model_shards, n_processes, host0_address, host0_port, process_id, n_local_devices)
     training = TrainingSettings.of(settings)
     training.check(train_size, devices.n_data)
+    for of_fold in examples_of_folds:
+        training.check(len(of_fold), devices.n_data)
     checkpoint = Checkpoint(paths.checkpoint)
     of_folds = [Checkpoint(paths.checkpoint / f'fold{number}') for number in range(1, len(folds) + 1)]
     with result_lock(paths) if is_first_process() else contextlib.nullcontext():
@@ -179,13 +187,12 @@ def main(
             logger.warning('%s', describe_cut(counts, scorer.max_length, 'validation pairs'))
         timer.lap('score')
         held_out = []
-        for number, (of_fold, left_out) in enumerate(folds, start=1):
-            n_pairs = train_size * len(of_fold) // len(train)
+        for number, (_, left_out) in enumerate(folds, start=1):
             held_out.append(
                 score_held_out(
                     load,
                     adapt,
-                    build_finetuning_examples(of_fold, n_pairs, seed, measured_by, reference_labels),
+                    examples_of_folds[number - 1],
                     left_out,
                     of_folds[number - 1],
                     f'fold {number} of {n_folds}',

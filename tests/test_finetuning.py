@@ -46,6 +46,15 @@ def test_validation_pairs_of_the_recorded_tasks_are_the_samples_in_file_order():
         ] == [(p['example_idx'], p['instruction'], p['response']) for p in recorded['validation']]
 
 
+def test_an_objective_of_differences_needs_an_instruction_with_two_labels():
+    alike = [FinetuningExample('i', 'a', 0.5), FinetuningExample('j', 'b', 0.1), FinetuningExample('j', 'c', 0.1)]
+    check_can_teach(alike)
+    for objective in ('centred', 'listwise'):
+        with pytest.raises(InputError, match=f'objective {objective}: none of 2 training instructions has two'):
+            check_can_teach(alike, objective)
+        check_can_teach([*alike, FinetuningExample('i', 'd', 0.6)], objective)
+
+
 def test_a_duplicate_reference_stays_and_a_repeated_sample_does_not():
     examples = build_finetuning_examples([example(0, 'i', ['a', 'a'], 'b', 'b', 'a')], 3, 0, RougeL())
     assert Counter((e.response, e.label) for e in examples) == {('a', 1.0): 2, ('b', 0.0): 1}

@@ -85,8 +85,19 @@ def label_samples(
     return _labelled_samples(examples, found, set())
 
 
-def check_can_teach(examples: Sequence[FinetuningExample]):
-    """Raise InputError where all labels are equal: a scorer then learns one number, whatever the response is."""
+def check_can_teach(examples: Sequence[FinetuningExample], objective: str = 'absolute'):
+    """Raise InputError where all labels are equal: a scorer then learns one number, whatever the response is.
+
+    For an objective that is about differences within an instruction, where each instruction's labels are equal.
+    """
+    of_instruction = {}
+    for example in examples:
+        of_instruction.setdefault(example.instruction, set()).add(example.label)
+    if objective != 'absolute' and all(len(labels) == 1 for labels in of_instruction.values()):
+        raise InputError(
+            f'objective {objective}: none of {len(of_instruction)} training instructions has two responses with '
+            'different labels, so there is no difference to learn; draw more samples, or take objective absolute'
+        )
     labels = {example.label for example in examples}
     if len(labels) == 1:
         raise InputError(
