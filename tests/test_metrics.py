@@ -86,7 +86,7 @@ def test_agreement_has_the_other_text_as_the_reference():
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('rouge', "metric: found 'rouge'; near names in the list: rougeL; choose"),
+        ('rouge', "metric: found 'rouge'; choose rougeL, exact_match, chrf, or module:function"),
         (':f', "found ':f'; give module:function"),
         ('no_such_module_here:f', 'no_such_module_here cannot be imported (ModuleNotFoundError'),
         ('json:no_such', 'json has no function no_such'),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cappy.errors import InputError
-from cappy.files.wording import cut, listed, near_names
+from cappy.files.wording import cut, listed
 from cappy.tasks.rouge import RougeL
 
 METRICS = ('rougeL', 'exact_match', 'chrf')
@@ -29,8 +29,7 @@ def find_metric(name: str, rouge_tokenizer: str = 'default'):
     if ':' in name:
         return FunctionMetric(name, _imported(name))
     if name not in METRICS:
-        hint = near_names(name, METRICS, 'the list') if len(name) < 40 else ''
-        raise InputError(f'metric: found {name!r}{hint}; choose {listed(METRICS)}, or module:function')
+        raise InputError(f'metric: found {cut(name)!r}; choose {listed(METRICS)}, or module:function')
     return {'rougeL': lambda: RougeL(rouge_tokenizer), 'exact_match': ExactMatch, 'chrf': ChrF}[name]()
 
 
