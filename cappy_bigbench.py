@@ -53,7 +53,7 @@ _PICKS = {
     'objective': 'listwise',
     'reference_labels': 'skip',
     'lr_schedule': 'corrected',
-    'combine': flags.Names(('consensus', 'weighted_consensus', 'decoding')),
+    'combine': flags.Names(('weighted_consensus',)),
     'pick': 'combined',
 }
 # What docs/picks.md found to pick best, for scorers of the size of RoBERTa-large and of MiniLM.
