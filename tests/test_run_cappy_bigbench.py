@@ -155,7 +155,7 @@ def test_results_that_a_recipe_made_are_kept_without_a_remark_on_what_it_brings(
 def test_the_help_says_what_a_recipe_brings(run):
     code, out, _ = run('--help')
     assert code == 0 and '--recipe picks: --train_size 10240 --objective listwise' in out
-    assert '--combine consensus,weighted_consensus,decoding' in ' '.join(out.split())
+    assert '--combine weighted_consensus --pick combined' in ' '.join(out.split())
 
 
 def test_generators_are_swept_from_the_largest_as_in_the_reference(tmp_path, run, planned):
