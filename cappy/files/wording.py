@@ -58,5 +58,10 @@ def cut(text, max_characters=60) -> str:
     return text if len(text) <= max_characters else text[: max_characters - 2] + '..'
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _near(name, names):
     return get_close_matches(name, names, n=3, cutoff=_MIN_SIMILARITY)

@@ -112,6 +112,11 @@ def _most(limits, needed, devices):
     return from_first_process(int(np.clip(fitting, FEWEST_TOKENS, most)))
 
 
+def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a program failed since the memory of a device ran out."""
+    return 'RESOURCE_EXHAUSTED' in str(error)
+
+
 class Budget:
     """The most tokens that a batch may have on each of n_data devices; halved where memory runs out."""
 
@@ -133,7 +138,7 @@ class Budget:
         Raises the error again where it is another one, or several processes would have to agree; and InputError where
         a single row is too much.
         """
-        if 'RESOURCE_EXHAUSTED' not in str(error) or jax.process_count() > 1:
+        if not is_out_of_memory(error) or jax.process_count() > 1:
             raise error
         rows, length, _ = max((batch.shape for batch in plan), key=lambda shape: shape[0] * shape[1])
         largest = rows // self.n_data * length

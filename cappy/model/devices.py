@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from cappy.errors import InputError
 from cappy.files.settings import check_at_least
+from cappy.files.wording import first_line
 
 # Megatron's split: the first product of a block by columns, the second by rows, so that a block needs one sum between
 # shards. Keys are regular expressions over the last parts of a parameter's path, first match wins; T5's are the last.
@@ -235,7 +236,7 @@ def refuse_misfit(device, error):
     """
     if isinstance(error, jax.errors.JaxRuntimeError) and DOES_NOT_FIT.search(str(error)):
         raise InputError(
-            f'{device}: the first program failed ({_first_line(error)}); the driver or its libraries do not fit jax '
+            f'{device}: the first program failed ({first_line(error)}); the driver or its libraries do not fit jax '
             f'{jax.__version__}: install a newer driver, or jax again as its manual says for this device, or set '
             'JAX_PLATFORMS=cpu'
         ) from error
@@ -258,10 +259,6 @@ def _device_count():
         return jax.device_count()
     except (AssertionError, RuntimeError):
         return 0
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_first_process():

@@ -36,6 +36,7 @@ from safetensors.numpy import save_file
 from cappy.errors import InputError
 from cappy.files.names import check_name
 from cappy.files.outputs import check_places
+from cappy.files.wording import first_line
 
 TOKENIZER_PATTERNS = (
     'tokenizer*',
@@ -136,7 +137,7 @@ def _hub_reason(error: Exception) -> str:
         return f'the hub cannot be reached, and {cache} has no whole copy of it (fetch it once with a network)'
     if isinstance(error, HFValidationError):
         return 'it cannot be one'
-    return f'{type(error).__name__}: {_first_line(error)}'
+    return f'{type(error).__name__}: {first_line(error)}'
 
 
 def _not_found(path: Path, reason: str = '') -> str:
@@ -309,10 +310,6 @@ def _first_few(items: list[str]) -> str:
     return ', '.join(items[:N_NAMED]) + (f' and {rest} more' if rest > 0 else '')
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
@@ -341,7 +338,7 @@ def _as_named(file: Path, tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[s
 def _damaged(file: Path, error: Exception) -> InputError:
     return InputError(
         f'{file}: damaged, cut off, or not plain tensors '
-        f'({type(error).__name__}: {_first_line(error)}); fetch the file again'
+        f'({type(error).__name__}: {first_line(error)}); fetch the file again'
     )
 
 
@@ -443,7 +440,7 @@ def write_model(
         _write_files(aside, tensors, config, tokenizer, model_card)
         _move_into_place(aside, target)
     except (OSError, SafetensorError) as error:
-        cause = getattr(error, 'strerror', None) or _first_line(error)
+        cause = getattr(error, 'strerror', None) or first_line(error)
         remedy = 'free some space or name another directory'
         raise InputError(f'{directory}: cannot be written ({cause}); {remedy}') from error
     finally:

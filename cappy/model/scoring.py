@@ -112,6 +112,7 @@ def score_pairs(
     """
     n_total = len(pairs) if hasattr(pairs, '__len__') else None
     window_size, budget = window_size or WINDOW, budget or Budget(devices.n_data)
+    tokens_per_device = tokens_per_device or scoring_tokens(config, devices, dtype)  # hosts agree once, not per window
     first_window = min(FIRST_WINDOW.get(devices.platform, window_size), window_size)
     windows = _encoded_windows(pairs, tokenizer, max_length, first_window, window_size)
     n_before = 0

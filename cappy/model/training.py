@@ -20,7 +20,7 @@ from cappy.errors import InputError
 from cappy.files.updates import Update
 from cappy.model import objectives
 from cappy.model.attention import attention_of
-from cappy.model.budgets import Budget, training_tokens
+from cappy.model.budgets import Budget, is_out_of_memory, training_tokens
 from cappy.model.config import EncoderConfig
 from cappy.model.costs import compile_cost, row_cost
 from cappy.model.encoder import Scorer
@@ -390,7 +390,7 @@ class TrainingRun:
             self.params, self.opt_state, self.grads, norm = self._apply(self.params, self.opt_state, self.grads)
             norm = float(norm)
         except jax.errors.JaxRuntimeError as error:
-            if 'RESOURCE_EXHAUSTED' not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise InputError(
                 f"update {number}: memory ran out in the optimizer's step, which does not depend on tokens_per_device; "
