@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, b
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import DROPOUT, SIZES
-from study_cost import LARGE
+from common import scorer_config
 from topologies import CARDS, described_devices
 
 from cappy.cli.flags import run
@@ -42,9 +41,7 @@ from cappy.model.scoring import score_program
 from cappy.model.tensors import params_shapes
 from cappy.model.training import TrainingSettings, device_programs
 
-HEAD = {'hidden_act': 'gelu', 'initializer_range': 0.02, 'num_labels': 1}
-HEAD |= {'hidden_dropout_prob': DROPOUT, 'attention_probs_dropout_prob': DROPOUT}
-SCORERS = {'base': SIZES['base'] | HEAD, 'large': LARGE}
+SCORERS = {size: scorer_config(size) for size in ('base', 'large')}
 T5_WIDTHS = {'xl': (2048, 5120, 32), 'xxl': (4096, 10240, 64)}  # d_model, d_ff, heads of FLAN-T5
 PAIR_TOKENS = 128  # of a pair, which decides the slots of a row
 # (temperature, top_k, top_p) of the reference's four ways to sample, four samples of each.

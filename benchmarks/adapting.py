@@ -15,12 +15,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
+from common import adapting_settings
+
 from cappy import Cappy
 from cappy.cli import flags, tables
 from cappy.files.outputs import check_files
-from cappy.model.training import TrainingSettings
 from cappy.tasks import picks
-from cappy.tasks.candidates import read_task
+from cappy.tasks.candidates import by_example, candidate_pairs, read_task
 from cappy.tasks.finetuning import build_finetuning_examples
 from cappy.tasks.rouge import RougeL
 from cappy.tasks.statistics import spread
@@ -46,14 +47,7 @@ def main(
     rougeL = picks.candidates_rougeL(examples['validation'], rouge)
     done = [json.loads(line) for line in Path(output).read_text().splitlines()] if Path(output).exists() else []
     for seed in map(int, seeds):
-        settings = TrainingSettings(
-            learning_rate=learning_rate,
-            lr_schedule='corrected',
-            per_device_batch_size=pairs_per_update,
-            accumulate_grad_batches=1,
-            max_length=max_length,
-            seed=seed,
-        )
+        settings = adapting_settings(seed, pairs_per_update, learning_rate, max_length)
         train = build_finetuning_examples(examples['train'], after[-1] * pairs_per_update, seed, rouge, 'skip')
         for model in models:
             if any((line['model'], line['seed']) == (model, seed) for line in done):
@@ -70,12 +64,10 @@ def main(
 def measured(model, settings, train, validation, rougeL, after):
     """[(number of updates, rougeL of each example's pick)] of one run."""
     scorer = Cappy.from_pretrained(model, max_length=settings.max_length, seed=settings.seed)
-    pairs = [(example.instruction, text) for example in validation for text in example.candidates]
-    ends = np.cumsum([len(example.candidates) for example in validation])[:-1]
-    found = []
+    pairs, found = candidate_pairs(validation), []
 
     def measure(n_updates):
-        scores = np.split(scorer.score(pairs), ends)
+        scores = by_example(scorer.score(pairs), validation)
         found.append((n_updates, picks.scorer_rougeL(rougeL, scores).tolist()))
 
     def on_update(update, params):

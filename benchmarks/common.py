@@ -22,6 +22,7 @@ from cappy.model.config import EncoderConfig
 from cappy.model.model_files import find_model, write_model
 from cappy.model.packing import Batch
 from cappy.model.tensors import expected_tensors
+from cappy.model.training import TrainingSettings
 from cappy.tasks.candidates import read_examples
 from cappy.tasks.questions import read_choices
 
@@ -75,6 +76,19 @@ SIZES['large'] = SIZES['base'] | {
 # A vocabulary of this size, learned from the texts, gives 1.2 to 1.3 tokens per English word, as the published ones do.
 TRAINED_VOCABULARY = 8000
 SYLLABLES = 'ba ce di fo gu la me ni po ru sta tre vi wor shing tion ed ing able ly'
+
+
+def adapting_settings(seed, pairs_per_update, learning_rate, max_length, objective='absolute'):
+    """TrainingSettings of a small scorer that is adapted on one device, an update one batch of pairs."""
+    return TrainingSettings(
+        learning_rate=learning_rate,
+        lr_schedule='corrected',
+        per_device_batch_size=pairs_per_update,
+        accumulate_grad_batches=1,
+        max_length=max_length,
+        seed=seed,
+        objective=objective,
+    )
 
 
 def read_pairs(texts, data, n_pairs, seed=0):
@@ -156,19 +170,24 @@ def _existing(file, where_from):
     return file
 
 
-@contextlib.contextmanager
-def scorer_directory(size, pairs, dropout=DROPOUT, seed=0):
-    """A model directory with random weights and a tokenizer learned from the pairs' texts; removed after the block.
-
-    size: a key of SIZES.
-    """
-    published = SIZES[size] | {
+def scorer_config(size, dropout=DROPOUT):
+    """The fields of a config.json, of a scorer of a size; size: a key of SIZES."""
+    return SIZES[size] | {
         'hidden_act': 'gelu',
         'hidden_dropout_prob': dropout,
         'attention_probs_dropout_prob': dropout,
         'initializer_range': 0.02,
         'num_labels': 1,
     }
+
+
+@contextlib.contextmanager
+def scorer_directory(size, pairs, dropout=DROPOUT, seed=0):
+    """A model directory with random weights and a tokenizer learned from the pairs' texts; removed after the block.
+
+    size: a key of SIZES.
+    """
+    published = scorer_config(size, dropout)
     config = EncoderConfig.from_published(published, size)
     generator = np.random.default_rng(seed)
     tensors = {

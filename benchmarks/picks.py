@@ -21,13 +21,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
-from cappy import Cappy, TrainingSettings
+from common import adapting_settings
+
+from cappy import Cappy
 from cappy.cli import flags, tables
 from cappy.errors import InputError
 from cappy.files.atomic import write_atomically
 from cappy.files.outputs import check_folders
 from cappy.tasks import combining, picks
-from cappy.tasks.candidates import read_task
+from cappy.tasks.candidates import by_example, candidate_pairs, read_task
 from cappy.tasks.combining import Combination, cross_fitting_folds
 from cappy.tasks.finetuning import build_finetuning_examples
 from cappy.tasks.rouge import RougeL
@@ -73,16 +75,9 @@ def main(
             for objective in objectives:
                 path = Path(output_dir) / f'{task}.{objective}.{train_size}.seed{seed}.json.gz'
                 if not path.exists() and not only_table:
-                    settings = TrainingSettings(
-                        learning_rate=learning_rate,
-                        lr_schedule='corrected',
-                        per_device_batch_size=pairs_per_update,
-                        accumulate_grad_batches=1,
-                        max_length=max_length,
-                        seed=seed,
-                        objective=OBJECTIVES[objective][0],
-                    )
-                    made = run(model, splits, settings, train_size, OBJECTIVES[objective][1], objective in cross_fit)
+                    trained_for, reference_labels = OBJECTIVES[objective]
+                    settings = adapting_settings(seed, pairs_per_update, learning_rate, max_length, trained_for)
+                    made = run(model, splits, settings, train_size, reference_labels, objective in cross_fit)
                     keep(path, {'task': task, 'objective': objective, 'seed': seed, **made})
                     print(f'{path}: {made["seconds"]:.0f} s', file=sys.stderr, flush=True)
                 if path.exists():
@@ -125,9 +120,8 @@ def run(model, splits, settings, train_size, reference_labels, cross_fitted):
 
 def scores_of(scorer, examples):
     """The scores of each example's candidates, lists of numbers."""
-    pairs = [(example.instruction, text) for example in examples for text in example.candidates]
-    ends = np.cumsum([len(example.candidates) for example in examples])[:-1]
-    return [np.round(own.astype(float), 6).tolist() for own in np.split(scorer.score(pairs), ends)]
+    scores = by_example(scorer.score(candidate_pairs(examples)), examples)
+    return [np.round(own.astype(float), 6).tolist() for own in scores]
 
 
 def keep(path, made):

@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, before an installed copy
 
+from common import scorer_config
 from matrix_products import operations
 
 from cappy.cli.flags import run
@@ -27,23 +28,6 @@ from cappy.model.tokens import encode_pairs, load_tokenizer
 from cappy.study.cells import read_task_names
 from cappy.tasks.candidates import read_examples
 
-LARGE = {
-    'model_type': 'roberta',
-    'vocab_size': 50265,
-    'hidden_size': 1024,
-    'num_hidden_layers': 24,
-    'num_attention_heads': 16,
-    'intermediate_size': 4096,
-    'max_position_embeddings': 514,
-    'type_vocab_size': 1,
-    'layer_norm_eps': 1e-5,
-    'pad_token_id': 1,
-    'hidden_act': 'gelu',
-    'hidden_dropout_prob': 0.1,
-    'attention_probs_dropout_prob': 0.1,
-    'initializer_range': 0.02,
-    'num_labels': 1,
-}
 README_TASK, README_MINUTES = 'auto_categorization', 40  # the reference's README: "40 mins", on an A10G
 GRADIENTS = 3  # operations with gradients over those without
 SAMPLE_TOKENS = 64  # the longest sample in the paper's files
@@ -97,7 +81,7 @@ def main(
 ):
     """Count the operations of a study."""
     words = load_tokenizer(tokenizer)
-    config = EncoderConfig.from_published(LARGE, 'RoBERTa-large')
+    config = EncoderConfig.from_published(scorer_config('large'), 'RoBERTa-large')
     found = [task for task in read_task_names(data_dir) if (Path(data_dir) / f'{task}_train.jsonl').exists()]
     numbers = (train_size, max_length, n_samples, n_examples)
     rows = [measure(data_dir, task, words, config, *numbers) for task in found]

@@ -38,19 +38,16 @@ def test_the_recorded_figures_of_compilers_are_within_a_tenth_of_what_the_budget
 
     sys.path.insert(0, str(ROOT / 'benchmarks'))
     try:
-        from common import DROPOUT, SIZES
-        from study_cost import LARGE as large
+        from common import scorer_config
     finally:
         sys.path.remove(str(ROOT / 'benchmarks'))
-    head = {'hidden_act': 'gelu', 'hidden_dropout_prob': DROPOUT, 'attention_probs_dropout_prob': DROPOUT}
-    sizes = {'base': SIZES['base'] | head, 'large': large}
     rows = [json.loads(line) for line in (ROOT / 'benchmarks' / 'accelerators.jsonl').read_text().splitlines()]
     checked = 0
     for row in rows:
         card, devices, program, *shape = row['case'].split('/')
         if not program.startswith('train-') or 'x' in devices or 'refused' in row:
             continue
-        config = EncoderConfig.from_published(sizes[program.removeprefix('train-')], program)
+        config = EncoderConfig.from_published(scorer_config(program.removeprefix('train-')), program)
         tokens, row_length = map(int, shape[0].split('x'))
         platform = 'tpu' if card.startswith('v') else 'gpu'
         expected = training_bytes(config, 'bfloat16', tokens, row_length, platform)

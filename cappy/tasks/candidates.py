@@ -1,7 +1,7 @@
 """Examples of a task with a generator's samples, read from JSON lines, checked, and written."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -79,6 +79,16 @@ class Example:
     def candidates(self) -> tuple[str, ...]:
         """Unique responses, in order of first appearance."""
         return tuple(dict.fromkeys(sample.response for sample in self.samples))
+
+
+def candidate_pairs(examples: Sequence[Example]) -> list[tuple[str, str]]:
+    """(instruction, candidate) of all candidates of the examples, in order."""
+    return [(example.instruction, candidate) for example in examples for candidate in example.candidates]
+
+
+def by_example(values: np.ndarray, examples: Sequence[Example]) -> list[np.ndarray]:
+    """What an array has for `candidate_pairs`, as one array for each example."""
+    return np.split(values, np.cumsum([len(example.candidates) for example in examples])[:-1])
 
 
 def read_examples(
