@@ -40,10 +40,10 @@ from cappy.study.results import (
     write_result,
 )
 from cappy.tasks import combining, picks
-from cappy.tasks.candidates import read_task
+from cappy.tasks.candidates import by_example, candidate_pairs, read_task
 from cappy.tasks.faults import count_faults, describe_faults
 from cappy.tasks.finetuning import build_finetuning_examples, check_can_teach
-from cappy.tasks.metrics import find_metric, measure, title
+from cappy.tasks.metrics import find_metric, labels_of, title
 from cappy.tasks.picks import ADAPTED
 from cappy.tasks.rouge import RougeL
 
@@ -118,9 +118,7 @@ def main(
     if not process_id:  # None or the first, which writes
         check_outputs(paths, save_dir, checkpoint_every, overwrite)
     timer = PhaseTimer()
-    signals, measured_by = combining.check_names(combine), find_metric(metric, rouge_tokenizer)
-    if pick == 'combined' and not signals:
-        raise InputError('pick: combined needs --combine, the signals that the scorer is combined with')
+    signals, measured_by = combining.check_names(combine, pick), find_metric(metric, rouge_tokenizer)
     task = read_task(
         bigbench_gen_dir,
         bigbench_gen_model,
@@ -186,20 +184,12 @@ def main(
         if counts['truncated_pairs'] and is_first_process():
             logger.warning('%s', describe_cut(counts, scorer.max_length, 'validation pairs'))
         timer.lap('score')
-        held_out = []
-        for number, (_, left_out) in enumerate(folds, start=1):
-            held_out.append(
-                score_held_out(
-                    load,
-                    adapt,
-                    examples_of_folds[number - 1],
-                    left_out,
-                    of_folds[number - 1],
-                    f'fold {number} of {n_folds}',
-                )
-            )
+        held_out = [
+            score_held_out(load, adapt, of_fold, left_out, of_checkpoint)
+            for of_fold, (_, left_out), of_checkpoint in zip(examples_of_folds, folds, of_folds, strict=True)
+        ]
         combination = fit_combination(signals, folds, held_out, measured_by)
-        combined = combination.picks(validation, scores, measured_by) if combination else {}
+        combined = combination.picks(validation, scores, measured_by, consensus) if combination else {}
         timer.lap('combine')
         values = picks.values_by_pick(validation, consensus, before, scores, combined)
         rougeL_by_pick = picks.rougeL_by_pick(validation, rougeL, values)
@@ -300,17 +290,15 @@ def describe_unsaved(fault, paths, checkpoint):
 
 def score_candidates(scorer, examples, progress):
     """([float32 [candidates] of each example], counts)."""
-    pairs = [(example.instruction, candidate) for example in examples for candidate in example.candidates]
-    scores, counts = scorer.score_with_counts(pairs, progress=progress)
-    ends = np.cumsum([len(example.candidates) for example in examples])
-    return np.split(scores, ends[:-1]), counts
+    scores, counts = scorer.score_with_counts(candidate_pairs(examples), progress=progress)
+    return by_example(scores, examples), counts
 
 
-def score_held_out(load, adapt, examples, left_out, checkpoint, name):
+def score_held_out(load, adapt, examples, left_out, checkpoint):
     """The scores of the left out examples by a scorer that is trained on the others."""
-    scorer = load()
-    adapt(scorer, examples, checkpoint=checkpoint, progress=f'adapting ({name})')
-    return score_candidates(scorer, left_out, f'scoring ({name})')[0]
+    scorer, fold = load(), checkpoint.path.parent.name
+    adapt(scorer, examples, checkpoint=checkpoint, progress=f'adapting ({fold})')
+    return score_candidates(scorer, left_out, f'scoring ({fold})')[0]
 
 
 def fit_combination(signals, folds, held_out, metric):
@@ -319,12 +307,8 @@ def fit_combination(signals, folds, held_out, metric):
         return None
     left_out = [example for _, of_fold in folds for example in of_fold]
     scores = [own for of_fold in held_out for own in of_fold]
-    return combining.Combination.fit(signals, left_out, scores, measure_labels(left_out, metric), metric)
-
-
-def measure_labels(examples, metric):
-    """How good each candidate is, N arrays: by its label where the file has them, else by the metric."""
-    return [measure(metric, one, one.candidates) if one.labels is None else one.labels for one in examples]
+    labels = [labels_of(metric, example) for example in left_out]
+    return combining.Combination.fit(signals, left_out, scores, labels, metric)
 
 
 def second_metrics(validation, metric):

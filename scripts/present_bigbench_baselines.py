@@ -26,7 +26,7 @@ from cappy.cli.process_pool import run_over_files
 from cappy.errors import InputError
 from cappy.files.inputs import find
 from cappy.files.wording import listed
-from cappy.study import cells, measured_again
+from cappy.study import cells
 from cappy.tasks.candidates import REFERENCE_DECODINGS
 from cappy.tasks.faults import describe_by_name
 from cappy.tasks.metrics import find_metric
@@ -80,9 +80,8 @@ def measure(gens_dir, generators, tasks, keys, n_workers, metric):
     measured = dict.fromkeys(paths)
     paths = {cell: path for cell, path in paths.items() if path.exists()}
     sizes = [path.stat().st_size for path in paths.values()]
-    more, work = ((), measure_file) if metric == 'rougeL' else ((metric,), measured_again.measure_file)
-    arguments = [(path, *keys, *more) for path in paths.values()]
-    results = run_over_files(work, arguments, sizes, n_workers, progress='reading samples')
+    arguments = [(path, *keys, metric) for path in paths.values()]
+    results = run_over_files(measure_file, arguments, sizes, n_workers, progress='reading samples')
     return measured | dict(zip(paths, results, strict=True))
 
 

@@ -312,8 +312,7 @@ def check_outputs(settings, todo, cluster):
 def check_cells(settings, todo, n_devices):
     """Check before any cell starts what would make every cell fail, and that each has its files of samples."""
     find_metric(settings['metric'], settings['rouge_tokenizer'])
-    if not combining.check_names(settings['combine']) and settings['pick'] == combining.COMBINED:
-        raise InputError('pick: combined needs --combine, the signals that the scorer is combined with')
+    combining.check_names(settings['combine'], settings['pick'])
     folder, missing = Path(settings['bigbench_gen_dir']), []
     for job in todo:
         names = [f'{job.paths.generator}/{job.paths.task}_{split}.jsonl' for split in SPLITS]

@@ -32,9 +32,7 @@ from cappy.files.scored_pairs import PairFile, PairsDigest, Runs, TopTies, best_
 from cappy.model.devices import from_first_process, is_first_process
 from cappy.model.model_files import find_model, model_digest
 from cappy.model.tokens import describe_cut
-from cappy.tasks.candidates import Example, Sample
 from cappy.tasks.combining import Combination
-from cappy.tasks.metrics import find_metric
 
 logger = logging.getLogger('score')
 
@@ -181,13 +179,9 @@ def score_pairs(scorer, pairs, n_pairs):
 
 def combined_scores(scored, combination):
     """(pair, value): the combination in place of the score, of each run of pairs of one instruction."""
-    metric = find_metric(combination.metric, combination.rouge_tokenizer)
-    for instruction, run in itertools.groupby(scored, key=lambda scored_pair: scored_pair[0].instruction):
+    for _, run in itertools.groupby(scored, key=lambda scored_pair: scored_pair[0].instruction):
         run = list(run)
-        example = Example(None, 0, instruction, ('',), tuple(Sample(pair.response, '') for pair, _ in run))
-        score_of = {pair.response: score for pair, score in run}
-        scores = np.array([score_of[candidate] for candidate in example.candidates])
-        value_of = dict(zip(example.candidates, combination.values([example], [scores], metric)[0], strict=True))
+        value_of = combination.rate([pair.response for pair, _ in run], {pair.response: score for pair, score in run})
         for pair, _ in run:
             yield pair, np.float32(value_of[pair.response])
 

@@ -43,7 +43,7 @@ def write_cell(folder, pick=None, scores=SCORES, task='t', **settings):
     settings = {'bigbench_gen_dir': str(folder / 'gens')} | settings
     rouge, own = RougeL(), find_metric(settings.get('metric', 'rougeL'))
     rougeL, consensus = picks.candidates_rougeL(EXAMPLES, rouge), picks.consensus_of(EXAMPLES, own)
-    combined = COMBINATION.picks(EXAMPLES, scores, own) if pick == COMBINED else {}
+    combined = COMBINATION.picks(EXAMPLES, scores, own, consensus) if pick == COMBINED else {}
     values = picks.values_by_pick(EXAMPLES, consensus, None, scores, combined)
     by_pick = picks.rougeL_by_pick(EXAMPLES, rougeL, values)
     ours = pick or cells.ADAPTED
@@ -89,7 +89,8 @@ def test_exact_match_is_that_of_the_picks_by_hand(tmp_path):
     # Consensus by rougeL, since the result was made so: 'no', 'yes it is' and 'd e' (of equals the first).
     assert found['consensus'] == pytest.approx(1 / 3)
     rouge = RougeL()
-    best = [int(np.argmax(own)) for own in COMBINATION.picks(EXAMPLES, SCORES, rouge)[COMBINED]]
+    consensus = picks.consensus_of(EXAMPLES, rouge)
+    best = [int(np.argmax(own)) for own in COMBINATION.picks(EXAMPLES, SCORES, rouge, consensus)[COMBINED]]
     right = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0]]
     by_hand = [own[place] for own, place in zip(right, best, strict=True)]
     assert made['rougeL'] == found[COMBINED] == pytest.approx(np.mean(by_hand))

@@ -5,7 +5,6 @@ those of the result. Of the scorer before adapting there are no scores, so that 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -14,10 +13,8 @@ from cappy.study import cells, curves
 from cappy.study.cells import CellExamples
 from cappy.study.results import ResultPaths, read_candidates, settings_of, text_settings
 from cappy.tasks import picks
-from cappy.tasks.candidates import read_examples
 from cappy.tasks.combining import Combination
 from cappy.tasks.metrics import find_metric
-from cappy.tasks.picks import TaskBaselines
 
 
 def measure_cell(
@@ -65,8 +62,9 @@ def measure_result(paths: ResultPaths, result: dict, metric: str, gens_dir=None)
         raise InputError(f'{paths.result}: settings: {error}') from error
     measured = picks.candidates_rougeL(examples, find_metric(metric, settings.get('rouge_tokenizer', 'default')))
     scores = [_scores(line, example) for line, example in zip(lines, examples, strict=True)]
-    combined = _combined_picks(paths, result, examples, scores, own)
-    values = picks.values_by_pick(examples, picks.consensus_of(examples, own), None, scores, combined)
+    consensus = picks.consensus_of(examples, own)
+    combined = _combined_picks(paths, result, examples, scores, own, consensus)
+    values = picks.values_by_pick(examples, consensus, None, scores, combined)
     by_pick = picks.rougeL_by_pick(examples, measured, values)
     ours = cells.ours_of(result)
     if ours not in by_pick:
@@ -91,34 +89,19 @@ def check_texts(lines: Sequence[dict], path):
             )
 
 
-def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer, metric) -> TaskBaselines:
-    """As `picks.measure_file`, by a metric of `find_metric`, by which consensus is made, too."""
-    baselines = picks.measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer)
-    examples = read_examples(path, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key)
-    measured_by = find_metric(metric, rouge_tokenizer)
-    measured = picks.candidates_rougeL(examples, measured_by)
-    values = picks.values_by_pick(examples, picks.consensus_of(examples, measured_by))
-    by_pick = picks.rougeL_by_pick(examples, measured, values)
-    return replace(
-        baselines,
-        rougeL={name: float(np.mean(own)) for name, own in by_pick.items()},
-        ties=picks.count_ties(measured, values),
-    )
-
-
 def _scores(line, example):
     """The scores of the example's candidates, float32 [C], as the scorer gave them."""
     by_response = {one['response']: one['score'] for one in line['candidates']}
     return np.array([by_response[response] for response in example.candidates], np.float32)
 
 
-def _combined_picks(paths, result, examples, scores, metric):
+def _combined_picks(paths, result, examples, scores, metric, consensus):
     """What the picks of the result's combination take the highest of; none where it has no combination."""
     stored = result.get('combination')
     if stored is None:
         return {}
     try:
-        return Combination(**stored).picks(examples, scores, metric)
+        return Combination(**stored).picks(examples, scores, metric, consensus)
     except InputError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError) as error:

@@ -13,6 +13,7 @@ N examples; example i has C_i candidates. Scores and a signal are lists of N arr
 """
 
 import dataclasses
+import functools
 import json
 import random
 from collections.abc import Sequence
@@ -37,14 +38,19 @@ COMBINED, WEIGHTED, EQUAL = 'combined', 'score-weighted consensus', 'scorer + co
 FILE = 'combination.json'
 
 
-def check_names(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of signals as a tuple, () for None. Raises InputError for an unknown name and for one given twice."""
+def check_names(names: Sequence[str] | None, pick: str = SCORER) -> tuple[str, ...]:
+    """The names of signals as a tuple, () for None. Raises InputError for an unknown name and for one given twice.
+
+    pick: the one that is to be the result; COMBINED needs signals.
+    """
     names = () if names is None else tuple(names)
     for name in names:
         if name not in SIGNALS or names.count(name) > 1:
             raise InputError(
                 f'combine: found {",".join(names)!r}; give {listed(SIGNALS)}, or several with commas between'
             )
+    if pick == COMBINED and not names:
+        raise InputError('pick: combined needs --combine, the signals that the scorer is combined with')
     return names
 
 
@@ -149,21 +155,23 @@ class Combination:
     def values(self, examples: Sequence[Example], scores, metric) -> list[np.ndarray]:
         """The combination of each candidate, N float64 arrays [C_i]: its pick is the highest."""
         names = [name for name in self.weights if name != SCORER]
-        columns = {SCORER: scores} | self.signals(names, examples, scores, metric)
-        return [
-            np.round(sum(weight * np.asarray(columns[name][i], np.float64) for name, weight in self.weights.items()), 9)
-            for i in range(len(examples))
-        ]
+        return _weighted_sums({SCORER: scores} | self.signals(names, examples, scores, metric), self.weights)
 
-    def picks(self, examples: Sequence[Example], scores, metric) -> dict[str, list]:
+    def picks(self, examples: Sequence[Example], scores, metric, consensus) -> dict[str, list]:
         """By name of the pick, what it takes the highest of.
 
         The votes weighted by the score, the sum of score and consensus, which needs no weights, and the combination.
+        consensus: as `picks.consensus_of` gives it.
         """
-        equal = dataclasses.replace(self, weights={SCORER: 1.0, 'consensus': 1.0})
-        weighted = dataclasses.replace(self, weights={'weighted_consensus': 1.0})
-        by_name = {WEIGHTED: weighted, EQUAL: equal, COMBINED: self}
-        return {name: combination.values(examples, scores, metric) for name, combination in by_name.items()}
+        known = {SCORER: scores, 'consensus': consensus}
+        names = [name for name in {**self.weights, 'weighted_consensus': 1.0} if name not in known]
+        columns = known | self.signals(names, examples, scores, metric)
+        by_name = {
+            WEIGHTED: {'weighted_consensus': 1.0},
+            EQUAL: {SCORER: 1.0, 'consensus': 1.0},
+            COMBINED: self.weights,
+        }
+        return {name: _weighted_sums(columns, weights) for name, weights in by_name.items()}
 
     def pick(self, scorer, instruction: str, responses: Sequence[str], decodings: Sequence[str] | None = None) -> str:
         """The response with the highest value, the first of equals.
@@ -173,12 +181,26 @@ class Combination:
         """
         if isinstance(responses, str) or not len(responses):
             raise InputError(f'responses: found {responses!r:.60}; give a list of texts')
+        candidates = list(dict.fromkeys(responses))
+        scores = scorer.score([(instruction, candidate) for candidate in candidates])
+        rated = self.rate(responses, dict(zip(candidates, scores, strict=True)), decodings)
+        return max(rated, key=rated.get)
+
+    def rate(self, responses: Sequence[str], score_of: dict[str, float], decodings=None) -> dict[str, float]:
+        """{response: its value} of the samples of one instruction, in order of first appearance.
+
+        responses, decodings: as `pick` takes them. score_of: the scorer's, by response.
+        """
         decodings = [''] * len(responses) if decodings is None else decodings
         samples = tuple(Sample(*sample) for sample in zip(responses, decodings, strict=True))
-        example = Example(None, 0, instruction, ('',), samples)
-        scores = scorer.score([(instruction, candidate) for candidate in example.candidates])
-        (values,) = self.values([example], [scores], find_metric(self.metric, self.rouge_tokenizer))
-        return example.candidates[int(np.argmax(values))]
+        example = Example(None, 0, '', ('',), samples)
+        scores = np.array([score_of[candidate] for candidate in example.candidates])
+        (values,) = self.values([example], [scores], self._metric)
+        return dict(zip(example.candidates, values, strict=True))
+
+    @functools.cached_property
+    def _metric(self):
+        return find_metric(self.metric, self.rouge_tokenizer)
 
     def save(self, folder):
         """Write {folder}/combination.json."""
@@ -210,6 +232,15 @@ def describe(weights: dict[str, float]) -> str:
         f'{"-" if weight < 0 else "+"} {abs(weight):.2f} {name.replace("_", " ")}' for name, weight in weights.items()
     ]
     return ' '.join(parts).removeprefix('+ ')
+
+
+def _weighted_sums(columns, weights):
+    """N arrays [C_i]: the sums of weighted columns, rounded, so that equal candidates have equal sums."""
+    n_examples = len(next(iter(columns.values())))
+    return [
+        np.round(sum(weight * np.asarray(columns[name][i], np.float64) for name, weight in weights.items()), 9)
+        for i in range(n_examples)
+    ]
 
 
 def _known_self_score(example):

@@ -8,7 +8,7 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.tasks.candidates import Example, Sample
-from cappy.tasks.metrics import find_metric, measure
+from cappy.tasks.metrics import find_metric, labels_of
 
 REFERENCE_LABELS = ('one', 'leave_one_out', 'skip')
 
@@ -148,20 +148,9 @@ def _labelled_samples(examples, metric, seen):
     """Every sample whose pair is new, with its label; one that was drawn as a negative keeps its 0."""
     labelled = []
     for example in examples:
-        responses = []
-        for response in example.candidates:
-            pair = (example.instruction, response)
-            if pair not in seen:
-                seen.add(pair)
-                responses.append(response)
-        own = example.labels
-        if own is None:
-            labels = measure(metric, example, responses).tolist()
-        else:
-            of_response = dict(zip(example.candidates, own.tolist(), strict=True))
-            labels = [of_response[response] for response in responses]
-        labelled += [
-            FinetuningExample(example.instruction, response, label)
-            for response, label in zip(responses, labels, strict=True)
-        ]
+        labels = labels_of(metric, example).tolist()
+        for response, label in zip(example.candidates, labels, strict=True):
+            if (example.instruction, response) not in seen:
+                seen.add((example.instruction, response))
+                labelled.append(FinetuningExample(example.instruction, response, label))
     return labelled

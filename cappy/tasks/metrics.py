@@ -49,6 +49,12 @@ def measure(metric, example, responses: Sequence[str]) -> np.ndarray:
         raise InputError(f'{example.place}: {error}') from error
 
 
+def labels_of(metric, example) -> np.ndarray:
+    """How good each candidate of an example is, float64 [C]: its label where the file has them, else by the metric."""
+    labels = example.labels
+    return measure(metric, example, example.candidates) if labels is None else labels
+
+
 def agreement(metric, example) -> np.ndarray:
     """The metric's agreement of an example's candidates, float64 [C, C]; InputError as `measure`."""
     try:

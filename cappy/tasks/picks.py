@@ -33,8 +33,7 @@ import tqdm
 from cappy.files.scored_pairs import SAME_SCORE
 from cappy.tasks.candidates import Example, read_examples
 from cappy.tasks.faults import count_faults
-from cappy.tasks.metrics import agreement, measure
-from cappy.tasks.rouge import RougeL
+from cappy.tasks.metrics import agreement, find_metric, measure
 from cappy.tasks.statistics import FEW, bootstrap_means, interval_of_mean, mean_interval, percentiles
 
 TIES = ('n_examples', 'n_several', 'n_tied', 'n_alike', 'rougeL')  # what `count_ties` says of a pick
@@ -63,11 +62,15 @@ class TaskBaselines:
     faults: dict[str, int]
 
 
-def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer) -> TaskBaselines:
-    """The baselines of a file of examples. Raises InputError naming file, line and field."""
+def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer, metric='rougeL') -> TaskBaselines:
+    """The baselines of a file of examples. Raises InputError naming file, line and field.
+
+    metric: a name that `metrics.find_metric` knows, by which the values are, and consensus is made.
+    """
     examples = read_examples(path, src_key=src_key, tgt_key=tgt_key, refs_key=refs_key)
-    rouge = _rouge(rouge_tokenizer)
-    rougeL, values = candidates_rougeL(examples, rouge), values_by_pick(examples, consensus_of(examples, rouge))
+    measured_by = _metric(metric, rouge_tokenizer)
+    rougeL = candidates_rougeL(examples, measured_by)
+    values = values_by_pick(examples, consensus_of(examples, measured_by))
     samples = [sample for example in examples for sample in example.samples]
     ids = sorted(repr(example.example_idx) for example in examples)
     return TaskBaselines(
@@ -81,13 +84,13 @@ def measure_file(path, src_key, tgt_key, refs_key, rouge_tokenizer) -> TaskBasel
             for which in ('sum', 'mean')
         },
         example_ids=hashlib.sha256('\n'.join(ids).encode()).hexdigest(),
-        faults=count_faults({'validation': examples}, rouge)['validation'],
+        faults=count_faults({'validation': examples}, _metric('rougeL', rouge_tokenizer))['validation'],
     )
 
 
 @lru_cache
-def _rouge(tokenizer):
-    return RougeL(tokenizer)  # one per process: the stems of one file serve the next
+def _metric(name, rouge_tokenizer):
+    return find_metric(name, rouge_tokenizer)  # one per process: the stems of one file serve the next
 
 
 def candidates_rougeL(examples: Sequence[Example], metric) -> list[np.ndarray]:
