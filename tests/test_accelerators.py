@@ -22,12 +22,13 @@ def test_a_small_and_a_large_program_compile_for_a_tpu_and_need_the_memory_that_
     environment = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'XLA_'))}
     for _ in range(2):  # the second time, nothing is compiled
         subprocess.run(command, check=True, capture_output=True, env=environment, timeout=1500)
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row['case'] for row in rows] == [SMALL, LARGE]
-    for row in rows:
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    rows = {row['case']: row for row in lines}
+    assert len(lines) == 2 and rows.keys() == {SMALL, LARGE}
+    for row in lines:
         assert row['operations'] > 1e11 and row['bytes'] > 1e9 and row['collectives'] == {}
     # RoBERTa-base's parameters, rounded weights, Adam's two means and the gradients; then what the backward pass reads.
-    large = rows[1]
+    large = rows[LARGE]
     assert large['argument'] + large['elsewhere'] == pytest.approx(2.16e9, rel=0.02)
     assert sum(large[part] for part in ('argument', 'elsewhere', 'temp', 'output')) == pytest.approx(3.98e9, rel=0.15)
 
