@@ -318,7 +318,7 @@ PARTS = ('argument', 'elsewhere', 'temp', 'output')
 COLUMNS = [
     'case',
     'fits',
-    Column('spare', 'to spare, GB', decimals=2),
+    Column('spare', 'free, GB', decimals=2),
     Column('arguments', 'arguments and state, GB', decimals=2),
     Column('temp', 'temp, GB', decimals=2),
     Column('operations', 'operations, 1e12', decimals=2),

@@ -2,9 +2,9 @@
 
     python studies/gemma-3-270m/describe.py --style markdown
 
-The mean of each pick over the tasks, and how far the adapted scorer is ahead of it. Per task: what was sampled and what
-each pick achieves. Then over tasks: how picks grow with the number of samples, what goes along with the scorer's gain,
-and what a point of rougeL costs.
+The mean of each pick over the tasks, by rougeL and by chrF, and how far ours (the pick that is the results') is ahead of
+it. Per task: what was sampled and what each pick achieves. Then over tasks: how picks grow with the number of samples,
+what goes along with the gain of ours, and what a point of rougeL costs.
 """
 
 import sys
@@ -19,9 +19,10 @@ from cappy.cli import flags, tables
 from cappy.errors import InputError
 from cappy.files.inputs import stems
 from cappy.files.wording import not_found
-from cappy.study.cells import ADAPTED, ORACLE
+from cappy.study.cells import ADAPTED, ORACLE, metrics_of, ours_of, shared, subject_of
 from cappy.study.results import ResultPaths, read_result
 from cappy.tasks.candidates import SPLITS
+from cappy.tasks.combining import COMBINED, WEIGHTED
 from cappy.tasks.statistics import difference_over_tasks, rank_correlation
 
 PICKS = {
@@ -31,8 +32,11 @@ PICKS = {
     'consensus': 'consensus',
     'scorer before adapting': 'before',
     ADAPTED: 'adapted',
+    WEIGHTED: 'weighted',
+    COMBINED: 'combined',
     ORACLE: 'oracle',
-}
+}  # those that all results have are shown
+CHRF = 'chrf'
 
 
 def main(
@@ -44,30 +48,29 @@ def main(
     folder = Path(results_dir) / generator
     if not folder.is_dir():
         raise InputError(not_found(folder, 'folder of published results', 'publish.py writes it'))
-    found = {
+    results = {
         task: read_result(ResultPaths(results_dir, generator, task).result) for task in sorted(stems(folder, '.json'))
     }
-    rows = sorted((task_row(task, result) for task, result in found.items()), key=lambda row: -row['gain'])
-    print(
-        f'Mean over {len(rows)} tasks, rougeL x 100, and the adapted scorer minus the pick (95% interval over tasks)\n'
-    )
-    print(
-        tables.format_table(
-            overview(rows), ['pick', tables.percent('mean', 'rougeL'), 'ahead', 'better', 'worse'], style
-        )
-    )
+    ours = shared(map(ours_of, results.values()))
+    rows = [task_row(task, result) for task, result in results.items()]
+    shown = [pick for pick in PICKS if all(pick in row for row in rows)]
+    by_gain = sorted(rows, key=lambda row: -row['gain'])
+    print(f'Mean over {len(rows)} tasks, x 100, and the {subject_of(ours)} minus the pick (95% interval over tasks)\n')
+    print(tables.format_table(overview(rows, shown, ours), OVERVIEW, style))
     print('\nWhat was sampled\n')
-    print(tables.format_table(rows, SAMPLED, style))
-    print('\nrougeL x 100 by pick; gain: of the adapted scorer over consensus\n')
-    print(tables.format_table([*rows, mean_row(rows)], [*PICKED], style))
+    print(tables.format_table(by_gain, SAMPLED, style))
+    print(f'\nrougeL x 100 by pick; gain: of the {subject_of(ours)} over consensus\n')
+    picked = ['task', *(tables.percent(pick, PICKS[pick]) for pick in shown), tables.percent('gain')]
+    print(tables.format_table([*by_gain, mean_row(rows, shown)], picked, style))
     print('\nMean rougeL x 100 over tasks, by the number of samples\n')
-    print(tables.format_table(*growth(found.values()), style))
+    print(tables.format_table(*growth(results.values()), style))
     print('\nRank correlation over tasks of the gain over random and over consensus with ..\n')
     print(tables.format_table(correlations(rows), ['with', tables.Column('random', decimals=2), GAIN_CONSENSUS], style))
     print('\nWhat it costs\n')
-    print(tables.format_table(costs(found.values(), rows), ['what', tables.Column('value', decimals=1)], style))
+    print(tables.format_table(costs(results.values(), rows), ['what', tables.Column('value', decimals=1)], style))
 
 
+OVERVIEW = ['pick', tables.percent('mean', 'rougeL'), tables.percent(CHRF, 'chrF'), 'ahead', 'better', 'worse']
 SAMPLED = [
     'task',
     tables.Column('train', 'train\nexamples'),
@@ -79,13 +82,13 @@ SAMPLED = [
     tables.Column('sampling', 'sampling\n(s)'),
     tables.Column('adapting', 'adapting\n(s)', decimals=0),
 ]
-PICKED = ['task', *(tables.percent(name, short) for name, short in PICKS.items()), tables.percent('gain')]
 GAIN_CONSENSUS = tables.Column('consensus', decimals=2)
 
 
 def task_row(task, result):
-    """The row of one task: counts, seconds and rougeL by pick."""
+    """The row of one task: counts, seconds, rougeL by pick, and chrF by pick under CHRF."""
     by_pick = {row['name']: row['rougeL'] for row in result['comparison']}
+    ours = by_pick[ours_of(result)]
     counts = result['counts']['faults']
     total = {name: sum(counts[split][name] for split in SPLITS) for name in counts['train']}
     tokens = sum(result['sampling']['response_tokens'].values())
@@ -98,34 +101,37 @@ def task_row(task, result):
         'cut': 100 * total['cut_samples'] / total['samples'],
         'tokens': tokens / (total['samples'] - total['empty_samples']),
         'sampling': result['sampling']['seconds'],
-        'adapting': result['seconds']['adapt'],
+        'adapting': result['seconds']['adapt'] + result['seconds'].get('combine', 0),
         **by_pick,
-        'gain': by_pick[ADAPTED] - by_pick['consensus'],
-        'gain over random': by_pick[ADAPTED] - by_pick['random candidate'],
+        CHRF: {row['name']: metrics_of(row).get(CHRF) for row in result['comparison']},
+        'ours': ours,
+        'gain': ours - by_pick['consensus'],
+        'gain over random': ours - by_pick['random candidate'],
         'gap': by_pick[ORACLE] - by_pick['random candidate'],
         'agreement': by_pick['consensus'] - by_pick['random candidate'],
     }
 
 
-def overview(rows):
-    """One row per pick: its mean, how far the adapted scorer is ahead, and in how many tasks it is better and worse."""
-    rows = sorted(rows, key=lambda row: row['task'])  # as the presenters have them: a bootstrap depends on the order
-    ours = np.array([row[ADAPTED] for row in rows])
+def overview(rows, shown, ours_name):
+    """One row per pick: its means, how far ours is ahead, and in how many tasks ours is better and worse."""
+    ours = np.array([row['ours'] for row in rows])
     found = []
-    for name in PICKS:
-        theirs = np.array([row[name] for row in rows])
+    for pick in shown:
+        theirs = np.array([row[pick] for row in rows])
         gain = difference_over_tasks(ours, theirs)
         interval = '' if gain.low is None else f' ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})'
         other = {'ahead': f'{100 * gain.mean:+.1f}{interval}', 'better': int((ours > theirs).sum())}
         other['worse'] = int((ours < theirs).sum())
-        found.append({'pick': name, 'mean': float(theirs.mean())} | (other if name not in (ADAPTED, ORACLE) else {}))
+        by_chrf = [row[CHRF][pick] for row in rows]
+        means = {'mean': float(theirs.mean()), CHRF: None if None in by_chrf else float(np.mean(by_chrf))}
+        found.append({'pick': pick} | means | (other if pick not in (ours_name, ORACLE) else {}))
     return found
 
 
-def mean_row(rows):
+def mean_row(rows, shown):
     """The means of the picks over tasks."""
     return {'task': f'mean of {len(rows)}'} | {
-        name: float(np.mean([row[name] for row in rows])) for name in (*PICKS, 'gain')
+        name: float(np.mean([row[name] for row in rows])) for name in (*shown, 'gain')
     }
 
 

@@ -44,6 +44,7 @@ def main(
     parameters.hostnames, parameters.port = [HOST], port
     parameters.n_parallel, parameters.n_ctx = n_parallel, n_parallel * tokens_per_sequence
     parameters.kv_unified = True
+    parameters.swa_full = True  # without it, Gemma's windows of attention let no two prompts share their beginning
     if n_threads:
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = n_threads
     sampling = parameters.sampling
