@@ -308,10 +308,11 @@ def described(row):
 
 
 def table(rows):
-    """Markdown of rows of `output`, in the order of CASES."""
+    """Markdown of rows of `output`, in the order of CASES; without the columns that have no value."""
     places = {name: place for place, name in enumerate(CASES)}
-    rows = sorted(rows, key=lambda row: places.get(row['case'], len(places)))
-    return format_table(map(described, rows), COLUMNS, 'markdown')
+    shown = [described(row) for row in sorted(rows, key=lambda row: places.get(row['case'], len(places)))]
+    known = {name for row in shown for name in row}
+    return format_table(shown, [column for column in COLUMNS if getattr(column, 'key', column) in known], 'markdown')
 
 
 PARTS = ('argument', 'elsewhere', 'temp', 'output')

@@ -126,7 +126,11 @@ def test_results_that_come_with_the_repository_stand_back_behind_a_users_own(tmp
     assert choose_generators(['gemma-3-270m'], [tmp_path], '--gen_models') == ['gemma-3-270m']
 
 
-def test_published_numbers_hold_no_text_and_give_the_tables(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ('recipe', 'ours', 'row'),
+    [('paper', 'adapted scorer', 'scorer after adapting'), ('picks_small', 'combined pick', 'combined')],
+)
+def test_published_numbers_hold_no_text_and_give_the_tables(tmp_path, capsys, recipe, ours, row):
     """publish.py and describe.py on a result of the shipped kind."""
     publish, describe = load('publish'), load('describe')
     scratch = tmp_path / 'scratch'
@@ -140,7 +144,7 @@ def test_published_numbers_hold_no_text_and_give_the_tables(tmp_path, capsys):
     (scratch / 'data').mkdir()
     (scratch / 'data' / 'capitals.seconds').write_text('40\n2\n')
     (scratch / 'data' / 'tasks.json').write_text('{"capitals": {"taken": {"train": 3, "validation": 3}}}')
-    write_study_result(scratch)
+    write_study_result(scratch, recipe)
     argv = ['--scratch_dir', str(scratch), '--generator', 'llm', '--output_dir', str(tmp_path / 'published')]
     assert run_main(publish.main, argv) == 0
     written = {path.name for path in (tmp_path / 'published' / 'llm').iterdir()}
@@ -157,6 +161,12 @@ def test_published_numbers_hold_no_text_and_give_the_tables(tmp_path, capsys):
     assert run_main(describe.main, ['--results_dir', str(tmp_path / 'published'), '--generator', 'llm']) == 0
     out = capsys.readouterr().out
     assert 'mean of 1' in out and 'tokens of samples' in out and '60.0' in out
+    assert f'and the {ours} minus the pick' in out and f'gain: of the {ours} over consensus' in out
+    (line,) = [line for line in out.splitlines() if line.startswith(f'{row}  ')]
+    assert line.split()[-3:] == ['-', '-', '-']  # nothing is ahead of itself
+    by_pick = {pick['name']: pick for pick in result['comparison']}
+    found = [by_pick[row]['rougeL'], by_pick[row]['metrics']['chrf']]
+    assert line.removeprefix(row).split()[:2] == [f'{100 * value:.1f}' for value in found]
 
 
 @pytest.mark.parametrize(('page', 'n_tables'), [('README.md', 1), ('docs/real-llm.md', 6)])
@@ -168,13 +178,13 @@ def test_the_tables_of_the_pages_are_made_from_the_committed_numbers(capsys, pag
     assert len(made) == 6 and all(table.strip() in text for table in made[:n_tables])
 
 
-def write_study_result(scratch):
+def write_study_result(scratch, recipe):
     """A result of cappy_bigbench.py for the samples of the test above, made by it from a tiny scorer."""
     import cappy_bigbench
 
     flags = ['--bigbench_gen_dir', scratch / 'samples', '--bigbench_gen_model', 'llm']
     flags += ['--bigbench_subset_name', 'capitals', '--results_dir', scratch / 'results', '--max_length', '24']
-    flags += ['--train_size', '16', '--accumulate_grad_batches', '1', '--model_name_or_path', TINY]
+    flags += ['--train_size', '48', '--accumulate_grad_batches', '1', '--model_name_or_path', TINY, '--recipe', recipe]
     assert run_main(cappy_bigbench.main, list(map(str, flags))) == 0
 
 
