@@ -152,6 +152,7 @@ def test_published_numbers_hold_no_text_and_give_the_tables(tmp_path, capsys, re
     paths = ResultPaths(tmp_path / 'published', 'llm', 'capitals')
     assert b'QUIET' not in gzip.decompress((paths.candidates.parent / 'capitals.candidates.jsonl.gz').read_bytes())
     result = read_result(paths.result)
+    assert (result['settings']['bigbench_gen_dir'], result['settings']['results_dir']) == ('samples', 'published')
     assert result['sampling']['seconds'] == 42 and result['sampling']['response_tokens'] == {
         'train': 24,
         'validation': 36,

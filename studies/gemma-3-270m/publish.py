@@ -13,7 +13,8 @@ import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, before an installed copy
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # this checkout, before an installed copy
 
 from cappy.cli import flags
 from cappy.errors import InputError
@@ -50,12 +51,20 @@ def publish(scratch, of_study: ResultPaths, published: ResultPaths):
     sizes, by_pick, _ = sample_curves_of_cell(of_study, result, scratch / 'samples')
     result['sampling'] = describe_sampling(scratch, of_study.generator, of_study.task)
     result['by_n_samples'] = {'n_samples': sizes, 'rougeL': by_pick}
+    folders = {'bigbench_gen_dir': scratch / 'samples', 'results_dir': published.result.parents[1]}
+    result['settings'] |= {name: in_checkout(folder) for name, folder in folders.items()}
     for candidate in (candidate for line in lines for candidate in line['candidates']):
         candidate['response'] = ''
     text = ''.join(to_json(published.candidates, line) + '\n' for line in lines)
     with write_atomically(published.candidates.with_name(published.candidates.name + GZIP_ENDING), 'wb') as file:
         file.write(gzip.compress(text.encode(), mtime=0))
     write_json(published.result, result)
+
+
+def in_checkout(folder):
+    """The folder as seen from the root of this checkout, its name alone where it is elsewhere: no path of a machine."""
+    folder = Path(folder).resolve()
+    return folder.relative_to(ROOT).as_posix() if folder.is_relative_to(ROOT) else folder.name
 
 
 def describe_sampling(scratch, generator, task):

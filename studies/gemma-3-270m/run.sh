@@ -136,12 +136,19 @@ adapt() {
 }
 
 server=
+without_result=
 for task in $tasks; do
     if ! is_drawn "$task"; then
         if [ -z "$server" ]; then start_server; fi
         sample "$task"
     fi
-    adapt "$task"
+    status=0
+    adapt "$task" || status=$?
+    if [ "$status" = 1 ]; then
+        without_result="$without_result $task" # an error that was told; the other tasks are worth having without it
+    elif [ "$status" != 0 ]; then
+        exit "$status"
+    fi
 done
 if [ -n "$server" ]; then kill "$server" 2> /dev/null || true; fi
 
@@ -159,3 +166,7 @@ done
 .venv/bin/python scripts/report.py "${chosen[@]}" --bigbench_gen_dir "$SCRATCH/samples" \
     --output "$SCRATCH/report.html"
 echo "Tables: above. Pictures and the page of all candidates: $SCRATCH"
+if [ -n "$without_result" ]; then
+    echo "$0: no result for$without_result; the cause is above, and in the .log of $RESULTS" >&2
+    exit 1
+fi
