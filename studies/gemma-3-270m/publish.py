@@ -13,8 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # this checkout, before an installed copy
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout, before an installed copy
 
 from cappy.cli import flags
 from cappy.errors import InputError
@@ -24,6 +23,8 @@ from cappy.files.wording import not_found
 from cappy.study.curves import sample_curves_of_cell
 from cappy.study.results import ResultPaths, read_candidates, read_result
 from cappy.tasks.candidates import SPLITS, read_task
+
+ROOT = Path(__file__).resolve().parents[2]
 
 logger = logging.getLogger('publish')
 
