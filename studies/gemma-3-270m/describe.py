@@ -2,7 +2,7 @@
 
     python studies/gemma-3-270m/describe.py --style markdown
 
-The mean of each pick over the tasks, by rougeL and by chrF, and how far ours, the pick that the results are of, is ahead
+The mean of each pick over the tasks, by rougeL and chrF, and how far ours, the pick that the results are of, is ahead
 of it. Per task: what was sampled and what each pick achieves. Then over tasks: how picks grow with the number of
 samples, what goes along with the gain of ours, and what a point of rougeL costs.
 """
