@@ -312,13 +312,13 @@ def table(rows):
     places = {name: place for place, name in enumerate(CASES)}
     shown = [described(row) for row in sorted(rows, key=lambda row: places.get(row['case'], len(places)))]
     known = {name for row in shown for name in row}
-    return format_table(shown, [column for column in COLUMNS if getattr(column, 'key', column) in known], 'markdown')
+    return format_table(shown, [column for column in COLUMNS if column.key in known], 'markdown')
 
 
 PARTS = ('argument', 'elsewhere', 'temp', 'output')
 COLUMNS = [
-    'case',
-    'fits',
+    Column('case'),
+    Column('fits'),
     Column('spare', 'free, GB', decimals=2),
     Column('arguments', 'arguments and state, GB', decimals=2),
     Column('temp', 'temp, GB', decimals=2),
@@ -327,7 +327,7 @@ COLUMNS = [
     Column('roofline', 'roofline, ms', decimals=1),
     Column('ratio', 'roofline / operations', decimals=2),
     Column('formula', 'formula / compiler', decimals=2),
-    'collectives',
+    Column('collectives'),
 ]
 
 

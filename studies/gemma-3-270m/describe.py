@@ -19,11 +19,11 @@ from cappy.cli import flags, tables
 from cappy.errors import InputError
 from cappy.files.inputs import stems
 from cappy.files.wording import not_found
-from cappy.study.cells import ADAPTED, ORACLE, metrics_of, ours_of, shared, subject_of
-from cappy.study.results import ResultPaths, read_result
+from cappy.study.cells import ADAPTED, ORACLE, Cell, ours_of, read_cells, subject_of
+from cappy.study.comparisons import Results, average_rows, comparison_rows, key_of
 from cappy.tasks.candidates import SPLITS
 from cappy.tasks.combining import COMBINED, WEIGHTED
-from cappy.tasks.statistics import difference_over_tasks, rank_correlation
+from cappy.tasks.statistics import rank_correlation
 
 PICKS = {
     'random candidate': 'random',
@@ -48,26 +48,33 @@ def main(
     folder = Path(results_dir) / generator
     if not folder.is_dir():
         raise InputError(not_found(folder, 'folder of published results', 'publish.py writes it'))
-    results = {
-        task: read_result(ResultPaths(results_dir, generator, task).result) for task in sorted(stems(folder, '.json'))
-    }
-    ours = shared(map(ours_of, results.values()))
-    rows = [task_row(task, result) for task, result in results.items()]
-    shown = [pick for pick in PICKS if all(pick in row for row in rows)]
+    tasks = sorted(stems(folder, '.json'))
+    if not tasks:
+        raise InputError(f'{folder}: holds no results; publish.py writes them')
+    grid, faults = read_cells([results_dir], [generator], tasks)
+    if faults:
+        raise InputError(faults[0])
+    found = [cell.results[0] for cell in grid]
+    picks = [pick for pick in PICKS if all(pick in cell.picks() for cell in grid)]
+    results = Results([Path(results_dir)], [generator], tasks, grid, picks=picks)
+    (means,) = average_rows(results)
+    rows = [task_row(cell) for cell in grid]
     by_gain = sorted(rows, key=lambda row: -row['gain'])
-    print(f'Mean over {len(rows)} tasks, x 100, and the {subject_of(ours)} minus the pick (95% interval over tasks)\n')
-    print(tables.format_table(overview(rows, shown, ours), OVERVIEW, style))
+    ours = subject_of(results.ours)
+    print(f'Mean over {len(rows)} tasks, x 100, and the {ours} minus the pick (95% interval over tasks)\n')
+    print(tables.format_table(overview(results, means), OVERVIEW, style))
     print('\nWhat was sampled\n')
     print(tables.format_table(by_gain, SAMPLED, style))
-    print(f'\nrougeL x 100 by pick; gain: of the {subject_of(ours)} over consensus\n')
-    picked = ['task', *(tables.percent(pick, PICKS[pick]) for pick in shown), tables.percent('gain')]
-    print(tables.format_table([*by_gain, mean_row(rows, shown)], picked, style))
+    print(f'\nrougeL x 100 by pick; gain: of the {ours} over consensus\n')
+    mean = {'task': f'mean of {len(rows)}', 'gain': means['consensus_gain']} | {p: means[key_of(p)] for p in picks}
+    picked = ['task', *(tables.percent(pick, PICKS[pick]) for pick in picks), tables.percent('gain')]
+    print(tables.format_table([*by_gain, mean], picked, style))
     print('\nMean rougeL x 100 over tasks, by the number of samples\n')
-    print(tables.format_table(*growth(results.values()), style))
+    print(tables.format_table(*growth(found), style))
     print('\nRank correlation over tasks of the gain over random and over consensus with ..\n')
     print(tables.format_table(correlations(rows), ['with', tables.Column('random', decimals=2), GAIN_CONSENSUS], style))
     print('\nWhat it costs\n')
-    print(tables.format_table(costs(results.values(), rows), ['what', tables.Column('value', decimals=1)], style))
+    print(tables.format_table(costs(found, rows), ['what', tables.Column('value', decimals=1)], style))
 
 
 OVERVIEW = ['pick', tables.percent('mean', 'rougeL'), tables.percent(CHRF, 'chrF'), 'ahead', 'better', 'worse']
@@ -85,15 +92,16 @@ SAMPLED = [
 GAIN_CONSENSUS = tables.Column('consensus', decimals=2)
 
 
-def task_row(task, result):
-    """The row of one task: counts, seconds, rougeL by pick, and chrF by pick under CHRF."""
-    by_pick = {row['name']: row['rougeL'] for row in result['comparison']}
+def task_row(cell: Cell):
+    """The row of one task: counts, seconds and rougeL by pick."""
+    result = cell.results[0]
+    by_pick = {pick: cell.rougeL_of(pick) for pick in cell.picks()}
     ours = by_pick[ours_of(result)]
     counts = result['counts']['faults']
     total = {name: sum(counts[split][name] for split in SPLITS) for name in counts['train']}
     tokens = sum(result['sampling']['response_tokens'].values())
     return {
-        'task': task,
+        'task': cell.task,
         'train': counts['train']['examples'],
         'validation': counts['validation']['examples'],
         'distinct': total['candidates'] / total['examples'],
@@ -101,10 +109,8 @@ def task_row(task, result):
         'cut': 100 * total['cut_samples'] / total['samples'],
         'tokens': tokens / (total['samples'] - total['empty_samples']),
         'sampling': result['sampling']['seconds'],
-        'adapting': result['seconds']['adapt'] + result['seconds'].get('combine', 0),
+        'adapting': result['seconds']['adapt'] + result['seconds']['combine'],
         **by_pick,
-        CHRF: {row['name']: metrics_of(row).get(CHRF) for row in result['comparison']},
-        'ours': ours,
         'gain': ours - by_pick['consensus'],
         'gain over random': ours - by_pick['random candidate'],
         'gap': by_pick[ORACLE] - by_pick['random candidate'],
@@ -112,27 +118,19 @@ def task_row(task, result):
     }
 
 
-def overview(rows, shown, ours_name):
+def overview(results: Results, means):
     """One row per pick: its means, how far ours is ahead, and in how many tasks ours is better and worse."""
-    ours = np.array([row['ours'] for row in rows])
+    compared = {row['against']: row for row in comparison_rows(results)}  # all but the oracle
     found = []
-    for pick in shown:
-        theirs = np.array([row[pick] for row in rows])
-        gain = difference_over_tasks(ours, theirs)
-        interval = '' if gain.low is None else f' ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})'
-        other = {'ahead': f'{100 * gain.mean:+.1f}{interval}', 'better': int((ours > theirs).sum())}
-        other['worse'] = int((ours < theirs).sum())
-        by_chrf = [row[CHRF][pick] for row in rows]
-        means = {'mean': float(theirs.mean()), CHRF: None if None in by_chrf else float(np.mean(by_chrf))}
-        found.append({'pick': pick} | means | (other if pick not in (ours_name, ORACLE) else {}))
+    for pick in results.picks:
+        row = {'pick': pick, 'mean': means[key_of(pick)], CHRF: means.get(f'{key_of(pick)}_{CHRF}')}
+        if pick in compared and pick != results.ours:
+            gain, low, high = (compared[pick][key] for key in ('gain', 'gain_low', 'gain_high'))
+            interval = '' if low is None else f' ({100 * low:+.1f} to {100 * high:+.1f})'
+            row |= {'ahead': f'{100 * gain:+.1f}{interval}'}
+            row |= {'better': compared[pick]['n_better'], 'worse': compared[pick]['n_worse']}
+        found.append(row)
     return found
-
-
-def mean_row(rows, shown):
-    """The means of the picks over tasks."""
-    return {'task': f'mean of {len(rows)}'} | {
-        name: float(np.mean([row[name] for row in rows])) for name in (*shown, 'gain')
-    }
 
 
 def growth(results):
