@@ -8,7 +8,8 @@ Compiles the programs of training, scoring, encoding and sampling at real sizes 
 (topologies.py) and appends what the compiler says of each to `output`, a line of JSON; cases that are there are not
 compiled again. A case is CARD/DEVICES[xSHARDS]/PROGRAM-SIZE/TOKENSxROW. Fits: beside what else is on the device in that
 phase, within what jax takes of it. Operations and bytes are the compiler's count for one device (of an NVIDIA card it
-gives none); the roofline is the larger of operations / peak and bytes / bandwidth. Figures are in docs/accelerators.md.
+gives none); what of the bytes goes to and from memory is read from the compiled program (traffic.py). Roofline over
+operations: the larger of operations / peak and bytes / bandwidth, over the former. Figures are in docs/accelerators.md.
 """
 
 import collections
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import scorer_config
 from topologies import CARDS, described_devices
+from traffic import memory_bytes
 
 from cappy.cli.flags import run
 from cappy.cli.tables import Column, format_table
@@ -268,7 +270,7 @@ def compiled(case):
     cost = program.cost_analysis()
     if cost:
         row['operations'], row['bytes'] = cost['flops'], cost['bytes accessed']
-        row['roofline'] = max(row['operations'] / card.operations, row['bytes'] / card.bandwidth)
+        row['memory_bytes'] = memory_bytes(program.as_text())
     row['collectives'] = dict(collections.Counter(COLLECTIVE.findall(program.as_text())))
     return row
 
@@ -300,8 +302,11 @@ def described(row):
     shown |= {'arguments': (row['argument'] + row['elsewhere']) / 1e9, 'temp': (row['temp'] + row['output']) / 1e9}
     if 'operations' in row:
         seconds = row['operations'] / card.operations
-        shown |= {'operations': row['operations'] / 1e12, 'bytes': row['bytes'] / 1e9}
-        shown |= {'roofline': row['roofline'] * 1e3, 'ratio': row['roofline'] / seconds}
+        shown |= {'operations': row['operations'] / 1e12, 'seconds': seconds * 1e3}
+        for count in ('bytes', 'memory_bytes'):
+            if row[count]:
+                shown[count] = row[count] / 1e9
+                shown[f'{count} ratio'] = max(1, row[count] / card.bandwidth / seconds)
     if formula(case):
         shown['formula'] = formula(case) / total
     return shown | {'collectives': ', '.join(f'{count} {name}' for name, count in sorted(row['collectives'].items()))}
@@ -323,9 +328,11 @@ COLUMNS = [
     Column('arguments', 'arguments and state, GB', decimals=2),
     Column('temp', 'temp, GB', decimals=2),
     Column('operations', 'operations, 1e12', decimals=2),
+    Column('seconds', 'at the peak, ms', decimals=1),
     Column('bytes', 'bytes, GB', decimals=1),
-    Column('roofline', 'roofline, ms', decimals=1),
-    Column('ratio', 'roofline / operations', decimals=2),
+    Column('bytes ratio', 'roofline / operations', decimals=2),
+    Column('memory_bytes', 'to and from memory, GB', decimals=1),
+    Column('memory_bytes ratio', 'roofline / operations, of these', decimals=2),
     Column('formula', 'formula / compiler', decimals=2),
     Column('collectives'),
 ]

@@ -14,7 +14,7 @@ from cappy.model import cpu
 from cappy.model.config import EncoderConfig
 from cappy.model.devices import get_devices
 from cappy.model.encoder import Scorer
-from cappy.model.layers import Dropout, attend, drop, mix_bits
+from cappy.model.layers import Dropout, attend, drop, mix_bits, split_heads
 from cappy.model.model_files import read_config, read_tensors
 from cappy.model.packing import Batch, RowCost, fill_rows, plan_batches
 from cappy.model.scoring import score_program
@@ -372,24 +372,28 @@ def test_configs_of_other_models_are_refused_with_the_field_named(tiny_directori
     assert '\n' not in str(caught.value)
 
 
+N_HEADS = 3
+
+
 def attention_inputs(spread):
-    """query, key, value [2, 3, 12, 8], and the segments of three stretches of each row, the last one padding."""
+    """query, key, value [2, 12, N_HEADS * 8], and the segments of three stretches of each row, the last one padding."""
     generator = np.random.default_rng(0)
-    query, key, value = (jnp.asarray(generator.normal(0, spread, (2, 3, 12, 8)), jnp.float32) for _ in range(3))
+    query, key, value = (jnp.asarray(generator.normal(0, spread, (2, 12, N_HEADS * 8)), jnp.float32) for _ in range(3))
     return query, key, value, jnp.asarray(np.repeat([[1, 2, 0]], 4, axis=1) * np.ones((2, 1), int))
 
 
 @pytest.mark.parametrize(('spread', 'is_bounded'), [(0.5, True), (20.0, False)])
 def test_attention_without_the_largest_logit_equals_the_plain_one(spread, is_bounded):
     query, key, value, segments = attention_inputs(spread)
-    logits = np.einsum('rhqk,rhlk->rhql', query, key)
-    norms = [np.linalg.norm(x, axis=-1).max() for x in (query, key)]
+    heads = [split_heads(x, N_HEADS) for x in (query, key)]
+    logits = np.einsum('rhqk,rhlk->rhql', *heads)
+    norms = [np.linalg.norm(x, axis=-1).max() for x in heads]
     assert (norms[0] * norms[1] < cpu.SAFE_LOGIT) == is_bounded
     # Without the largest logit subtracted, exp would overflow in the second case.
     assert np.isfinite(np.exp(logits)).all() == is_bounded
     dropout = Dropout(None, segments, 0, 0.0, 0.0)
-    expected = attend(query, key, value, segments, segments, dropout)
-    bounded = jax.jit(cpu.attend_bounded)(query, key, value, segments, segments, dropout)
+    expected = attend(query, key, value, N_HEADS, segments, segments, dropout)
+    bounded = jax.jit(cpu.attend_bounded, static_argnums=3)(query, key, value, N_HEADS, segments, segments, dropout)
     np.testing.assert_allclose(bounded, expected, rtol=2e-5, atol=1e-6 * spread)
 
 
@@ -406,7 +410,11 @@ def test_all_attentions_are_found():
     assert {attend, cpu.attend_bounded} <= set(ATTENTIONS)
 
 
-@pytest.mark.parametrize('attention', ATTENTIONS)
+def attend_on_chip(*inputs):
+    return AttendOnChip(get_devices().mesh, interpret=True)(*inputs)
+
+
+@pytest.mark.parametrize('attention', [*ATTENTIONS, attend_on_chip])
 @pytest.mark.parametrize('spread', [pytest.param(0.5, marks=pytest.mark.slow), 20.0])
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('rate', [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
@@ -419,29 +427,29 @@ def test_no_bit_of_a_pair_and_of_its_gradients_depends_on_its_neighbours_in_the_
     dropout = Dropout(mix_bits(positions) if rate else None, positions, 0, rate, rate)
 
     def first_pair(query, key, value):
-        context = attention(query, key, value, segments, segments, dropout)
-        return jnp.square(context[:, :, :4].astype(jnp.float32)).sum(), context
+        context = attention(query, key, value, N_HEADS, segments, segments, dropout)
+        return jnp.square(context[:, :4].astype(jnp.float32)).sum(), context
 
     run = jax.value_and_grad(first_pair, argnums=(0, 1, 2), has_aux=True)
     # The neighbours' keys keep their norms, on which the bound of one way of computing depends.
-    others = (query.at[:, :, 4:].multiply(-1), key.at[:, :, 4:].multiply(-1), value.at[:, :, 4:].add(9.0))
+    others = (query.at[:, 4:].multiply(-1), key.at[:, 4:].multiply(-1), value.at[:, 4:].add(9.0))
     (_, before), grads = run(query, key, value)
     (_, after), other_grads = run(*others)
     before, after = np.asarray(before, np.float32), np.asarray(after, np.float32)
-    np.testing.assert_array_equal(after[:, :, :4], before[:, :, :4])
-    assert (after[:, :, 4:8] != before[:, :, 4:8]).any(axis=(2, 3)).all()
+    np.testing.assert_array_equal(after[:, :4], before[:, :4])
+    assert (after[:, 4:8] != before[:, 4:8]).any(axis=2).all()
     for grad, other in zip(grads, other_grads, strict=True):
         grad, other = np.asarray(grad, np.float32), np.asarray(other, np.float32)
-        np.testing.assert_array_equal(other[:, :, :4], grad[:, :, :4])
-        assert not grad[:, :, 4:].any() and grad[:, :, :4].any()
+        np.testing.assert_array_equal(other[:, :4], grad[:, :4])
+        assert not grad[:, 4:].any() and grad[:, :4].any()
 
 
 def test_a_neighbour_beyond_the_bound_moves_a_pair_by_rounding_alone():
     query, key, value, segments = attention_inputs(0.5)
     dropout = Dropout(None, segments, 0, 0.0, 0.0)
-    before = cpu.attend_bounded(query, key, value, segments, segments, dropout)
-    after = cpu.attend_bounded(query, key.at[:, :, 4:].multiply(1e3), value, segments, segments, dropout)
-    np.testing.assert_allclose(after[:, :, :4], before[:, :, :4], rtol=1e-5, atol=1e-6)
+    before = cpu.attend_bounded(query, key, value, N_HEADS, segments, segments, dropout)
+    after = cpu.attend_bounded(query, key.at[:, 4:].multiply(1e3), value, N_HEADS, segments, segments, dropout)
+    np.testing.assert_allclose(after[:, :4], before[:, :4], rtol=1e-5, atol=1e-6)
 
 
 def neighbours_changed(rows, config):
@@ -489,7 +497,7 @@ def test_no_bit_of_a_pairs_gradient_depends_on_the_neighbours_in_the_row(tiny_di
 def test_bounded_attention_refuses_dropout():
     query, key, value, segments = attention_inputs(0.5)
     with pytest.raises(ValueError, match='drops nothing'):
-        cpu.attend_bounded(query, key, value, segments, segments, Dropout(segments, segments, 0, 0.1, 0.1))
+        cpu.attend_bounded(query, key, value, N_HEADS, segments, segments, Dropout(segments, segments, 0, 0.1, 0.1))
 
 
 def test_attention_drops_other_weights_in_each_head_query_and_update():

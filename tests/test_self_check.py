@@ -17,16 +17,18 @@ from cappy.model.training import TrainingSettings
 PAIRS = [('a cat', 'sat'), ('a cat', 'sings')]
 
 
-def attend_all(query, key, value, query_segments, key_segments, dropout):
+def attend_all(query, key, value, n_heads, query_segments, key_segments, dropout):
     """Attention that forgets which tokens are of one pair."""
     ones = jnp.ones_like
-    return attend(query, key, value, ones(query_segments), ones(key_segments), dropout)
+    return attend(query, key, value, n_heads, ones(query_segments), ones(key_segments), dropout)
 
 
-def attend_past_one_end(query, key, value, query_segments, key_segments, dropout):
+def attend_past_one_end(query, key, value, n_heads, query_segments, key_segments, dropout):
     """Attention that sees, besides its own pair, the first token of the next one."""
     begins = jnp.diff(key_segments, prepend=0) > 0
-    return attend(query, key, value, query_segments, jnp.where(begins, key_segments - 1, key_segments), dropout)
+    return attend(
+        query, key, value, n_heads, query_segments, jnp.where(begins, key_segments - 1, key_segments), dropout
+    )
 
 
 @pytest.fixture

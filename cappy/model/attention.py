@@ -41,7 +41,7 @@ def fault_of(kernel, devices, dtype):
     """What is wrong with a kernel on these devices, in words; None where it agrees with `layers.attend`."""
     R, H, L, K = devices.n_data, 2 * devices.n_model_shards, 64, 64
     generator = np.random.default_rng(0)
-    heads = [(generator.normal(size=(R, H, L, K)) * scale).astype(dtype) for scale in (K**-0.5, 1, 1, 1)]
+    heads = [(generator.normal(size=(R, L, H * K)) * scale).astype(dtype) for scale in (K**-0.5, 1, 1, 1)]
     segments = np.broadcast_to(1 + np.arange(L, dtype=np.int32) // 24, (R, L)).copy()
     rows = {'positions': np.broadcast_to(np.arange(L) % 24, (R, L)), 'pairs': segments.astype(np.uint32)}
 
@@ -49,7 +49,7 @@ def fault_of(kernel, devices, dtype):
         def program(query, key, value, gradient, segments, rows):
             dropout = Dropout.of_update(rows, jnp.uint32(1), 0.1, 0.1)
             context, backward = jax.vjp(
-                lambda *heads: attention(*heads, segments, segments, dropout), query, key, value
+                lambda *heads: attention(*heads, H, segments, segments, dropout), query, key, value
             )
             return context, *backward(gradient)
 

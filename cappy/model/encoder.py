@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from cappy.model.config import EncoderConfig
-from cappy.model.layers import ACTIVATIONS, Dropout, LayerNorm, apply_alike, attend, merge_heads, split_heads
+from cappy.model.layers import ACTIVATIONS, Dropout, LayerNorm, apply_alike, attend
 
 
 class Layer(nn.Module):
@@ -41,8 +41,8 @@ class Layer(nn.Module):
             x = jnp.take_along_axis(x.reshape(R, -1, D), read_at[..., None], axis=1).reshape(-1, D)
             asking_segments, dropout = jnp.take_along_axis(segments, read_at, axis=1), dropout.read_at(read_at)
         query = self.dense('attention.self.query', D)(x) * (D // H) ** -0.5
-        query, key, value = (split_heads(heads, R, H) for heads in (query, key, value))
-        context = merge_heads(self.attend(query, key, value, asking_segments, segments, dropout))
+        query, key, value = (flat.reshape(R, -1, D) for flat in (query, key, value))
+        context = self.attend(query, key, value, H, asking_segments, segments, dropout).reshape(-1, D)
         context = checkpoint_name(context, 'context')
         attended = self.dense('attention.output.dense', D)(context)
         x = self.norm('attention.output.LayerNorm')(x + dropout.hidden(attended, place=1))

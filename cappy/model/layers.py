@@ -44,29 +44,30 @@ class LayerNorm(nn.Module):
         return (centred * deviation_inverse * scale + bias).astype(x.dtype)
 
 
-def split_heads(x, n_rows, n_heads):
-    """[R * L, D] -> [R, H, L, K]; heads before tokens, so that each head's product is one plain matrix product."""
-    return x.reshape(n_rows, -1, n_heads, x.shape[-1] // n_heads).transpose(0, 2, 1, 3)
+def split_heads(x, n_heads):
+    """[R, L, D] -> [R, H, L, K]; heads before tokens, so that each head's product is one plain matrix product."""
+    return x.reshape(*x.shape[:2], n_heads, -1).transpose(0, 2, 1, 3)
 
 
 def merge_heads(x):
-    """[R, H, Q, K] -> [R * Q, D]."""
+    """[R, H, Q, K] -> [R, Q, D]."""
     R, H, Q, K = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(R * Q, H * K)
+    return x.transpose(0, 2, 1, 3).reshape(R, Q, H * K)
 
 
-def attend(query, key, value, query_segments, key_segments, dropout):
-    """softmax(query key') value, each token seeing the tokens of its own pair alone.
+def attend(query, key, value, n_heads, query_segments, key_segments, dropout):
+    """softmax(query key') value of each head, each token seeing the tokens of its own pair alone.
 
-    query [R, H, Q, K], scaled by K ** -0.5; key, value [R, H, L, K]; query_segments int32 [R, Q] and key_segments
-    [R, L]: the number of each token's pair in its row, 0 for padding; dropout: Dropout of the asking tokens.
-    Returns [R, H, Q, K]. What computes the same in another way has this signature and is handed to the Scorer.
+    query [R, Q, D], scaled by K ** -0.5; key, value [R, L, D]; query_segments int32 [R, Q] and key_segments [R, L]: the
+    number of each token's pair in its row, 0 for padding; dropout: Dropout of the asking tokens.
+    Returns [R, Q, D]. What computes the same in another way has this signature and is handed to the Scorer.
     """
+    query, key, value = (split_heads(x, n_heads) for x in (query, key, value))
     logits = jnp.einsum('rhqk,rhlk->rhql', query, key)
     same_pair = query_segments[:, None, :, None] == key_segments[:, None, None, :]
     # float32: bfloat16's 8 bits lose small weights in the sum. Padding sees only padding, and is never read.
     weights = jax.nn.softmax(jnp.where(same_pair, logits.astype(jnp.float32), -1e9), axis=-1)
-    return jnp.einsum('rhql,rhlk->rhqk', dropout.attention(weights).astype(value.dtype), value)
+    return merge_heads(jnp.einsum('rhql,rhlk->rhqk', dropout.attention(weights).astype(value.dtype), value))
 
 
 def mix_bits(bits):
@@ -76,9 +77,8 @@ def mix_bits(bits):
     return bits ^ (bits >> 16)
 
 
-def mask_bits(seeds, site, elements):
-    """The bits of seeds at a site, and of elements; each pair of the two is mixed into the number that decides."""
-    return mix_bits(seeds + jnp.uint32(site) * jnp.uint32(0x9E3779B9)), elements * jnp.uint32(0x85EBCA6B)
+# Odd numbers that spread sites, elements and heads over 32 bits.
+SITE, ELEMENT, HEAD = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
 
 
 def drop(x, rate, seeds, site, elements):
@@ -86,8 +86,8 @@ def drop(x, rate, seeds, site, elements):
 
     seeds: uint32, broadcast against x without its last axis; elements: uint32, broadcast against x.
     """
-    seeds, elements = mask_bits(seeds, site, elements)
-    bits = mix_bits(seeds[..., None] ^ elements)
+    seeds = mix_bits(seeds + jnp.uint32(site) * jnp.uint32(SITE))
+    bits = mix_bits(seeds[..., None] ^ elements * jnp.uint32(ELEMENT))
     keep = bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
@@ -135,17 +135,9 @@ class Dropout:
         """Attention weights [R, H, Q, L] with elements dropped."""
         if self.seeds is None or self.attention_rate == 0:
             return weights
-        seeds = self.head_seeds(weights.shape[1])
+        heads = jnp.arange(weights.shape[1], dtype=jnp.uint32)[:, None] * jnp.uint32(HEAD)
+        seeds = mix_bits(self.seeds[:, None, :] + heads)
         return drop(weights, self.attention_rate, seeds, self.site, self.key_positions[:, None, None, :])
-
-    def head_seeds(self, n_heads):
-        """uint32 [R, H, Q]: a number for each asking token and head."""
-        head = jnp.arange(n_heads, dtype=jnp.uint32)[:, None] * jnp.uint32(0xC2B2AE35)
-        return mix_bits(self.seeds[:, None, :] + head)
-
-    def attention_bits(self, n_heads):
-        """What decides about attention weights, for who draws the masks himself: `mask_bits`, [R, H, Q] and [R, L]."""
-        return mask_bits(self.head_seeds(n_heads), self.site, self.key_positions)
 
 
 def apply_alike(module, method, *inputs):
