@@ -155,6 +155,14 @@ class Devices:
                     )
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
 
+    def join(self, x):
+        """x [N, ..] in a program, rows shared out and whole on each model shard.
+
+        Left to itself, XLA spreads the hidden width over the shards as the word table is spread, and gathers it again
+        for each product.
+        """
+        return x if self.n_model_shards == 1 else jax.lax.with_sharding_constraint(x, self.by_row)
+
     def put(self, array, sharding):
         """A host array, the same on each process -> a device array laid out as `sharding`."""
         if jax.process_count() == 1:

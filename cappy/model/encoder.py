@@ -18,12 +18,17 @@ from cappy.model.config import EncoderConfig
 from cappy.model.layers import ACTIVATIONS, Dropout, LayerNorm, apply_alike, attend
 
 
+def unchanged(x):
+    return x
+
+
 class Layer(nn.Module):
     """One encoder layer: x becomes norm(x + attention(x)), then norm(x + feed_forward(x))."""
 
     config: EncoderConfig
     dtype: jnp.dtype
     attend: Callable = attend
+    join: Callable = unchanged
 
     @nn.compact
     def __call__(self, x, rows, dropout, read_at=None):
@@ -45,11 +50,11 @@ class Layer(nn.Module):
         context = self.attend(query, key, value, H, asking_segments, segments, dropout).reshape(-1, D)
         context = checkpoint_name(context, 'context')
         attended = self.dense('attention.output.dense', D)(context)
-        x = self.norm('attention.output.LayerNorm')(x + dropout.hidden(attended, place=1))
+        x = self.norm('attention.output.LayerNorm')(x + dropout.hidden(self.join(attended), place=1))
 
         inner = ACTIVATIONS[config.hidden_act](self.dense('intermediate.dense', config.intermediate_size)(x))
         outer = self.dense('output.dense', D)(inner)
-        return self.norm('output.LayerNorm')(x + dropout.hidden(outer, place=2))
+        return self.norm('output.LayerNorm')(x + dropout.hidden(self.join(outer), place=2))
 
     def dense(self, name, width):
         return dense(name, width, self.config, self.dtype)
@@ -85,13 +90,15 @@ class Scorer(nn.Module):
     rows is a dict: tokens int32 [R, L]; positions int32 [R, L], rows of the position table; segments int32 [R, L], 1..C
     for pairs and 0 for padding; starts int32 [R, C], each pair's first token (0 where a row has fewer pairs); for BERT
     also types int32 [R, L]; with dropout also pairs uint32 [R, L], a number for each token's pair.
-    recomputed: a key of LAYERS; attend: how attention is computed, see `layers.attend`.
+    recomputed: a key of LAYERS; attend: how attention is computed, see `layers.attend`; join: `Devices.join`, called
+    where model shards have parts of a sum.
     """
 
     config: EncoderConfig
     dtype: jnp.dtype = jnp.float32
     recomputed: str = 'nothing'
     attend: Callable = attend
+    join: Callable = unchanged
 
     def setup(self):
         config, base = self.config, self.config.prefix
@@ -100,7 +107,7 @@ class Scorer(nn.Module):
         self.types = self.table('token_type_embeddings', config.type_vocab_size)
         self.norm = LayerNorm(config.layer_norm_eps, name=f'{base}.embeddings.LayerNorm')
         self.layers = [
-            LAYERS[self.recomputed](config, self.dtype, self.attend, name=f'{base}.encoder.layer.{index}')
+            LAYERS[self.recomputed](config, self.dtype, self.attend, self.join, name=f'{base}.encoder.layer.{index}')
             for index in range(config.num_hidden_layers)
         ]
         hidden_head, output_head = config.head_names
@@ -122,7 +129,7 @@ class Scorer(nn.Module):
         dropout = Dropout.of_update(rows, key, config.hidden_dropout_prob, config.attention_probs_dropout_prob)
 
         types = self.types(rows['types']) if 'types' in rows else self.types.embedding[0]
-        x = self.norm(word_vectors + self.positions(rows['positions']) + types).astype(self.dtype)
+        x = self.norm(self.join(word_vectors) + self.positions(rows['positions']) + types).astype(self.dtype)
         x = dropout.at(3 * N).hidden(x.reshape(-1, config.hidden_size))
         for index, layer in enumerate(self.layers):
             read_at = rows['starts'] if layer is self.layers[-1] else None

@@ -33,7 +33,7 @@ COMPILE_SECONDS = 0.6
 @functools.lru_cache(maxsize=8)
 def score_program(config, dtype, devices):
     """The program (params, rows) -> float32 [R, C] on every device, one for each model, dtype and mesh."""
-    model = Scorer(config, dtype, attend=attention_of(devices, dtype, drops=False))
+    model = Scorer(config, dtype, attend=attention_of(devices, dtype, drops=False), join=devices.join)
     return jax.jit(lambda params, rows: model.apply({'params': params}, rows), out_shardings=devices.replicated)
 
 

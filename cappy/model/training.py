@@ -104,7 +104,7 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
     """
     # A CPU waits for its units and not for memory.
     recomputed = 'layers' if rematerialise else 'nothing' if devices.platform == 'cpu' else 'cheap'
-    model = Scorer(config, dtype, recomputed, attention_of(devices, dtype, drops=True))
+    model = Scorer(config, dtype, recomputed, attention_of(devices, dtype, drops=True), devices.join)
     transformation = optimizer.transformation
     words = f'{config.prefix}.embeddings.word_embeddings'
 
