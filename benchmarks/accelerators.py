@@ -190,7 +190,7 @@ def encode(case, devices):
     params = shapes_of(shapes, devices.params_shardings(shapes), DTYPE)
     shape = (case.n_tokens // case.row * devices.n_data, case.row)
     tokens, visible = (jax.ShapeDtypeStruct(shape, dtype, sharding=devices.by_row) for dtype in (np.int32, bool))
-    model = T5(config, DTYPE)
+    model = T5(config, DTYPE, devices.join)
 
     def program(params, tokens, visible):
         return model.apply({'params': params}, tokens, visible, method='encode')
@@ -203,9 +203,9 @@ def sample(case, devices):
     config = t5_config(case.size)
     shapes = t5_shapes(config)
     params = shapes_of(shapes, devices.params_shardings(shapes), DTYPE)
-    loop = SampleLoop(T5(config, DTYPE), Lengths(), SETTINGS, 4, False)
+    loop = SampleLoop(T5(config, DTYPE, devices.join), Lengths(), SETTINGS, 4, False)
     if case.program == 'beam':
-        loop = BeamLoop(T5(config, DTYPE), Lengths(), 4)
+        loop = BeamLoop(T5(config, DTYPE, devices.join), Lengths(), 4)
     engine = Engine(loop, devices, DTYPE)
     n_lanes = case.n_tokens // loop.texts_per_lane * devices.n_data
     state = jax.eval_shape(lambda params: engine.empty(params, n_lanes, case.row), params)

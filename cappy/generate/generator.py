@@ -83,7 +83,7 @@ class Generator:
         self.source = source
         self.sequences_per_device = sequences_per_device or SEQUENCES_PER_DEVICE.get(devices.platform, 128)
         self.tokens_per_device = tokens_per_device or MOST_SCORING_TOKENS[devices.platform]
-        self.model = T5(config, dtype)
+        self.model = T5(config, dtype, devices.join)
         self.n_tokens = self.n_with_unknown = 0
         self.seconds = collections.Counter()
         self._engines = {}

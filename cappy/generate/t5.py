@@ -11,6 +11,7 @@ side by side, C columns of a cache, V words of the vocabulary, D model width, H 
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 
 from cappy.errors import InputError
 from cappy.model import model_files
-from cappy.model.layers import ACTIVATIONS, apply_alike
+from cappy.model.layers import ACTIVATIONS, apply_alike, unchanged
 from cappy.model.tensors import tensor_names
 
 # Further names of the shared embedding in PyTorch checkpoints; it is read once.
@@ -143,6 +144,7 @@ class Block(nn.Module):
     config: T5Config
     dtype: jnp.dtype
     is_decoder: bool
+    join: Callable
 
     def setup(self):
         config = self.config
@@ -182,7 +184,7 @@ class Block(nn.Module):
         inner = ACTIVATIONS[self.config.activation](self.wi[0](normed))
         if self.config.is_gated:
             inner = inner * self.wi[1](normed)
-        return hidden + self.wo(inner)
+        return hidden + self.join(self.wo(inner))
 
     def whole(self, hidden, bias, visible, source=None, source_visible=None):
         """The layer over whole rows: hidden [I * L, D], bias [H, L, L], visible [I or 1, L, L] -> [I * L, D].
@@ -194,7 +196,7 @@ class Block(nn.Module):
         q, k, v = (self.heads(self.self_attention[part](normed), n_rows) for part in 'qkv')
         logits = jnp.einsum('ihlk,ihmk->ihlm', q, k) + bias
         mixed = attend(logits, visible[:, None], v, 'ihlm,ihmk->ihlk', self.dtype)
-        hidden = hidden + self.self_attention['o'](self.flat(mixed))
+        hidden = hidden + self.join(self.self_attention['o'](self.flat(mixed)))
         if source is not None:
             hidden = self.cross_attend(hidden, *self.source_keys(source), source_visible)
         return self.feed_forward(hidden)
@@ -209,7 +211,7 @@ class Block(nn.Module):
         q = self.heads(self.cross['q'](self.cross_norm(hidden)), len(keys))
         logits = jnp.einsum('ihmk,ihsk->ihms', q, keys)
         mixed = attend(logits, source_visible[:, None, None], values, 'ihms,ihsk->ihmk', self.dtype)
-        return hidden + self.cross['o'](self.flat(mixed))
+        return hidden + self.join(self.cross['o'](self.flat(mixed)))
 
     def step(self, hidden, cache, column, bias, visible, source_keys, source_visible):
         """The layer for one token of G texts of each instruction: hidden [I * G, D] -> ([I * G, D], cache).
@@ -231,16 +233,20 @@ class Block(nn.Module):
         else:
             logits = jnp.einsum('ihgk,ihtck->ihgtc', q, keys) + bias[:, None, None]
             mixed = attend(logits, visible[:, None], values, 'ihgtc,ihtck->ihgk', self.dtype)
-        hidden = hidden + self.self_attention['o'](self.flat(mixed))
+        hidden = hidden + self.join(self.self_attention['o'](self.flat(mixed)))
         hidden = self.cross_attend(hidden, *source_keys, source_visible)
         return self.feed_forward(hidden), (keys, values)
 
 
 class T5(nn.Module):
-    """Encoder, decoder and output. All layers of a stack share its table of relative position biases."""
+    """Encoder, decoder and output. All layers of a stack share its table of relative position biases.
+
+    join: `Devices.join`, called where model shards have parts of a sum.
+    """
 
     config: T5Config
     dtype: jnp.dtype = jnp.float32
+    join: Callable = unchanged
 
     def setup(self):
         config = self.config
@@ -253,7 +259,10 @@ class T5(nn.Module):
             return nn.Embed(config.relative_attention_num_buckets, config.num_heads, name=name)
 
         def blocks(stack, n_layers):
-            return [Block(config, self.dtype, stack == 'decoder', name=f'{stack}.block.{i}') for i in range(n_layers)]
+            is_decoder = stack == 'decoder'
+            return [
+                Block(config, self.dtype, is_decoder, self.join, name=f'{stack}.block.{i}') for i in range(n_layers)
+            ]
 
         self.tables = {stack: table(stack) for stack in ('encoder', 'decoder')}
         self.encoder = blocks('encoder', config.num_layers)
@@ -266,8 +275,8 @@ class T5(nn.Module):
             self.lm_head = nn.Dense(config.vocab_size, use_bias=False, name='lm_head')
 
     def embed(self, tokens):
-        """int32 [...] -> [.., D]."""
-        return self.shared(tokens).astype(self.dtype)
+        """int32 [I, M] -> [I * M, D]."""
+        return self.join(self.shared(tokens).astype(self.dtype).reshape(-1, self.config.d_model))
 
     def bias(self, stack, buckets):
         """int [...] -> float32 [H, ...]: the bias of attention logits in these buckets of relative position."""
@@ -277,7 +286,7 @@ class T5(nn.Module):
         """int32 [I, S], bool [I, S] -> [I, S, D]."""
         length = tokens.shape[1]
         bias = self.bias('encoder', position_buckets(length, length, self.config, is_causal=False))
-        hidden = self.embed(tokens).reshape(-1, self.config.d_model)
+        hidden = self.embed(tokens)
         for block in self.encoder:
             hidden = apply_alike(block, 'whole', hidden, bias, visible[:, None, :])
         return self.norms['encoder'](hidden).reshape(*tokens.shape, -1)
@@ -293,7 +302,7 @@ class T5(nn.Module):
         # The tokens of a text are adjacent, so their distance in the text is their distance in the row.
         bias = self.bias('decoder', position_buckets(length, length, self.config, is_causal=True))
         visible = (segments[:, :, None] == segments[:, None, :]) & np.tri(length, dtype=bool)
-        hidden = self.embed(tokens).reshape(-1, self.config.d_model)
+        hidden = self.embed(tokens)
         for block in self.decoder:
             hidden = apply_alike(block, 'whole', hidden, bias, visible, source, source_visible)
         return self.norms['decoder'](hidden)
@@ -318,7 +327,7 @@ class T5(nn.Module):
         """
         n_columns = caches[0][0].shape[3]
         bias = self.column_bias(column, n_columns)
-        hidden, new = self.embed(tokens).reshape(-1, self.config.d_model), []
+        hidden, new = self.embed(tokens), []
         for block, cache, keys in zip(self.decoder, caches, source_keys, strict=True):
             hidden, cache = apply_alike(block, 'step', hidden, cache, column, bias, visible, keys, source_visible)
             new.append(cache)

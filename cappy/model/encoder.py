@@ -15,11 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from cappy.model.config import EncoderConfig
-from cappy.model.layers import ACTIVATIONS, Dropout, LayerNorm, apply_alike, attend
-
-
-def unchanged(x):
-    return x
+from cappy.model.layers import ACTIVATIONS, Dropout, LayerNorm, apply_alike, attend, unchanged
 
 
 class Layer(nn.Module):

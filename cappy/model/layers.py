@@ -140,6 +140,11 @@ class Dropout:
         return drop(weights, self.attention_rate, seeds, self.site, self.key_positions[:, None, None, :])
 
 
+def unchanged(x):
+    """`Devices.join` of a model that is not in shards."""
+    return x
+
+
 def apply_alike(module, method, *inputs):
     """A layer's method, traced once for all layers that differ in name and parameters alone.
 
