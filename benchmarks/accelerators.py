@@ -270,9 +270,13 @@ def compiled(case):
     cost = program.cost_analysis()
     if cost:
         row['operations'], row['bytes'] = cost['flops'], cost['bytes accessed']
-        row['memory_bytes'] = memory_bytes(program.as_text())
-    row['collectives'] = dict(collections.Counter(COLLECTIVE.findall(program.as_text())))
-    return row
+    try:
+        text = program.as_text()
+    except jax.errors.JaxRuntimeError:  # what libtpu 0.0.52 compiles for a v6e, XLA cannot read
+        return row
+    if cost:
+        row['memory_bytes'] = memory_bytes(text)
+    return row | {'collectives': dict(collections.Counter(COLLECTIVE.findall(text)))}
 
 
 def read_rows(path):
@@ -304,37 +308,51 @@ def described(row):
         seconds = row['operations'] / card.operations
         shown |= {'operations': row['operations'] / 1e12, 'seconds': seconds * 1e3}
         for count in ('bytes', 'memory_bytes'):
-            if row[count]:
+            if row.get(count):
                 shown[count] = row[count] / 1e9
                 shown[f'{count} ratio'] = max(1, row[count] / card.bandwidth / seconds)
     if formula(case):
         shown['formula'] = formula(case) / total
-    return shown | {'collectives': ', '.join(f'{count} {name}' for name, count in sorted(row['collectives'].items()))}
+    collectives = sorted(row.get('collectives', {'unknown': ''}).items())
+    return shown | {'collectives': ', '.join(f'{count} {name}'.strip() for name, count in collectives)}
 
 
-def table(rows):
-    """Markdown of rows of `output`, in the order of CASES; without the columns that have no value."""
-    places = {name: place for place, name in enumerate(CASES)}
-    shown = [described(row) for row in sorted(rows, key=lambda row: places.get(row['case'], len(places)))]
+def tables(rows):
+    """Markdown of rows of `output`, by card: memory and collectives of all, then operations and bytes of those that
+    have them; without the columns that have no value.
+    """
+
+    def place(row):
+        case = Case.of(row['case'])
+        return list(CARDS).index(case.card), *dataclasses.astuple(case)[1:]
+
+    shown = [described(row) for row in sorted(rows, key=place)]
+    return '\n\n'.join(_table(*part) for part in ((shown, MEMORY), ([row for row in shown if 'bytes' in row], TRAFFIC)))
+
+
+def _table(shown, columns):
     known = {name for row in shown for name in row}
-    return format_table(shown, [column for column in COLUMNS if column.key in known], 'markdown')
+    return format_table(shown, [column for column in columns if column.key in known], 'markdown')
 
 
 PARTS = ('argument', 'elsewhere', 'temp', 'output')
-COLUMNS = [
+MEMORY = [
     Column('case'),
     Column('fits'),
     Column('spare', 'free, GB', decimals=2),
     Column('arguments', 'arguments and state, GB', decimals=2),
     Column('temp', 'temp, GB', decimals=2),
+    Column('formula', 'formula / compiler', decimals=2),
+    Column('collectives'),
+]
+TRAFFIC = [
+    Column('case'),
     Column('operations', 'operations, 1e12', decimals=2),
     Column('seconds', 'at the peak, ms', decimals=1),
     Column('bytes', 'bytes, GB', decimals=1),
     Column('bytes ratio', 'roofline / operations', decimals=2),
     Column('memory_bytes', 'to and from memory, GB', decimals=1),
     Column('memory_bytes ratio', 'roofline / operations, of these', decimals=2),
-    Column('formula', 'formula / compiler', decimals=2),
-    Column('collectives'),
 ]
 
 
@@ -346,7 +364,7 @@ def main(
     """Compile the programs for cards that are not here, and say what the compiler says of them."""
     rows = read_rows(output)
     if print_table:
-        print(table(rows.values()))
+        print(tables(rows.values()))
         return
     asked = [name for name in cases.split(',') if name]
     chosen = [name for name in CASES if not asked or name.startswith(tuple(asked))]

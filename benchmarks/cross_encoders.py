@@ -4,12 +4,14 @@ import importlib.util
 
 from cappy.errors import InputError
 
+OPENVINO = ('openvino', 'optimum.intel'), 'sentence-transformers[openvino]'
 # {backend: (what it is called in the output, modules it needs, what installs them)}
 BACKENDS = {
     'torch': ('CrossEncoder', (), ''),
     'bfloat16': ('CrossEncoder, bfloat16', (), ''),
     'onnx': ('CrossEncoder, ONNX O3', ('onnxruntime', 'optimum.onnxruntime'), 'sentence-transformers[onnx]'),
-    'openvino': ('CrossEncoder, OpenVINO', ('openvino', 'optimum.intel'), 'sentence-transformers[openvino]'),
+    'openvino': ('CrossEncoder, OpenVINO', *OPENVINO),
+    'openvino_float32': ('CrossEncoder, OpenVINO float32', *OPENVINO),
 }
 
 
@@ -17,7 +19,7 @@ def load_cross_encoders(directory, backends, device='cpu'):
     """The CrossEncoder of a model directory on each backend, without a sigmoid, for pairs of up to 512 tokens.
 
     backends: names in BACKENDS; device: as PyTorch names it, for its own two. ONNX's has the optimisations O3, and its
-    files are written into the directory; OpenVINO chooses its precision itself.
+    files are written into the directory; OpenVINO chooses its precision itself, or is told to take float32.
     Returns ({what it is called: CrossEncoder}, a line for each backend whose packages are not there).
     Raises InputError for another backend, or without sentence-transformers.
     """
@@ -50,8 +52,9 @@ def _load(directory, backend, device):
     if backend in ('torch', 'bfloat16'):
         dtype = {'torch': 'float32', 'bfloat16': 'bfloat16'}[backend]
         return load(device=device, model_kwargs={'dtype': dtype, 'attn_implementation': 'sdpa'})
-    if backend == 'openvino':
-        return load(device='cpu', backend='openvino', model_kwargs={'export': True})
+    if backend.startswith('openvino'):
+        precision = {'ov_config': {'INFERENCE_PRECISION_HINT': 'f32'}} if backend == 'openvino_float32' else {}
+        return load(device='cpu', backend='openvino', model_kwargs={'export': True, **precision})
     from sentence_transformers import export_optimized_onnx_model
 
     provider = {'provider': 'CPUExecutionProvider'}

@@ -94,7 +94,7 @@ def main(
     for name, s in seconds.items():
         per_pair = s / len(scores[name])
         difference = np.abs(scores[name] - scores['packed'][: len(scores[name])]).max()
-        print(f'{name:22} {s:8.3f} s {1 / per_pair:7.1f} pairs/s', end='')
+        print(f'{name:30} {s:8.3f} s {1 / per_pair:7.1f} pairs/s', end='')
         print(
             f' {per_pair * n_pairs / seconds["packed"]:6.2f}x packed; the first run took {first[name] - s:.1f} s more',
             end='',

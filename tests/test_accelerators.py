@@ -34,7 +34,7 @@ def test_a_small_and_a_large_program_compile_for_a_tpu_and_need_the_memory_that_
 
 
 def test_the_recorded_figures_of_compilers_are_within_a_tenth_of_what_the_budgets_expect():
-    from cappy.model.budgets import training_bytes
+    from cappy.model.budgets import scoring_bytes, training_bytes
     from cappy.model.config import EncoderConfig
 
     sys.path.insert(0, str(ROOT / 'benchmarks'))
@@ -43,16 +43,19 @@ def test_the_recorded_figures_of_compilers_are_within_a_tenth_of_what_the_budget
     finally:
         sys.path.remove(str(ROOT / 'benchmarks'))
     rows = [json.loads(line) for line in (ROOT / 'benchmarks' / 'accelerators.jsonl').read_text().splitlines()]
-    checked = 0
+    expecting = {'train': training_bytes, 'score': scoring_bytes}
+    checked = set()
     for row in rows:
         card, devices, program, *shape = row['case'].split('/')
-        if not program.startswith('train-') or 'x' in devices or 'refused' in row:
+        program, size = program.split('-')
+        if program not in expecting or 'refused' in row:
             continue
-        config = EncoderConfig.from_published(scorer_config(program.removeprefix('train-')), program)
+        config = EncoderConfig.from_published(scorer_config(size), size)
         tokens, row_length = map(int, shape[0].split('x'))
         platform = 'tpu' if card.startswith('v') else 'gpu'
-        expected = training_bytes(config, 'bfloat16', tokens, row_length, platform)
+        n_shards = int(devices.partition('x')[2] or 1)
+        expected = expecting[program](config, 'bfloat16', tokens, row_length, platform, n_shards=n_shards)
         found = sum(row[part] for part in ('argument', 'elsewhere', 'temp', 'output'))
         assert expected == pytest.approx(found, rel=0.1), row['case']
-        checked += 1
-    assert checked
+        checked.add((program, platform, n_shards))
+    assert len(checked) == 8  # training and scoring, on TPUs and GPUs, whole and in two shards
