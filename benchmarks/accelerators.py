@@ -203,9 +203,8 @@ def sample(case, devices):
     config = t5_config(case.size)
     shapes = t5_shapes(config)
     params = shapes_of(shapes, devices.params_shardings(shapes), DTYPE)
-    loop = SampleLoop(T5(config, DTYPE, devices.join), Lengths(), SETTINGS, 4, False)
-    if case.program == 'beam':
-        loop = BeamLoop(T5(config, DTYPE, devices.join), Lengths(), 4)
+    model = T5(config, DTYPE, devices.join)
+    loop = BeamLoop(model, Lengths(), 4) if case.program == 'beam' else SampleLoop(model, Lengths(), SETTINGS, 4, False)
     engine = Engine(loop, devices, DTYPE)
     n_lanes = case.n_tokens // loop.texts_per_lane * devices.n_data
     state = jax.eval_shape(lambda params: engine.empty(params, n_lanes, case.row), params)

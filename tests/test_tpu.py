@@ -17,9 +17,13 @@ H = 4  # heads
 
 
 def inputs(L, dtype=jnp.float32, K=64, rate=0.1, R=3):
-    """Rows of one pair and padding, of several pairs, full ones. And a gradient of what attention gives."""
+    """Rows of one pair and padding, of several pairs, full ones. And a gradient of what attention gives.
+
+    Logits and their gradients have a spread of 4, whatever K is.
+    """
     generator = np.random.default_rng(0)
-    arrays = [generator.normal(size=(R, L, H * K)) * scale for scale in (2 * K**-0.5, 1, 1, 1)]
+    spread = 4 * K**-0.5
+    arrays = [generator.normal(size=(R, L, H * K)) * scale for scale in (spread, 1, 1, spread)]
     query, key, value, gradient = (jnp.asarray(array, dtype) for array in arrays)
     tokens = np.arange(L)
     segments = [tokens < L // 3, np.where(tokens < L - 2, 1 + tokens // 7, 0), *np.ones((R - 2, L))]
@@ -35,15 +39,17 @@ def with_gradients(compute, heads, others, gradient):
     return context, *backward(gradient)
 
 
-# Heads of 64 by twos, of 16 and 48 all together, of 128 one by one; in rows of 24 all four heads in a step.
-@pytest.mark.parametrize('L, K', [(24, 64), (24, 16), (200, 64), (320, 64), (320, 48), (320, 128)])
+# Heads of 16 and 48 all together, of 64 by twos, of 128 one by one; in rows of 24 all four heads in a step.
+@pytest.mark.parametrize(
+    'L, K', [(24, 16), (200, 16), (320, 16), (24, 64), (200, 64), (320, 64), (320, 48), (24, 128), (200, 128)]
+)
 @pytest.mark.parametrize('rate', [None, 0.0, 0.1])
 def test_the_kernel_and_its_gradients_equal_the_plain_equations(L, K, rate):
     heads, others, gradient = inputs(L, K=K, rate=rate)
     found, expected = on_both_sides(get_devices(), heads, others, gradient)
     for one, other in zip(found, expected, strict=True):
         # Sums of up to 320 float32 in another order.
-        np.testing.assert_allclose(one, other, rtol=0, atol=3e-5)
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
         assert np.abs(other).max() > 0.5
 
 

@@ -1,7 +1,5 @@
 """Bytes to and from a TPU's memory, read from the text of a compiled program."""
 
-import sys
-
 import pytest
 from conftest import ROOT
 
@@ -26,13 +24,11 @@ ENTRY %main (a: f32[8,128], b: bf16[8,128]) -> f32[8,128] {
 ARRAY = 4 * 8 * 128
 
 
-@pytest.fixture(scope='module')
-def memory_bytes():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    try:
-        from traffic import memory_bytes
-    finally:
-        sys.path.remove(str(ROOT / 'benchmarks'))
+@pytest.fixture
+def memory_bytes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    from traffic import memory_bytes
+
     return memory_bytes
 
 

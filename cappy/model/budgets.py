@@ -72,9 +72,10 @@ def training_bytes(config, dtype, n_tokens, row_length=ROW_LENGTH, platform='gpu
 def scoring_bytes(config, dtype, n_tokens, row_length=ROW_LENGTH, platform='gpu', n_shards=1):
     """As `training_bytes`, of scoring: the parameters, and one layer's results."""
     size, state = jnp.dtype(dtype).itemsize, 4 * n_params(config)[1]
-    working = _working_bytes(config, size, row_length, platform, n_shards)
     if platform == 'tpu':  # of a forward pass that keeps attention on the chip
         working = 5 * config.hidden_size + size * config.intermediate_size / n_shards
+    else:
+        working = _working_bytes(config, size, row_length, platform, n_shards)
     return state / n_shards + n_tokens * working
 
 

@@ -146,10 +146,13 @@ class Group:
     width: int
     length: int
 
-    def slices(self, array):
-        """The lines of each group in [1, L, n]."""
+    def of_step(self, array):
+        """(number of its first head, its lines in [1, L, n]) of each group of a step."""
         lines = self.n_heads * self.width
-        return [slice(start, start + lines) for start in range(0, array.shape[2], lines)]
+        n_groups = array.shape[2] // lines
+        for index in range(n_groups):
+            first = (pl.program_id(1) * n_groups + index) * self.n_heads
+            yield first, slice(index * lines, (index + 1) * lines)
 
     def each(self, n_tokens, compute):
         """Call compute(head of the group, slice of queries) for all of them, in a loop that is not unrolled."""
@@ -209,9 +212,7 @@ def _mixed(bits):
 
 def _forward(rate, group, site, heads, query, key, value, of_queries, of_keys, context):
     dtype = value.dtype
-    slices = group.slices(query)
-    for index, lines in enumerate(slices):
-        first = (pl.program_id(1) * len(slices) + index) * group.n_heads
+    for first, lines in group.of_step(query):
 
         def compute(head, block, lines=lines, first=first):
             asking = group.of_head(head, query[0, block, lines]).astype(dtype)
@@ -241,9 +242,7 @@ def _backward(
     value_sum,
 ):
     dtype = value.dtype
-    slices = group.slices(query)
-    for index, lines in enumerate(slices):
-        first = (pl.program_id(1) * len(slices) + index) * group.n_heads
+    for first, lines in group.of_step(query):
         key_sum[...], value_sum[...] = jnp.zeros_like(key_sum), jnp.zeros_like(value_sum)
 
         def compute(head, block, lines=lines, first=first):

@@ -191,12 +191,12 @@ def device_programs(params, config, dtype, devices, rematerialise, optimizer):
 
 
 @functools.lru_cache(maxsize=4)
-def score_in_training(config, dtype):
+def score_in_training(config, dtype, devices):
     """(params, rows, key) -> float32 [R, C] with an update's dropout, to be compiled.
 
     For an objective that needs the scores of an update before it knows their gradient.
     """
-    model = Scorer(config, dtype)
+    model = Scorer(config, dtype, attend=attention_of(devices, dtype, drops=True), join=devices.join)
     return lambda params, rows, key: model.apply({'params': params}, rows, key if config.has_dropout else None)
 
 
@@ -364,7 +364,7 @@ class TrainingRun:
         self.budget = Budget(devices.n_data)
         self._zeros = programs.zeros
         self._rounded, self._accumulate, self._apply = programs.rounded, programs.accumulate, programs.apply
-        self._score = jax.jit(score_in_training(config, dtype), out_shardings=devices.replicated)
+        self._score = jax.jit(score_in_training(config, dtype, devices), out_shardings=devices.replicated)
 
     def update(self, number, batches, stop):
         """Make one update from its MicroBatches; number: from 0.
