@@ -69,8 +69,8 @@ def main(
     ] = 'retokenized',  # of validation samples: of text, or drawn tokens
     generator: str | None = None,  # name of the folder; default: the last part of the model's name
     compute_dtype: Literal['float32', 'bfloat16'] | None = None,  # default: float32 on a CPU, else bfloat16
-    sequences_per_device: flags.Count | None = None,  # texts decoded at a time: memory; default: by device
-    tokens_per_device: flags.Count | None = None,  # tokens of whole texts at a time: memory; default: by device
+    sequences_per_device: flags.Count | None = None,  # texts decoded at a time; default: by device
+    tokens_per_device: flags.Count | None = None,  # of whole texts at a time; likewise; both halved if memory runs out
     window: flags.Count = 256,  # examples worked on together: the most that a stopped run loses
     overwrite=False,  # begin again where a file, or a part of it, exists
     n_processes: flags.Count | None = None,  # hosts, as redco's Deployer takes them; likewise the next four

@@ -86,6 +86,23 @@ def run_main(main, argv):
     return 0
 
 
+def fails(program, wanted, donated=()):
+    """The program, which runs out of memory where wanted(number of the call, its arguments); donated ones are lost."""
+    import jax
+
+    calls = []
+
+    def run(*arguments):
+        calls.append(None)
+        if wanted(len(calls) - 1, arguments):
+            for place in donated:
+                jax.tree.map(lambda leaf: leaf.delete(), arguments[place])
+            raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 12884901888 bytes.')
+        return program(*arguments)
+
+    return run
+
+
 def run_download(script, folder, gdown):
     """Run a download script in a copy of the repository's layout.
 

@@ -4,10 +4,11 @@ import logging
 import jax
 import numpy as np
 import pytest
+from conftest import fails
 
 from cappy.errors import InputError
 from cappy.model import scoring, training
-from cappy.model.budgets import Budget, device_memory, training_bytes, training_tokens
+from cappy.model.budgets import device_memory, halved, training_bytes, training_tokens
 from cappy.model.config import EncoderConfig
 from cappy.model.devices import get_devices
 from cappy.model.model_files import read_config
@@ -19,7 +20,6 @@ from cappy.scorer import Cappy
 SETTINGS = TrainingSettings(
     learning_rate=1e-3, warmup_rate=0.25, per_device_batch_size=4, accumulate_grad_batches=2, max_length=24, seed=7
 )
-OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12884901888 bytes.'
 
 
 @pytest.fixture(scope='module')
@@ -33,21 +33,6 @@ def adapted(directory, examples, settings=SETTINGS, **options):
     scorer = Cappy.from_pretrained(directory, max_length=24)
     options = {'tokens_per_device': 4096, 'progress': False, **options}
     return scorer.adapt(examples, settings, **options), scorer
-
-
-def fails(program, wanted, donated=()):
-    """The program, which runs out of memory where wanted(number of the call, its arguments); donated ones are lost."""
-    calls = []
-
-    def run(*arguments):
-        calls.append(None)
-        if wanted(len(calls) - 1, arguments):
-            for place in donated:
-                jax.tree.map(lambda leaf: leaf.delete(), arguments[place])
-            raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
-        return program(*arguments)
-
-    return run
 
 
 @pytest.fixture
@@ -103,7 +88,8 @@ def test_a_training_that_runs_out_of_memory_goes_on_and_loses_nothing(
 
 def test_a_row_that_does_not_fit_ends_a_training_with_what_to_do(failing, tiny_directories, examples):
     failing('accumulate', lambda *_: True, donated=(0, 1))
-    with pytest.raises(InputError, match='memory ran out with one row of .* tokens on a device; use a smaller model'):
+    said = 'memory ran out with .* tokens of a batch on a device, the fewest there can be; use a smaller model'
+    with pytest.raises(InputError, match=said):
         adapted(tiny_directories['roberta-dropout'], examples)
 
 
@@ -122,11 +108,10 @@ def test_after_memory_ran_out_in_the_step_a_training_continues_from_its_checkpoi
     np.testing.assert_allclose(rows, other_rows, rtol=2e-5, atol=1e-5)
 
 
-def test_other_errors_of_a_device_are_not_taken_for_a_lack_of_memory(failing, tiny_directories, examples):
-    failing('accumulate', lambda *_: False, donated=())
+def test_other_errors_of_a_device_are_not_taken_for_a_lack_of_memory():
     error = jax.errors.JaxRuntimeError('INTERNAL: something else')
     with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
-        Budget(1).halve(error, [])
+        halved(8, 'tokens', False, 'less', error)
 
 
 def test_scoring_that_runs_out_of_memory_goes_on_with_less_and_remembers(tiny_directories, texts, caplog, monkeypatch):

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import logging
 import socket
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import fails
 
 from cappy.errors import InputError
-from cappy.generate.decoding_loop import Lengths
+from cappy.generate import generator
+from cappy.generate.decoding_loop import Engine, Lengths
 from cappy.generate.decodings import Decoding, parse_decoding
 from cappy.generate.generator import Generator
 from cappy.generate.sampling import draw_words, invert, nucleus, sample_key, top_k, uniform
@@ -221,6 +224,60 @@ def test_numbers_below_one_are_refused():
     for name in ('sequences_per_device', 'tokens_per_device'):
         with pytest.raises(InputError, match=f'^{name}: expected 1 or more, found 0'):
             Generator.from_pretrained(RECORDED / 'flan-t5-tiny', **{name: 0})
+
+
+def generator_that_fails(monkeypatch, most_sequences, most_tokens):
+    """A Generator of 128 texts and 4,096 tokens at a time, whose device has memory for fewer."""
+
+    class FailingEngine(Engine):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            n_texts = self.loop.texts_per_lane
+            self.run = fails(
+                self.run, lambda _, given: len(given[1]['lanes']['token']) * n_texts > most_sequences, donated=(1,)
+            )
+
+    monkeypatch.setattr(generator, 'Engine', FailingEngine)
+    model = Generator.from_pretrained(RECORDED / 'flan-t5-tiny', sequences_per_device=128, tokens_per_device=4096)
+    for name in ('_encode', '_log_probabilities'):
+        monkeypatch.setattr(model, name, fails(getattr(model, name), lambda _, given: given[1].size > most_tokens))
+    return model
+
+
+def test_sampling_that_runs_out_of_memory_goes_on_with_less_and_draws_the_same(monkeypatch, caplog):
+    def generated(model):
+        found = model.generate(instructions(), DECODINGS, 2, key_of, log_likelihood='retokenized', window=16)
+        return dict(sorted(found))
+
+    model = generator_that_fails(monkeypatch, most_sequences=40, most_tokens=1100)
+    with caplog.at_level(logging.WARNING):
+        found = generated(model)
+    said = [record.getMessage() for record in caplog.records if 'memory ran out' in record.getMessage()]
+    assert said == [
+        f'memory ran out with {n} {unit} on a device; it goes on with {n // 2} (nothing is lost)'
+        for n, unit in (
+            (4096, 'tokens of whole texts'),
+            (2048, 'tokens of whole texts'),
+            (128, 'texts at a time'),
+            (64, 'texts at a time'),
+        )
+    ]
+    expected = generated(tiny())
+    assert texts_of(found.items()) == texts_of(expected.items())
+    for index, by_decoding in expected.items():
+        for name, responses in by_decoding.items():
+            sums = [[response.log_likelihood_sum for response in one] for one in (responses, found[index][name])]
+            np.testing.assert_allclose(*sums, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ('most_sequences', 'most_tokens', 'said'),
+    [(0, 4096, '16 texts at a time'), (128, 0, '512 tokens of whole texts')],
+)
+def test_memory_for_no_text_is_told_with_what_to_do(monkeypatch, most_sequences, most_tokens, said):
+    model = generator_that_fails(monkeypatch, most_sequences, most_tokens)
+    with pytest.raises(InputError, match=f'^memory ran out with {said} on a device, the fewest there can be; use'):
+        next(model.generate(instructions(), DECODINGS[:1], 1, key_of))
 
 
 def test_a_length_without_room_for_a_token_is_refused():

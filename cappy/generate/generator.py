@@ -10,6 +10,7 @@ vocabulary. An instruction is known by its index in the list that was given.
 
 import collections
 import dataclasses
+import functools
 import itertools
 import logging
 import time
@@ -21,7 +22,7 @@ from cappy.files.settings import check_at_least
 from cappy.generate.decoding_loop import BeamLoop, Engine, Lengths, SampleLoop
 from cappy.generate.t5 import T5, load_params
 from cappy.model import model_files, vocabulary
-from cappy.model.budgets import MOST_SCORING_TOKENS
+from cappy.model.budgets import FEWEST_TOKENS, MOST_SCORING_TOKENS, halved
 from cappy.model.devices import get_devices
 from cappy.model.scoring import check_text
 from cappy.model.tokens import load_tokenizer
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Texts decoded at a time per device. On a CPU: the number at which products are fast and logits still fit the cache.
 SEQUENCES_PER_DEVICE = {'cpu': 128, 'gpu': 512, 'tpu': 512}
+FEWEST_SEQUENCES = 16  # four lanes of four texts: `_run_all` has no smaller batch
 TEXTS_PER_LANE = 4  # samples of an instruction side by side: they share its keys and values, and wait for the longest
 WINDOW = 256  # instructions worked on together: the most that a stopped run loses
 SOURCE_LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)  # tokens per instruction that a batch has room for; then doubled
@@ -63,6 +65,31 @@ class WaitingInstruction:
     index: int
     source: np.ndarray
     inputs: dict
+
+
+def _with_less(setting, unit, fewest):
+    """Of a method of Generator that begins again with half of a setting where memory runs out.
+
+    What is found depends on no batch, so that nothing but time is lost. Raises InputError where the fewest do not fit.
+    """
+
+    def decorate(method):
+        @functools.wraps(method)
+        def fitting(self, *args, **kwargs):
+            while True:
+                try:
+                    return method(self, *args, **kwargs)
+                except jax.errors.JaxRuntimeError as error:
+                    n = getattr(self, setting)
+                    setattr(self, setting, halved(n, unit, n // 2 < fewest, 'shorter texts', error))
+
+        return fitting
+
+    return decorate
+
+
+_with_fewer_sequences = _with_less('sequences_per_device', 'texts at a time', FEWEST_SEQUENCES)
+_with_fewer_tokens = _with_less('tokens_per_device', 'tokens of whole texts', FEWEST_TOKENS)
 
 
 class Generator:
@@ -107,8 +134,8 @@ class Generator:
 
         devices: as `devices.get_devices` returns them, None: all of this process's. compute_dtype: 'float32' or
         'bfloat16', also of the weights on the devices; None: what suits the device. sequences_per_device: texts decoded
-        at a time; tokens_per_device: tokens of whole texts at a time; both bound memory, None: what suits the device.
-        Raises InputError naming what is missing or does not fit.
+        at a time; tokens_per_device: tokens of whole texts at a time; both bound memory and are halved where it runs
+        out, None: what suits the device. Raises InputError naming what is missing or does not fit.
         """
         check_at_least(1, sequences_per_device=sequences_per_device, tokens_per_device=tokens_per_device)
         path = model_files.find_model(name_or_dir)
@@ -189,6 +216,7 @@ class Generator:
             for name, sequences in by_decoding.items()
         }
 
+    @_with_fewer_tokens
     def encode(self, encoded):
         """The encoder output [S, D] for each instruction's tokens, on the host."""
         start = time.perf_counter()
@@ -207,6 +235,7 @@ class Generator:
         self.seconds['encoding'] += time.perf_counter() - start
         return sources
 
+    @_with_fewer_sequences
     def draw(self, sources, decodings, n_samples, key_of, lengths, keeps_likelihood, on_drawn=None):
         """{index: {name of the decoding: [TokenSequence, ..]}} from {index: encoder output [S, D]}.
 
@@ -333,6 +362,7 @@ class Generator:
         self.seconds['log-likelihoods'] += time.perf_counter() - start
         return likelihoods
 
+    @_with_fewer_tokens
     def target_log_probabilities(self, sources, targets):
         """{(index, text): float32 [n]} of {(index, text): tokens [n]}: the log-probability of each token after those
         before it.

@@ -120,6 +120,24 @@ def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
     return 'RESOURCE_EXHAUSTED' in str(error)
 
 
+def halved(n, unit, is_least, remedy, error):
+    """Half of n for a program that ran out of memory with n of a unit on a device; says so.
+
+    Raises the error again where it is another one, or several processes would have to agree; and InputError with a
+    remedy where n is the least that there can be.
+    """
+    if not is_out_of_memory(error) or jax.process_count() > 1:
+        raise error
+    if is_least:
+        raise InputError(
+            f'memory ran out with {n} {unit} on a device, the fewest there can be; use a smaller model, {remedy}, or '
+            'model shards over several devices'
+        ) from error
+    if is_first_process():
+        logger.warning('memory ran out with %d %s on a device; it goes on with %d (nothing is lost)', n, unit, n // 2)
+    return n // 2
+
+
 class Budget:
     """The most tokens that a batch may have on each of n_data devices; halved where memory runs out."""
 
@@ -136,24 +154,8 @@ class Budget:
         return plan if self.tokens is None else cut_batches(plan, self.tokens, self.n_data)
 
     def halve(self, error, plan):
-        """Take half of the largest batch of a plan that ran out of memory, and say so.
-
-        Raises the error again where it is another one, or several processes would have to agree; and InputError where
-        a single row is too much.
-        """
-        if not is_out_of_memory(error) or jax.process_count() > 1:
-            raise error
+        """Take half of the largest batch of a plan that ran out of memory; raises as `halved`."""
         rows, length, _ = max((batch.shape for batch in plan), key=lambda shape: shape[0] * shape[1])
-        largest = rows // self.n_data * length
-        if all(len(batch.pair) <= self.n_data for batch in plan):
-            raise InputError(
-                f'memory ran out with one row of {length} tokens on a device; use a smaller model, a lower max_length, '
-                'gradient checkpointing in training, or model shards over several devices'
-            ) from error
-        self.tokens = largest // 2
-        if is_first_process():
-            logger.warning(
-                'memory ran out with %d tokens of a batch on a device; it goes on with %d (nothing is lost)',
-                largest,
-                self.tokens,
-            )
+        is_least = all(len(batch.pair) <= self.n_data for batch in plan)
+        remedy = 'a lower max_length, gradient checkpointing in training'
+        self.tokens = halved(rows // self.n_data * length, 'tokens of a batch', is_least, remedy, error)
