@@ -15,6 +15,7 @@ operations: the larger of operations / peak and bytes / bandwidth, over the form
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -39,6 +40,7 @@ from cappy.generate.t5 import T5, T5Config
 from cappy.generate.t5 import params_shapes as t5_shapes
 from cappy.model.budgets import scoring_bytes, training_bytes
 from cappy.model.config import EncoderConfig
+from cappy.model.encoder import rounded
 from cappy.model.scoring import score_program
 from cappy.model.tensors import params_shapes
 from cappy.model.training import TrainingSettings, device_programs
@@ -153,19 +155,22 @@ def training(case, devices):
     return programs, params, state
 
 
+def rounded_weights(params, config):
+    """(shapes of the parameters as a batch takes them, bytes of those that are kept beside the rounded ones)."""
+    shapes = jax.eval_shape(functools.partial(rounded, config=config, dtype=DTYPE), params)
+    working = shapes_of(shapes, jax.tree.map(lambda leaf: leaf.sharding, params))
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(working), strict=True)
+    return working, n_bytes([before for before, after in pairs if before.dtype != after.dtype])
+
+
 def train(case, devices):
     """(program, its arguments, bytes of what else is on a device) of a micro-batch."""
     programs, params, state = training(case, devices)
     rows, slots = rows_of(case, devices, has_dropout=True)
     scalar = {dtype: jax.ShapeDtypeStruct((), dtype, sharding=devices.replicated) for dtype in (np.float32, np.uint32)}
-    working = jax.tree.map(
-        lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding),
-        jax.eval_shape(programs.rounded, params),
-        params,
-    )
+    working, replaced = rounded_weights(params, scorer_config(case.size))
     arguments = (params, scalar[np.float32], working, rows, slots, slots, scalar[np.uint32])
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(working), strict=True)
-    return programs.accumulate, arguments, n_bytes(state) + n_bytes([p for p, w in pairs if p.dtype != w.dtype])
+    return programs.accumulate, arguments, n_bytes(state) + replaced
 
 
 def update(case, devices):
@@ -179,8 +184,8 @@ def score(case, devices):
     config = scorer_config(case.size)
     params = params_shapes(config)
     rows, _ = rows_of(case, devices, has_dropout=False)
-    arguments = shapes_of(params, devices.params_shardings(params)), rows
-    return score_program(config, DTYPE, devices), arguments, 0
+    working, elsewhere = rounded_weights(shapes_of(params, devices.params_shardings(params)), config)
+    return score_program(config, DTYPE, devices), (working, rows), elsewhere
 
 
 def encode(case, devices):

@@ -13,7 +13,7 @@ from cappy.errors import InputError
 from cappy.model import cpu
 from cappy.model.config import EncoderConfig
 from cappy.model.devices import get_devices
-from cappy.model.encoder import Scorer
+from cappy.model.encoder import Scorer, rounded
 from cappy.model.layers import Dropout, attend, drop, mix_bits, split_heads
 from cappy.model.model_files import read_config, read_tensors
 from cappy.model.packing import Batch, RowCost, fill_rows, plan_batches
@@ -419,8 +419,8 @@ def attend_on_chip(*inputs):
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('rate', [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_no_bit_of_a_pair_and_of_its_gradients_depends_on_its_neighbours_in_the_row(attention, spread, dtype, rate):
-    if attention is cpu.attend_bounded and (rate or dtype != jnp.float32):
-        pytest.skip('is for scoring in float32, where nothing is dropped')
+    if attention is cpu.attend_bounded and rate:
+        pytest.skip('is for scoring, where nothing is dropped')
     query, key, value, segments = attention_inputs(spread)
     query, key, value = (x.astype(dtype) for x in (query, key, value))
     positions = jnp.tile(jnp.arange(12, dtype=jnp.uint32), (2, 1))
@@ -442,6 +442,33 @@ def test_no_bit_of_a_pair_and_of_its_gradients_depends_on_its_neighbours_in_the_
         grad, other = np.asarray(grad, np.float32), np.asarray(other, np.float32)
         np.testing.assert_array_equal(other[:, :4], grad[:, :4])
         assert not grad[:, 4:].any() and grad[:, :4].any()
+
+
+def test_products_in_bfloat16_on_a_cpu_are_exact_sums_rounded_once():
+    generator = np.random.default_rng(0)
+    lhs, rhs = (jnp.asarray(generator.normal(size=shape), jnp.bfloat16) for shape in ((96, 300), (300, 128)))
+    found = jax.jit(lambda *both: cpu.dot_general(*both, (((1,), (0,)), ((), ()))))(lhs, rhs)
+    assert found.dtype == jnp.bfloat16
+    exact = np.asarray(lhs, np.float64) @ np.asarray(rhs, np.float64)
+    np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['roberta', 'bert'])
+def test_scores_in_bfloat16_on_a_cpu_are_those_of_the_plain_equations_in_bfloat16(tiny_directories, name):
+    config, params = load(tiny_directories[name])
+    encoded = random_pairs(config, n=40)
+    [batch] = plan_batches(encoded.lengths, (64,), COST, 10_000, slots={64: 9})
+    rows = fill_rows(batch, encoded, np.arange(40), config)
+    program, filled = score_program(config, jnp.bfloat16, get_devices()), batch.pair >= 0
+    found = np.asarray(program(params, rows))[filled]
+    plain, exact = (
+        np.asarray(jax.jit(Scorer(config, dtype).apply)({'params': params}, rows))[filled]
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert np.abs(found - plain).max() < 0.02 * np.ptp(exact) and (found != plain).any()
+    errors, plain_errors = found - exact, plain - exact
+    assert np.sqrt(np.square(errors).mean()) < 1.2 * np.sqrt(np.square(plain_errors).mean())
+    np.testing.assert_array_equal(np.asarray(program(rounded(params, config, jnp.bfloat16), rows))[filled], found)
 
 
 def test_a_neighbour_beyond_the_bound_moves_a_pair_by_rounding_alone():

@@ -78,8 +78,7 @@ def test_a_cpu_passes_with_no_difference_where_leaking_would_be_seen(tiny_direct
     assert found.passed and found.n_pairs == 12
     assert found.difference <= 1e-6
     assert found.leakage > 10 * found.tolerance
-    attention = 'attend' if dtype == 'bfloat16' else 'attend_bounded'
-    assert found.path == f'1 x cpu (cpu), 1 process(es), {dtype}, {attention}'
+    assert found.path == f'1 x cpu (cpu), 1 process(es), {dtype}, attend_bounded'
 
 
 @pytest.mark.parametrize('attention', [attend_all, attend_past_one_end])

@@ -25,7 +25,7 @@ def attention_of(devices, dtype, drops):
     On a TPU the kernel, which is compared with the plain equations on the device before it is used, gradients included;
     where it cannot be compiled there or differs, a warning says so and the plain equations are used.
     """
-    if devices.platform == 'cpu' and dtype == jnp.float32 and not drops:
+    if devices.platform == 'cpu' and not drops:
         return attend_bounded
     if devices.platform != 'tpu':
         return attend

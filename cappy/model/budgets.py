@@ -63,20 +63,27 @@ def training_bytes(config, dtype, n_tokens, row_length=ROW_LENGTH, platform='gpu
     N, D, F = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     of_layers, of_all = n_params(config)
     size = jnp.dtype(dtype).itemsize
-    state = 16 * of_all + (0 if size == 4 else size * of_layers)
+    state = 16 * of_all + _rounded_bytes(size, of_layers)
     # Layer's input, attended and outer; of the shards' own: query, key, value and context, and inner.
     kept = size * (D if rematerialise else 3 * D + (4 * D + F) / n_shards)
     return state / n_shards + n_tokens * (N * kept + _working_bytes(config, size, row_length, platform, n_shards))
 
 
 def scoring_bytes(config, dtype, n_tokens, row_length=ROW_LENGTH, platform='gpu', n_shards=1):
-    """As `training_bytes`, of scoring: the parameters, and one layer's results."""
-    size, state = jnp.dtype(dtype).itemsize, 4 * n_params(config)[1]
+    """As `training_bytes`, of scoring: the parameters, the layers' weights in dtype, and one layer's results."""
+    of_layers, of_all = n_params(config)
+    size = jnp.dtype(dtype).itemsize
+    state = 4 * of_all + _rounded_bytes(size, of_layers)
     if platform == 'tpu':  # of a forward pass that keeps attention on the chip
         working = 5 * config.hidden_size + size * config.intermediate_size / n_shards
     else:
         working = _working_bytes(config, size, row_length, platform, n_shards)
     return state / n_shards + n_tokens * working
+
+
+def _rounded_bytes(size, of_layers):
+    """Of what `encoder.rounded` makes: nothing where the weights are of that size already."""
+    return 0 if size == 4 else size * of_layers
 
 
 def _working_bytes(config, size, row_length, platform, n_shards):

@@ -7,6 +7,7 @@ not read (every token but a pair's first, after the last layer's keys and values
 R rows, L tokens per row, C pairs per row, D hidden width, F feed-forward width, H heads, K = D / H.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ class Layer(nn.Module):
     dtype: jnp.dtype
     attend: Callable = attend
     join: Callable = unchanged
+    dot_general: Callable = jax.lax.dot_general
 
     @nn.compact
     def __call__(self, x, rows, dropout, read_at=None):
@@ -53,15 +55,16 @@ class Layer(nn.Module):
         return self.norm('output.LayerNorm')(x + dropout.hidden(self.join(outer), place=2))
 
     def dense(self, name, width):
-        return dense(name, width, self.config, self.dtype)
+        return dense(name, width, self.config, self.dtype, self.dot_general)
 
     def norm(self, name):
         return LayerNorm(self.config.layer_norm_eps, name=name)
 
 
-def dense(name, width, config, dtype):
+def dense(name, width, config, dtype, dot_general=jax.lax.dot_general):
     """An affine map with the reference's initial weights."""
-    return nn.Dense(width, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+    init = nn.initializers.normal(config.initializer_range)
+    return nn.Dense(width, dtype=dtype, kernel_init=init, dot_general=dot_general, name=name)
 
 
 # What the backward pass computes again, instead of reading what the forward pass kept. 'cheap': all but the products
@@ -87,7 +90,7 @@ class Scorer(nn.Module):
     for pairs and 0 for padding; starts int32 [R, C], each pair's first token (0 where a row has fewer pairs); for BERT
     also types int32 [R, L]; with dropout also pairs uint32 [R, L], a number for each token's pair.
     recomputed: a key of LAYERS; attend: how attention is computed, see `layers.attend`; join: `Devices.join`, called
-    where model shards have parts of a sum.
+    where model shards have parts of a sum; dot_general: the product with weights, as `jax.lax.dot_general`.
     """
 
     config: EncoderConfig
@@ -95,6 +98,7 @@ class Scorer(nn.Module):
     recomputed: str = 'nothing'
     attend: Callable = attend
     join: Callable = unchanged
+    dot_general: Callable = jax.lax.dot_general
 
     def setup(self):
         config, base = self.config, self.config.prefix
@@ -103,7 +107,9 @@ class Scorer(nn.Module):
         self.types = self.table('token_type_embeddings', config.type_vocab_size)
         self.norm = LayerNorm(config.layer_norm_eps, name=f'{base}.embeddings.LayerNorm')
         self.layers = [
-            LAYERS[self.recomputed](config, self.dtype, self.attend, self.join, name=f'{base}.encoder.layer.{index}')
+            LAYERS[self.recomputed](
+                config, self.dtype, self.attend, self.join, self.dot_general, name=f'{base}.encoder.layer.{index}'
+            )
             for index in range(config.num_hidden_layers)
         ]
         hidden_head, output_head = config.head_names
@@ -140,3 +146,22 @@ class Scorer(nn.Module):
 
     def __call__(self, rows, key=None):
         return self.score(self.embed(rows['tokens']), rows, key)
+
+
+# No placement of the results is asked for, so that what stays in float32 is passed on and not copied.
+@functools.partial(jax.jit, static_argnames=('config', 'dtype'))
+def rounded(params, config, dtype):
+    """The parameters with the weights of affine maps in dtype, as every product would round them, but once for all.
+
+    The head's last map stays in float32, as it is computed; so do norms and tables.
+    """
+    last = config.head_names[1]
+
+    def of(name, tree):
+        if not isinstance(tree, dict) or name == last:
+            return tree
+        if 'kernel' in tree:
+            return {part: leaf.astype(dtype) for part, leaf in tree.items()}
+        return {part: of(part, leaf) for part, leaf in tree.items()}
+
+    return of(None, params)

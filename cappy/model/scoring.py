@@ -8,14 +8,16 @@ import logging
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from cappy.errors import InputError
+from cappy.model import cpu
 from cappy.model.attention import attention_of
 from cappy.model.budgets import Budget, scoring_tokens
 from cappy.model.costs import compile_cost, row_cost
-from cappy.model.encoder import Scorer
+from cappy.model.encoder import Scorer, rounded
 from cappy.model.packing import describe_packing, fill_rows, plan_groups
 from cappy.model.tokens import encode_pairs
 
@@ -32,8 +34,17 @@ COMPILE_SECONDS = 0.6
 
 @functools.lru_cache(maxsize=8)
 def score_program(config, dtype, devices):
-    """The program (params, rows) -> float32 [R, C] on every device, one for each model, dtype and mesh."""
-    model = Scorer(config, dtype, attend=attention_of(devices, dtype, drops=False), join=devices.join)
+    """The program (params, rows) -> float32 [R, C] on every device, one for each model, dtype and mesh.
+
+    params: the model's, or what `encoder.rounded` makes of them.
+    """
+    model = Scorer(
+        config,
+        dtype,
+        attend=attention_of(devices, dtype, drops=False),
+        join=devices.join,
+        dot_general=cpu.dot_general if devices.platform == 'cpu' and dtype == jnp.bfloat16 else jax.lax.dot_general,
+    )
     return jax.jit(lambda params, rows: model.apply({'params': params}, rows), out_shardings=devices.replicated)
 
 
@@ -56,14 +67,14 @@ def score_encoded(
     [plan] = plan_groups(
         [all_pairs],
         lengths,
-        row_cost(config, devices.platform),
+        row_cost(config, devices.platform, is_bfloat16=dtype == jnp.bfloat16),
         compile_cost(config, devices.platform, COMPILE_SECONDS),
         tokens,
         devices.n_data,
         frozenset(compiled),
     )
     compiled.update(batch.shape[:2] for batch in plan)
-    program = score_program(config, dtype, devices)
+    program, params = score_program(config, dtype, devices), rounded(params, config, dtype)
     scores = np.empty(len(lengths), np.float32)
     to_do, waiting = collections.deque(plan), collections.deque()
     while to_do or waiting:

@@ -23,7 +23,7 @@ from cappy.model.attention import attention_of
 from cappy.model.budgets import Budget, is_out_of_memory, training_tokens
 from cappy.model.config import EncoderConfig
 from cappy.model.costs import compile_cost, row_cost
-from cappy.model.encoder import Scorer
+from cappy.model.encoder import Scorer, rounded
 from cappy.model.optimizer import Optimizer, SettingsOfFlags, check_settings
 from cappy.model.packing import describe_packing, fill_rows, plan_groups
 from cappy.model.tokens import EncodedPairs
@@ -97,8 +97,8 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
     """The two programs of an update, to be compiled, and the optimizer as optax has it.
 
     accumulate(grads, loss, params, rows, labels, weights, key) -> grads, loss: adds the squared error of a micro-batch
-    and its gradient; params: the model's, or what `rounded` makes of them; labels and weights float32 [R, C], weights
-    1 / P where a slot holds a pair; key uint32, the update's dropout.
+    and its gradient; params: the model's, or what `encoder.rounded` makes of them; labels and weights float32 [R, C],
+    weights 1 / P where a slot holds a pair; key uint32, the update's dropout.
     apply(params, opt_state, grads) -> params, opt_state, zeroed grads, norm: one step of the optimizer; norm: of the
     gradient, before any clipping.
     """
@@ -129,23 +129,6 @@ def training_programs(config, dtype, devices, rematerialise, optimizer):
         return optax.apply_updates(params, moves), opt_state, jax.tree.map(jnp.zeros_like, grads), norm
 
     return accumulate, apply, transformation
-
-
-def rounded(params, config, dtype):
-    """The parameters with the weights of affine maps in dtype, as every product would round them, but once an update.
-
-    The head's last map stays in float32, as it is computed; so do norms and tables.
-    """
-    last = config.head_names[1]
-
-    def of(name, tree):
-        if not isinstance(tree, dict) or name == last:
-            return tree
-        if 'kernel' in tree:
-            return {part: leaf.astype(dtype) for part, leaf in tree.items()}
-        return {part: of(part, leaf) for part, leaf in tree.items()}
-
-    return of(None, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +163,7 @@ def device_programs(params, config, dtype, devices, rematerialise, optimizer):
     return DevicePrograms(
         init=jax.jit(transformation.init, out_shardings=state_shardings),
         zeros=jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), out_shardings=shardings),
-        # Without out_shardings, so that what stays in float32 is passed on and not copied.
-        rounded=jax.jit(functools.partial(rounded, config=config, dtype=dtype)),
+        rounded=functools.partial(rounded, config=config, dtype=dtype),
         accumulate=jax.jit(accumulate, donate_argnums=(0, 1), out_shardings=(shardings, replicated)),
         apply=jax.jit(
             apply, donate_argnums=(0, 1, 2), out_shardings=(shardings, state_shardings, shardings, replicated)
