@@ -212,6 +212,7 @@ COMMAND = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_judges_each_instruction_by_a_scorer_that_did_not_train_on_it(tmp_path, capsys, monkeypatch):
     import cappy_bigbench
 

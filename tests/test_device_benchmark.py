@@ -25,6 +25,7 @@ def flags_of(values):
     return [f'--{name}={value}' for name, value in values.items()]
 
 
+@pytest.mark.slow
 def test_a_tiny_size_on_a_cpu_measures_every_part_without_pytorch(script, tmp_path, capsys):
     output = tmp_path / 'device.json'
     cell = {'torch_device': 'none', 'cell': True, 'cell_pairs': 128, 'output': output}

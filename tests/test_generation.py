@@ -246,10 +246,10 @@ def generator_that_fails(monkeypatch, most_sequences, most_tokens):
 
 def test_sampling_that_runs_out_of_memory_goes_on_with_less_and_draws_the_same(monkeypatch, caplog):
     def generated(model):
-        found = model.generate(instructions(), DECODINGS, 2, key_of, log_likelihood='retokenized', window=16)
-        return dict(sorted(found))
+        texts = instructions()[:8]
+        return dict(model.generate(texts, DECODINGS[1:2], 1, key_of, log_likelihood='retokenized', window=5))
 
-    model = generator_that_fails(monkeypatch, most_sequences=40, most_tokens=1100)
+    model = generator_that_fails(monkeypatch, most_sequences=10, most_tokens=1100)
     with caplog.at_level(logging.WARNING):
         found = generated(model)
     said = [record.getMessage() for record in caplog.records if 'memory ran out' in record.getMessage()]
@@ -264,10 +264,9 @@ def test_sampling_that_runs_out_of_memory_goes_on_with_less_and_draws_the_same(m
     ]
     expected = generated(tiny())
     assert texts_of(found.items()) == texts_of(expected.items())
-    for index, by_decoding in expected.items():
-        for name, responses in by_decoding.items():
-            sums = [[response.log_likelihood_sum for response in one] for one in (responses, found[index][name])]
-            np.testing.assert_allclose(*sums, rtol=0, atol=2e-5)
+    assert len({text for by_decoding in texts_of(found.items()).values() for [text] in by_decoding.values()}) > 4
+    sums = [[by['sampling'][0].log_likelihood_sum for _, by in sorted(of.items())] for of in (found, expected)]
+    np.testing.assert_allclose(*sums, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
