@@ -70,10 +70,15 @@ def pytest_sessionstart(session):
 
 
 def load_script(path):
-    """The module of a script; path: from the repository's root."""
+    """The module of a script, which finds its neighbours as a command does; path: from the repository's root."""
     spec = importlib.util.spec_from_file_location(f'script_{Path(path).stem}', ROOT / path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    before = [*sys.path]
+    sys.path.insert(0, str((ROOT / path).parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = before
     return module
 
 

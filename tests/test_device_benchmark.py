@@ -2,18 +2,15 @@
 
 import json
 import math
-import sys
 import types
 
 import pytest
-from conftest import ROOT, load_script, run_main
+from conftest import load_script, run_main
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """The module of benchmarks/device.py, which imports its neighbours."""
-    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
-    monkeypatch.setattr(sys, 'path', [*sys.path])  # the neighbours add the checkout
+def script():
+    """The module of benchmarks/device.py."""
     return load_script('benchmarks/device.py')
 
 
