@@ -89,7 +89,7 @@ def files_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file())
 
 
-@pytest.mark.parametrize('task', ['tiny_tense', 'tiny_arithmetic'])
+@pytest.mark.parametrize('task', ['tiny_tense', pytest.param('tiny_arithmetic', marks=pytest.mark.slow)])
 def test_the_recorded_run_gives_the_recorded_picks_and_rougeL_in_its_three_files(task, tmp_path, capsys):
     assert run(*job(tmp_path, task), *RECORDED_FLAGS, '--nocompare_before') == 0
     recorded = json.loads((RECORDED / 'bigbench' / f'{task}.result.json').read_text())

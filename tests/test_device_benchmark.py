@@ -50,6 +50,7 @@ def test_a_tiny_size_on_a_cpu_measures_every_part_without_pytorch(script, tmp_pa
     assert (figures['cell']['updates'], figures['cell']['scored']) == (1, 16)
 
 
+@pytest.mark.slow
 def test_cross_encoder_and_pytorchs_update_are_sides_where_pytorch_is(script, tmp_path, capsys):
     for peer in ('torch', 'sentence_transformers'):
         pytest.importorskip(peer)

@@ -196,7 +196,14 @@ def full_batch(config, row_length=24):
     return fill_rows(batch, encoded, np.arange(9), config), labels, (batch.pair >= 0).astype(np.float32) / 9
 
 
-@pytest.mark.parametrize(('recomputed', 'on_chip'), [('cheap', False), ('layers', False), ('cheap', True)])
+@pytest.mark.parametrize(
+    ('recomputed', 'on_chip'),
+    [
+        pytest.param('cheap', False, marks=pytest.mark.slow),
+        pytest.param('layers', False, marks=pytest.mark.slow),
+        ('cheap', True),
+    ],
+)
 def test_what_accelerators_compute_again_or_on_the_chip_changes_no_gradient(tiny_directories, recomputed, on_chip):
     config, params = load(tiny_directories['roberta-dropout'])
     rows, labels, weights = full_batch(config)
@@ -218,6 +225,7 @@ def test_what_accelerators_compute_again_or_on_the_chip_changes_no_gradient(tiny
     assert max(np.abs(grad).max() for grad in grads.values()) > 0.01
 
 
+@pytest.mark.slow
 def test_weights_rounded_once_an_update_give_the_gradients_of_weights_rounded_for_every_product(tiny_directories):
     config, params = load(tiny_directories['roberta-dropout'])
     rows, labels, weights = full_batch(config)
@@ -300,7 +308,7 @@ def test_masks_of_tokens_sites_updates_and_elements_are_independent():
         assert abs((first == other).mean() - 0.5) < 5 * 0.5 / first.size**0.5, name
 
 
-@pytest.mark.parametrize('name', ['roberta-dropout', 'bert-dropout'])
+@pytest.mark.parametrize('name', ['roberta-dropout', pytest.param('bert-dropout', marks=pytest.mark.slow)])
 def test_an_update_with_dropout_is_the_same_however_its_pairs_are_laid_out(tiny_directories, name):
     config, params = load(tiny_directories[name])
     encoded = random_pairs(config, n=9)

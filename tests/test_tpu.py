@@ -43,7 +43,7 @@ def with_gradients(compute, heads, others, gradient):
 @pytest.mark.parametrize(
     'L, K', [(24, 16), (200, 16), (320, 16), (24, 64), (200, 64), (320, 64), (320, 48), (24, 128), (200, 128)]
 )
-@pytest.mark.parametrize('rate', [None, 0.0, 0.1])
+@pytest.mark.parametrize('rate', [None, pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_the_kernel_and_its_gradients_equal_the_plain_equations(L, K, rate):
     heads, others, gradient = inputs(L, K=K, rate=rate)
     found, expected = on_both_sides(get_devices(), heads, others, gradient)
@@ -68,6 +68,7 @@ def test_the_kernel_on_two_devices_with_two_shards_each_equals_the_plain_equatio
     assert len(differences) == 4 and max(differences) < 2e-5
 
 
+@pytest.mark.slow
 def test_the_kernel_in_bfloat16_is_as_near_to_float32_as_the_plain_equations():
     kernel = AttendOnChip(get_devices().mesh, interpret=True)
     heads, others, gradient = inputs(96, jnp.bfloat16)

@@ -79,7 +79,7 @@ def optimised():
         jax.config.update('jax_disable_most_optimizations', before)
 
 
-@pytest.fixture(scope='module', params=TASKS)
+@pytest.fixture(scope='module', params=[TASKS[0], pytest.param(TASKS[1], marks=pytest.mark.slow)])
 def recorded_run(request, recorded, tiny_cappy):
     """A recorded job done again: the recorded files, the updates, and the scores of the validation pairs."""
     task = request.param
