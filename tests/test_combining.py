@@ -262,6 +262,7 @@ def test_a_run_judges_each_instruction_by_a_scorer_that_did_not_train_on_it(tmp_
     assert not (tmp_path / 'flan-t5-tiny' / 'tiny_tense.checkpoint').exists()
 
 
+@pytest.mark.slow
 def test_cross_fitting_trains_on_the_same_kind_of_examples(tmp_path, monkeypatch):
     import cappy_bigbench
 
