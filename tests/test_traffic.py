@@ -1,7 +1,6 @@
 """Bytes to and from a TPU's memory, read from the text of a compiled program."""
 
-import pytest
-from conftest import ROOT
+from conftest import load_script
 
 PROGRAM = """HloModule jit_program
 
@@ -22,21 +21,14 @@ ENTRY %main (a: f32[8,128], b: bf16[8,128]) -> f32[8,128] {
 }
 """
 ARRAY = 4 * 8 * 128
+memory_bytes = load_script('benchmarks/traffic.py').memory_bytes
 
 
-@pytest.fixture
-def memory_bytes(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
-    from traffic import memory_bytes
-
-    return memory_bytes
-
-
-def test_what_stays_on_the_chip_is_not_counted(memory_bytes):
+def test_what_stays_on_the_chip_is_not_counted():
     fetched_ahead = ARRAY // 2 + ARRAY // 4  # b in bfloat16, two of eight rows of a
     fusion = 2 * ARRAY  # reads a, writes one of its two results to memory
     assert memory_bytes(PROGRAM) == fetched_ahead + fusion + 2 * ARRAY  # the copy reads and writes
 
 
-def test_a_program_with_a_loop_has_no_count(memory_bytes):
+def test_a_program_with_a_loop_has_no_count():
     assert memory_bytes(PROGRAM.replace('fusion(%a', 'while(%a')) is None
